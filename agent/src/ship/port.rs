@@ -1,0 +1,66 @@
+//! The seam between capture and ship: values both ways, no calls back.
+//!
+//! Owns the types only. Capture pushes sealed frames (a blocking push that waits while the byte budget is used up) and
+//! messages; ship hands over what the coordinator said. Limits: the byte budget of the outgoing queue, and
+//! [`INBOUND_MAX`] undelivered events.
+
+use bytes::Bytes;
+use holdfast_common::{
+    frame::FrameIdentity,
+    ids::{DiskId, Sequence},
+    units::BlockRange,
+    wire::{Assignment, ScanAnswer, Welcome},
+};
+
+/// Most events waiting for capture; the link stops reading control messages beyond that.
+pub const INBOUND_MAX: usize = 1024;
+
+/// A sealed frame on its way out.
+#[derive(Clone, Debug)]
+pub struct OutgoingFrame {
+    /// Where it stands.
+    pub identity: FrameIdentity,
+    /// The whole frame.
+    pub bytes: Bytes,
+}
+
+/// What the link tells capture.
+#[derive(Clone, Debug)]
+pub enum Inbound {
+    /// A session was accepted. For every disk whose generation is the one capture works in, ship resends on its own
+    /// what the coordinator lacks. For a disk that capture does not know yet it starts at `durable.next()`.
+    Connected(Box<Welcome>),
+    /// The assignment changed during the session.
+    Assigned(Assignment),
+    /// All frames of the disk up to this one are durable.
+    Acknowledged {
+        /// The disk.
+        disk: DiskId,
+        /// Last durable frame.
+        sequence: Sequence,
+    },
+    /// The coordinator lacks frames that ship no longer holds (its store lost acknowledged data): the disk needs a
+    /// new generation and a scan.
+    HistoryLost {
+        /// The disk.
+        disk: DiskId,
+        /// What was noticed, for people.
+        reason: String,
+    },
+    /// Answer to a scan question. Questions asked before a disconnect are not answered; ask again.
+    ScanAnswer(ScanAnswer),
+    /// The operator wants a point now.
+    MakePoint {
+        /// Number that the cut record carries back.
+        request: u64,
+    },
+    /// Mark these ranges again.
+    SendAgain {
+        /// The disk.
+        disk: DiskId,
+        /// The ranges.
+        ranges: Vec<BlockRange>,
+    },
+    /// The link is down; ship reconnects by itself. Capture goes on until its budget is full.
+    Disconnected,
+}

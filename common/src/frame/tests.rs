@@ -1,0 +1,153 @@
+//! Frames: golden bytes, round trips, and every kind of damage.
+
+use bytes::Bytes;
+use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
+
+use super::{
+    Compression, Consistency, CutMember, CutMethod, CutRecord, Extent, Frame, FrameError, FrameHeader,
+    FrameIdentity, FrameKind, FrameSealer, PlainReader, ScanRecord,
+    header::FRAME_HEADER_BYTES,
+    seal::{seal_cut, seal_scan},
+};
+use crate::{
+    clock::Timestamp,
+    ids::{DiskId, Generation, Interval, MachineId, PointId, Sequence},
+    units::{BLOCK_BYTES, BlockIndex, BlockRange},
+};
+
+fn identity() -> FrameIdentity {
+    FrameIdentity {
+        disk: DiskId::from_bytes([0x11; 16]),
+        generation: Generation(2),
+        sequence: Sequence(3),
+        interval: Interval(4),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn sample() -> Bytes {
+    let extents = [Extent::data(BlockRange::new(5, 1)), Extent::zero(BlockRange::new(9, 100))];
+    FrameSealer::new(None).unwrap().seal_data(identity(), &extents, &[7; BLOCK_BYTES]).unwrap()
+}
+
+#[test]
+fn golden_bytes_of_a_data_frame() {
+    let frame = sample();
+    let expected_head = "4846524d0100010011111111111111111111111111111111\
+        0200000002000000030000000000000004000000000000000010000000100000\
+        0000000000000000";
+    assert_eq!(hex(&frame[..64]), expected_head);
+    let expected_table = "05000000000000000100000000000000\
+        09000000000000006400000001000000";
+    assert_eq!(hex(&frame[96..128]), expected_table);
+    let mut digested = frame[..64].to_vec();
+    digested.extend_from_slice(&frame[96..]);
+    assert_eq!(&frame[64..96], blake3::hash(&digested).as_bytes());
+    assert_eq!(frame.len(), FRAME_HEADER_BYTES + 32 + BLOCK_BYTES);
+}
+
+#[test]
+fn golden_bytes_of_records() {
+    let record = CutRecord {
+        point: PointId::from_bytes([1; 16]),
+        machine: MachineId::from_bytes([2; 16]),
+        at: Timestamp(1_000_000),
+        hold_us: 5,
+        method: CutMethod::QuietWindow,
+        consistency: Consistency::Crash,
+        members: vec![CutMember { disk: DiskId::from_bytes([3; 16]), generation: Generation(1) }],
+        notes: vec!["n".to_owned()],
+        request: Some(9),
+    };
+    let frame = Frame::verify(seal_cut(identity(), &record).unwrap()).unwrap();
+    assert_eq!(
+        hex(frame.stored()),
+        "1001010101010101010101010101010101100202020202020202020202020202020\
+         2fc80841e00050100011003030303030303030303030303030303010101\
+         6e0109"
+    );
+    assert_eq!(frame.cut_record().unwrap(), record);
+    let scan = ScanRecord { scanned_to: BlockIndex(300), complete: true };
+    let frame = Frame::verify(seal_scan(identity(), &scan).unwrap()).unwrap();
+    assert_eq!(hex(frame.stored()), "fb2c0101");
+    assert_eq!(frame.scan_record().unwrap(), scan);
+    assert_eq!(frame.header().kind, FrameKind::Scan);
+}
+
+#[test]
+fn every_flipped_bit_is_noticed() {
+    let frame = sample();
+    for position in (0..frame.len()).filter(|at| *at < 160 || at % 97 == 0) {
+        let mut bytes = frame.to_vec();
+        bytes[position] ^= 0x10;
+        assert!(Frame::verify(Bytes::from(bytes)).is_err(), "flip at {position} went unnoticed");
+    }
+}
+
+#[test]
+fn a_frame_that_ends_early_is_torn() {
+    let frame = sample();
+    for length in [0, 1, 95, 96, 127, 128, frame.len() - 1] {
+        let result = Frame::verify(frame.slice(..length));
+        assert!(matches!(result, Err(FrameError::Torn { .. })), "{length}: {result:?}");
+    }
+}
+
+#[test]
+fn newer_versions_are_refused_by_number() {
+    let mut bytes = sample().to_vec();
+    bytes[4] = 9;
+    assert_eq!(FrameHeader::parse(&bytes), Err(FrameError::Version(9)));
+}
+
+#[test]
+fn a_table_out_of_order_is_not_sealed() {
+    let extents = [Extent::zero(BlockRange::new(9, 2)), Extent::zero(BlockRange::new(10, 1))];
+    let result = FrameSealer::new(None).unwrap().seal_data(identity(), &extents, &[]);
+    assert_eq!(result, Err(FrameError::Extent { index: 1 }));
+}
+
+#[test]
+fn what_does_not_shrink_is_stored_raw() {
+    let mut noise = vec![0; BLOCK_BYTES];
+    blake3::Hasher::new().finalize_xof().fill(&mut noise);
+    let extents = [Extent::data(BlockRange::new(0, 1))];
+    let frame = FrameSealer::new(Some(1)).unwrap().seal_data(identity(), &extents, &noise).unwrap();
+    assert_eq!(Frame::verify(frame).unwrap().header().compression, Compression::None);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn plain_bytes_come_back(
+        blocks in proptest::collection::vec(any::<(u8, bool)>(), 1..16),
+        level in proptest::option::of(-3i32..4),
+    ) {
+        let mut plain = Vec::new();
+        let mut extents = Vec::new();
+        for (index, (fill, zero)) in blocks.iter().enumerate() {
+            let range = BlockRange::new(index as u64 * 2, 1);
+            if *zero {
+                extents.push(Extent::zero(range));
+            } else {
+                extents.push(Extent::data(range));
+                plain.extend(std::iter::repeat_n(*fill, BLOCK_BYTES));
+            }
+        }
+        let bytes = FrameSealer::new(level).unwrap().seal_data(identity(), &extents, &plain).unwrap();
+        let frame = Frame::verify(bytes).unwrap();
+        prop_assert_eq!(frame.extents(), extents.as_slice());
+        let mut read = vec![1, 2, 3];
+        PlainReader::new().read(&frame, &mut read).unwrap();
+        prop_assert!(read == plain);
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        let _ = Frame::verify(Bytes::from(bytes));
+    }
+}

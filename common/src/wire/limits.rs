@@ -1,0 +1,23 @@
+//! Limits of the protocol that both ends keep and check.
+
+/// Most disks of one machine.
+pub const DISKS_PER_MACHINE_MAX: usize = 256;
+
+/// Blocks that one digest of a scan covers (256 KiB): large enough that digests cost 1/8192 of the data, small enough
+/// that one changed block makes little travel.
+pub const SCAN_CHUNK_BLOCKS: u64 = 64;
+
+/// Most digests in one scan question (one question covers up to 64 MiB).
+pub const SCAN_DIGESTS_MAX: usize = 256;
+
+/// Scan questions of one disk that may be unanswered at a time.
+pub const SCAN_QUESTIONS_MAX: usize = 4;
+
+/// Shortest interval of cuts, in milliseconds.
+pub const CUT_INTERVAL_MS_MIN: u64 = 1_000;
+
+/// Default interval of cuts, in milliseconds.
+pub const CUT_INTERVAL_MS_DEFAULT: u64 = 10_000;
+
+/// Default longest time that writes may be held for a cut, in milliseconds.
+pub const HOLD_MS_MAX_DEFAULT: u64 = 2_000;

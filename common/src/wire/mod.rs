@@ -1,0 +1,39 @@
+//! What agent and coordinator say to each other, besides frames.
+//!
+//! Owns the control messages, their limits and the protocol's version. Does not know quinn, sessions or disks' files.
+//! Invariant: messages are bincode (see [`crate::codec`]), each behind a 4-byte little-endian length; enum variants
+//! and fields are only ever appended, together with a new protocol version; golden bytes hold us to it.
+//!
+//! One QUIC connection per agent (ALPN [`ALPN_SESSION`], mutual TLS). The agent opens one bidirectional control stream:
+//! [`AgentMessage`] one way, [`CoordinatorMessage`] the other. For each assigned disk it opens one unidirectional
+//! stream: a [`DataStreamStart`] (length-prefixed like a control message), then frames back to back.
+//! Enrolment is a connection of its own (ALPN [`ALPN_ENROL`], no client certificate) with one exchange on one stream.
+
+pub mod limits;
+pub mod refusal;
+pub mod inventory;
+pub mod control;
+pub mod enrol;
+
+pub use control::{
+    AgentMessage, Assignment, Capture, CoordinatorMessage, CutVoided, DataStreamStart, DiskHealth,
+    DiskReport, DiskStart, Hello, MachineSettings, ScanAnswer, ScanQuestion, TrustLoss, Welcome,
+};
+pub use enrol::{EnrolReply, EnrolRequest, RenewReply, RenewRequest};
+pub use inventory::{
+    DiskIdentity, DiskInventory, FileSystemInventory, Firmware, Inventory, NetworkCard, PartitionInventory,
+    PartitionTable, Platform,
+};
+pub use refusal::{Refusal, RefusalCode};
+
+/// ALPN of an agent's session.
+pub const ALPN_SESSION: &[u8] = b"holdfast/1";
+
+/// ALPN of an enrolment.
+pub const ALPN_ENROL: &[u8] = b"holdfast-enrol/1";
+
+/// Version of the control messages. History: 1, first.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,3 @@
+//! Points: where recovery points lie, and what a disk looked like at each.
+
+pub mod view;
