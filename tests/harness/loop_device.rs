@@ -1,0 +1,115 @@
+//! A loop device on a sparse temporary file, detached on drop.
+//!
+//! Owns the file, its folder and the device. Does not know what is written to it.
+//! Invariant: only the device that `losetup` returned to us is ever detached.
+//! Limit: as many devices as the kernel gives; `losetup` says so if there is none.
+
+use std::{
+    fs::{File, OpenOptions},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use tempfile::TempDir;
+
+/// Why loop devices cannot be used here, or `None` if they can. Tests print it as `skipped: ...`.
+#[must_use]
+pub fn unavailable() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("loop devices need root".to_owned());
+    }
+    if !Path::new("/dev/loop-control").exists() {
+        return Some("this kernel has no loop devices (/dev/loop-control is missing)".to_owned());
+    }
+    None
+}
+
+/// A loop device with direct IO to its backing file.
+#[derive(Debug)]
+pub struct LoopDevice {
+    device: PathBuf,
+    backing: PathBuf,
+    /// Holds the backing file if it is ours; removed after the device has been detached.
+    _folder: Option<TempDir>,
+}
+
+impl LoopDevice {
+    /// Attaches a device of `bytes` bytes on a new sparse file in a temporary folder.
+    ///
+    /// # Errors
+    /// The file cannot be made or no device is free.
+    pub fn create(bytes: u64) -> Result<Self> {
+        let folder = TempDir::with_prefix("holdfast-loop-").context("making a temporary folder")?;
+        let backing = folder.path().join("disk.img");
+        let file = File::create_new(&backing).context("making the backing file")?;
+        file.set_len(bytes).context("sizing the backing file")?;
+        let device = attach(&backing)?;
+        Ok(Self { device, backing, _folder: Some(folder) })
+    }
+
+    /// Attaches a device on an existing file, which stays after the drop.
+    ///
+    /// # Errors
+    /// No device is free, or the file does not allow direct IO.
+    pub fn attach(backing: &Path) -> Result<Self> {
+        Ok(Self { device: attach(backing)?, backing: backing.to_owned(), _folder: None })
+    }
+
+    /// The device node, for example `/dev/loop3`.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.device
+    }
+
+    /// The backing file.
+    #[must_use]
+    pub fn backing(&self) -> &Path {
+        &self.backing
+    }
+
+    /// The kernel's name of the device, for example `loop3`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.device.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+    }
+
+    /// Opens the device for direct reads and writes (buffers, offsets and lengths aligned to 4096 bytes).
+    ///
+    /// # Errors
+    /// The device cannot be opened.
+    pub fn open_direct(&self) -> Result<File> {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_DIRECT)
+            .open(&self.device)
+            .with_context(|| format!("opening {}", self.device.display()))
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let detached = Command::new("losetup").arg("--detach").arg(&self.device).status();
+        if !detached.is_ok_and(|status| status.success()) {
+            eprintln!("could not detach {}: detach it with losetup --detach", self.device.display());
+        }
+    }
+}
+
+/// Has `losetup` choose a free device, which it prints.
+fn attach(backing: &Path) -> Result<PathBuf> {
+    let output = Command::new("losetup")
+        .args(["--find", "--show", "--direct-io=on"])
+        .arg(backing)
+        .output()
+        .context("running losetup (package mount)")?;
+    ensure!(
+        output.status.success(),
+        "losetup of {}: {}",
+        backing.display(),
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
+}
