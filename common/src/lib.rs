@@ -14,6 +14,10 @@ pub mod codec;
 pub mod frame;
 /// Control messages of the protocol.
 pub mod wire;
+/// Enrolment tokens.
+pub mod token;
+/// TLS: what both ends must agree on.
+pub mod tls;
 /// Crash-safe file operations.
 pub mod durable;
 /// Logs.

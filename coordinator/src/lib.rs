@@ -1,4 +1,8 @@
 //! Holdfast's coordinator, in the order of the data path: ingest, journal, store, index, points, failover, compute.
 
+/// The coordinator's own certificate authority.
+pub mod authority;
+/// Taking frames in.
+pub mod ingest;
 /// Recovery points and views of them.
 pub mod points;

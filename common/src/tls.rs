@@ -1,0 +1,1 @@
+//! TLS: what both ends must agree on.

@@ -1,0 +1,193 @@
+//! Live links: figures of the connections that are up, and orders to them.
+//!
+//! Owns the table of live sessions. Does not know what is sent over them.
+//! Invariant: at most one live session per machine.
+//! Limit: [`ORDERS_MAX`] orders wait per session; more are refused, never queued.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use holdfast_common::{
+    clock::Timestamp,
+    ids::{DiskId, MachineId},
+    units::BlockRange,
+    wire::{Refusal, RefusalCode},
+};
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+
+/// Most orders that wait for one session.
+pub const ORDERS_MAX: usize = 256;
+
+/// The table of live sessions. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct LiveLinks {
+    table: Arc<Mutex<HashMap<MachineId, Live>>>,
+}
+
+/// Figures of one connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkFigures {
+    /// The machine.
+    pub machine: MachineId,
+    /// Address of the agent.
+    pub peer: SocketAddr,
+    /// Version of the agent's program.
+    pub agent_version: String,
+    /// When the session was opened.
+    pub connected_at: Timestamp,
+    /// Round-trip time in microseconds.
+    pub rtt_us: u64,
+    /// Packets that the coordinator sent and had to give up for lost (the agent's losses are in its own figures).
+    pub lost_packets: u64,
+    /// Packets that the coordinator sent.
+    pub sent_packets: u64,
+    /// Congestion window in bytes.
+    pub congestion_window_bytes: u64,
+    /// UDP payload bytes sent.
+    pub sent_bytes: u64,
+    /// UDP payload bytes received.
+    pub received_bytes: u64,
+    /// Size of packets that the path carries, in bytes.
+    pub mtu_bytes: u16,
+    /// Times that the path stopped carrying large packets.
+    pub black_holes: u64,
+    /// Bytes of frames accepted in this session.
+    pub frame_bytes: u64,
+}
+
+/// What can be told to a live session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Push {
+    /// Make a recovery point; the cut record carries `request` back.
+    MakePoint {
+        /// Number to carry back.
+        request: u64,
+    },
+    /// Ask the agent to send these ranges again.
+    SendAgain {
+        /// The disk.
+        disk: DiskId,
+        /// The ranges.
+        ranges: Vec<BlockRange>,
+    },
+}
+
+/// Why an order did not reach a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum PushError {
+    /// No session is open; the agent gets the assignment at its next connect, other orders must be given again.
+    #[error("the machine is not connected")]
+    NotConnected,
+    /// The session does not keep up with its orders.
+    #[error("the machine's session has {ORDERS_MAX} orders waiting")]
+    Busy,
+}
+
+/// Orders to a session's task.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// Send this message.
+    Push(Push),
+    /// The assignment changed: fetch it and tell the agent.
+    Reassign(oneshot::Sender<()>),
+    /// End the session with this refusal.
+    Close(Refusal),
+}
+
+/// Measures a live connection.
+pub(super) type Gauge = Arc<dyn Fn() -> LinkFigures + Send + Sync>;
+
+pub(super) struct Live {
+    /// Tells sessions of the same machine apart.
+    pub(super) number: u64,
+    pub(super) orders: mpsc::Sender<Order>,
+    pub(super) gauge: Gauge,
+}
+
+impl fmt::Debug for Live {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Live").field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
+impl LiveLinks {
+    /// Figures of a machine's link, if it is up.
+    #[must_use]
+    pub fn figures(&self, machine: MachineId) -> Option<LinkFigures> {
+        let gauge = self.table().get(&machine).map(|live| Arc::clone(&live.gauge))?;
+        Some(gauge())
+    }
+
+    /// Figures of all links that are up, by machine.
+    #[must_use]
+    pub fn all(&self) -> Vec<LinkFigures> {
+        let gauges: Vec<Gauge> = self.table().values().map(|live| Arc::clone(&live.gauge)).collect();
+        let mut figures: Vec<LinkFigures> = gauges.iter().map(|gauge| gauge()).collect();
+        figures.sort_by_key(|figures| figures.machine);
+        figures
+    }
+
+    /// Tells a session something.
+    ///
+    /// # Errors
+    /// It is not there, or does not keep up.
+    pub fn push(&self, machine: MachineId, push: Push) -> Result<(), PushError> {
+        self.order(machine, Order::Push(push))
+    }
+
+    /// Has the session fetch the machine's assignment and tell the agent; resolves once frames of replaced generations
+    /// are no longer taken. Without a session there is nothing to do.
+    ///
+    /// # Errors
+    /// [`PushError::Busy`] only.
+    pub async fn reassign(&self, machine: MachineId) -> Result<(), PushError> {
+        let (done, wait) = oneshot::channel();
+        match self.order(machine, Order::Reassign(done)) {
+            Ok(()) => {
+                // An error means that the session ended, which fences as well.
+                let _ended = wait.await;
+                Ok(())
+            }
+            Err(PushError::NotConnected) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Ends a machine's session, if one is open, with this code and text (revocation, removal).
+    pub fn close(&self, machine: MachineId, code: RefusalCode, text: &str) {
+        if self.order(machine, Order::Close(Refusal::new(code, text))) == Err(PushError::Busy) {
+            // A session that does not take orders is ended by taking its channel away.
+            self.table().remove(&machine);
+        }
+    }
+
+    fn order(&self, machine: MachineId, order: Order) -> Result<(), PushError> {
+        let sender = self.table().get(&machine).map(|live| live.orders.clone());
+        let sender = sender.ok_or(PushError::NotConnected)?;
+        sender.try_send(order).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => PushError::Busy,
+            mpsc::error::TrySendError::Closed(_) => PushError::NotConnected,
+        })
+    }
+
+    pub(super) fn insert(&self, machine: MachineId, live: Live) {
+        self.table().insert(machine, live);
+    }
+
+    /// Takes a session out, unless a newer one has taken its place.
+    pub(super) fn remove(&self, machine: MachineId, number: u64) {
+        let mut table = self.table();
+        if table.get(&machine).is_some_and(|live| live.number == number) {
+            table.remove(&machine);
+        }
+    }
+
+    fn table(&self) -> std::sync::MutexGuard<'_, HashMap<MachineId, Live>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
