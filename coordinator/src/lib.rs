@@ -6,3 +6,5 @@ pub mod authority;
 pub mod ingest;
 /// Recovery points and views of them.
 pub mod points;
+/// The whole path on one machine, as a demonstration.
+pub mod quickstart;
