@@ -8,3 +8,7 @@ pub mod ingest;
 pub mod points;
 /// The whole path on one machine, as a demonstration.
 pub mod quickstart;
+/// Views as devices and images.
+pub mod compute;
+/// Jobs that turn points into something usable.
+pub mod failover;

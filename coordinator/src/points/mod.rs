@@ -1,3 +1,4 @@
 //! Points: where recovery points lie, and what a disk looked like at each.
 
+pub mod selection;
 pub mod view;

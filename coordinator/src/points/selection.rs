@@ -1,0 +1,244 @@
+//! Which recovery point an operator's choice means.
+//!
+//! Owns the choices and the rule for each. Pure: candidates in, choice or refusal out; knows no catalog and no clock.
+//! Invariant: an interval that has not fully arrived, or a void cut, is never chosen, by no selection.
+//! Format: [`Selection`] is persisted in jobs' logs; variants are only ever appended.
+
+use std::{fmt, str::FromStr};
+
+use holdfast_common::{clock::Timestamp, frame::cut::Consistency, ids::PointId};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// What the operator asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Selection {
+    /// The newest complete cut received; it is processed first if it is still pending. Least data lost.
+    Latest,
+    /// The newest point that is already processed. Least time lost.
+    LatestProcessed,
+    /// This point.
+    Point(PointId),
+    /// The newest point whose cut was at this time or before.
+    AtOrBefore(Timestamp),
+    /// The newest app-consistent point; it is processed first if it is still pending.
+    LatestAppConsistent,
+}
+
+/// A cut that the coordinator knows of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// The point that the cut makes.
+    pub point: PointId,
+    /// The source's wall clock at the cut. Not used for ordering, since it may step.
+    pub at: Timestamp,
+    /// What the point may be called.
+    pub consistency: Consistency,
+    /// How far it has come.
+    pub state: CandidateState,
+}
+
+/// How far a cut has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CandidateState {
+    /// Some disks' frames have not arrived yet.
+    Arriving {
+        /// Disks whose cut is not durable here.
+        disks_missing: u32,
+    },
+    /// Complete and durable, not yet processed.
+    Pending,
+    /// Verified and attachable at once.
+    Processed,
+    /// The cut failed on the source.
+    Void {
+        /// Why, for the operator.
+        reason: String,
+    },
+    /// Complete, but some stored bytes are damaged; these ranges give errors when read.
+    Damaged {
+        /// What is damaged, for the operator.
+        detail: String,
+    },
+}
+
+/// The point that was chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The point.
+    pub point: PointId,
+    /// The source's wall clock at its cut.
+    pub at: Timestamp,
+    /// Whether it has to be processed before it can be opened.
+    pub pending: bool,
+    /// What the operator should know (newer points that were passed over, damage).
+    pub remarks: Vec<String>,
+}
+
+/// Why no point was chosen. The text says what to do.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum Refusal {
+    /// There is nothing to choose from.
+    #[error("the machine has no complete recovery point yet; {arriving} still arriving")]
+    NoneComplete {
+        /// Cuts that have not fully arrived.
+        arriving: usize,
+    },
+    /// Points exist, but none of the wanted kind.
+    #[error("none of the machine's {complete} complete points is {wanted}; choose `latest` or a point's id")]
+    NoneOfKind {
+        /// What was asked for.
+        wanted: &'static str,
+        /// Complete points.
+        complete: usize,
+    },
+    /// All points are newer than the wanted time.
+    #[error("the machine's oldest point is newer than the time asked for; choose one from `holdfast points`")]
+    NoneSoOld,
+    /// The machine has no such point.
+    #[error("the machine has no point {point}; `holdfast points` lists them")]
+    Unknown {
+        /// What was asked for.
+        point: PointId,
+    },
+    /// The point has not fully arrived.
+    #[error(
+        "point {point} has not fully arrived ({disks_missing} disks missing); wait, or choose an older one"
+    )]
+    Incomplete {
+        /// What was asked for.
+        point: PointId,
+        /// Disks whose cut is not durable here.
+        disks_missing: u32,
+    },
+    /// The cut failed.
+    #[error("the cut of point {point} is void ({reason}); choose another one")]
+    Void {
+        /// What was asked for.
+        point: PointId,
+        /// Why, as the source said.
+        reason: String,
+    },
+}
+
+/// Chooses a point. `candidates` are the machine's cuts in the order of their disks' logs, oldest first.
+///
+/// # Errors
+/// Nothing fits; the refusal says why and what to do.
+pub fn choose(candidates: &[Candidate], selection: Selection) -> Result<Choice, Refusal> {
+    match selection {
+        Selection::Point(point) => by_id(candidates, point),
+        Selection::Latest => newest(candidates, "complete", |_| true),
+        Selection::LatestProcessed => {
+            newest(candidates, "processed", |candidate| candidate.state == CandidateState::Processed)
+        }
+        Selection::LatestAppConsistent => newest(candidates, "app-consistent and undamaged", |candidate| {
+            candidate.consistency == Consistency::App
+        }),
+        Selection::AtOrBefore(time) => {
+            let old_enough = |candidate: &Candidate| candidate.at <= time;
+            newest(candidates, "undamaged and old enough", old_enough).map_err(|refusal| match refusal {
+                Refusal::NoneOfKind { .. } if !candidates.iter().any(old_enough) => Refusal::NoneSoOld,
+                other => other,
+            })
+        }
+    }
+}
+
+/// The newest usable candidate that is wanted. Damaged ones are passed over, with a remark, since an operator who names
+/// no point wants one that works.
+fn newest(
+    candidates: &[Candidate],
+    wanted_name: &'static str,
+    wanted: impl Fn(&Candidate) -> bool,
+) -> Result<Choice, Refusal> {
+    let mut remarks = Vec::new();
+    for candidate in candidates.iter().rev() {
+        match &candidate.state {
+            CandidateState::Arriving { .. } | CandidateState::Void { .. } => {}
+            CandidateState::Damaged { detail } if remarks.len() < REMARKS_MAX => {
+                remarks.push(format!("point {} was passed over: {detail}", candidate.point));
+            }
+            CandidateState::Pending | CandidateState::Processed if wanted(candidate) => {
+                return Ok(chosen(candidate, remarks));
+            }
+            _ => {}
+        }
+    }
+    let complete = candidates.iter().filter(|candidate| is_complete(candidate)).count();
+    if complete == 0 {
+        return Err(Refusal::NoneComplete { arriving: candidates.iter().filter(|c| is_arriving(c)).count() });
+    }
+    Err(Refusal::NoneOfKind { wanted: wanted_name, complete })
+}
+
+/// The point with this id, also if it is damaged: it may be the only one, and damaged ranges give errors, not wrong data.
+fn by_id(candidates: &[Candidate], point: PointId) -> Result<Choice, Refusal> {
+    let Some(candidate) = candidates.iter().find(|candidate| candidate.point == point) else {
+        return Err(Refusal::Unknown { point });
+    };
+    match &candidate.state {
+        CandidateState::Arriving { disks_missing } => {
+            Err(Refusal::Incomplete { point, disks_missing: *disks_missing })
+        }
+        CandidateState::Void { reason } => Err(Refusal::Void { point, reason: reason.clone() }),
+        CandidateState::Damaged { detail } => Ok(chosen(candidate, vec![format!("damaged: {detail}")])),
+        CandidateState::Pending | CandidateState::Processed => Ok(chosen(candidate, Vec::new())),
+    }
+}
+
+fn chosen(candidate: &Candidate, remarks: Vec<String>) -> Choice {
+    let pending = candidate.state == CandidateState::Pending;
+    Choice { point: candidate.point, at: candidate.at, pending, remarks }
+}
+
+fn is_arriving(candidate: &Candidate) -> bool {
+    matches!(candidate.state, CandidateState::Arriving { .. })
+}
+
+fn is_complete(candidate: &Candidate) -> bool {
+    !matches!(candidate.state, CandidateState::Arriving { .. } | CandidateState::Void { .. })
+}
+
+impl fmt::Display for Selection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Latest => f.write_str("latest"),
+            Self::LatestProcessed => f.write_str("latest-processed"),
+            Self::LatestAppConsistent => f.write_str("latest-app-consistent"),
+            Self::Point(point) => point.fmt(f),
+            Self::AtOrBefore(time) => write!(f, "at-or-before:{}", time.0),
+        }
+    }
+}
+
+/// The text names no selection.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("`{text}` is no selection: use latest, latest-processed, latest-app-consistent or a point's id")]
+pub struct SelectionUnknown {
+    /// What was given.
+    pub text: String,
+}
+
+impl FromStr for Selection {
+    type Err = SelectionUnknown;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "latest" => Ok(Self::Latest),
+            "latest-processed" => Ok(Self::LatestProcessed),
+            "latest-app-consistent" => Ok(Self::LatestAppConsistent),
+            other => other
+                .parse()
+                .map(Self::Point)
+                .map_err(|_| SelectionUnknown { text: other.chars().take(80).collect() }),
+        }
+    }
+}
+
+/// Remarks about passed-over points that a choice carries at most.
+const REMARKS_MAX: usize = 8;
+
+#[cfg(test)]
+mod tests;
