@@ -1,2 +1,75 @@
-//! placeholder
-fn main() {}
+//! Holdfast's benches: every figure as a ratio to a limit measured in the same run.
+
+mod report;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Context as _, bail};
+use clap::Parser;
+
+use report::Row;
+
+/// Measures Holdfast on this machine and prints each figure beside its limit.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Shorter runs: less than ten minutes in all.
+    #[arg(long)]
+    quick: bool,
+    /// Also writes the figures to this file, as a list of JSON objects.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Names the benches and ends.
+    #[arg(long)]
+    list: bool,
+    /// Benches to run; all if none is named.
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+}
+
+/// What a bench needs to know about the run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run {
+    /// Whether to keep it short.
+    pub(crate) quick: bool,
+}
+
+type Bench = fn(Run) -> anyhow::Result<Vec<Row>>;
+
+/// All benches, in the order in which they run.
+const BENCHES: &[(&str, Bench)] = &[];
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("holdfast-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    if arguments.list {
+        BENCHES.iter().for_each(|(name, _)| println!("{name}"));
+        return Ok(());
+    }
+    for name in &arguments.names {
+        if !BENCHES.iter().any(|(known, _)| known == name) {
+            bail!("there is no bench named {name}; --list names them");
+        }
+    }
+    let mut rows = Vec::new();
+    for (name, bench) in BENCHES {
+        if arguments.names.is_empty() || arguments.names.iter().any(|wanted| wanted == name) {
+            eprintln!("== {name}");
+            let measured = bench(Run { quick: arguments.quick }).with_context(|| format!("bench {name}"))?;
+            println!("{}", report::table(&measured));
+            rows.extend(measured);
+        }
+    }
+    if let Some(path) = &arguments.json {
+        let text = serde_json::to_string_pretty(&rows)?;
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
