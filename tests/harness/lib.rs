@@ -2,3 +2,7 @@
 
 /// Loop devices on temporary files.
 pub mod loop_device;
+/// File systems on them.
+pub mod file_system;
+/// Hosts in network namespaces.
+pub mod network;

@@ -5,3 +5,4 @@
 
 pub mod history;
 pub mod nbd_reader;
+pub mod scenery;
