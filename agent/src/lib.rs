@@ -1,5 +1,7 @@
 //! Holdfast's agent, in the order of the data path: capture, batch, ship.
 
+/// What the machine is, and which device is which disk.
+pub mod inventory;
 /// Learning which blocks changed, and making cuts.
 pub mod capture;
 /// Bringing frames to the coordinator.

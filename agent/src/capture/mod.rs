@@ -5,6 +5,8 @@
 //! coordinator; it leaves one place only after it has entered the next.
 //! Everything here blocks and runs on the capture thread, never on the async threads.
 
+pub mod freeze;
+
 use holdfast_common::{
     ids::Interval,
     units::{BlockCount, BlockRange},
