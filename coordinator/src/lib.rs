@@ -1,5 +1,7 @@
 //! Holdfast's coordinator, in the order of the data path: ingest, journal, store, index, points, failover, compute.
 
+/// What must be remembered besides the data, behind one trait.
+pub mod catalog;
 /// The coordinator's own certificate authority.
 pub mod authority;
 /// Taking frames in.

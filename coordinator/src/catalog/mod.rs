@@ -1,0 +1,141 @@
+//! The catalog: what the coordinator must remember besides the data itself, behind one trait.
+//!
+//! Owns the contract: records ([`record`]), changes and queries. Knows no business rule: those are the registry's, the
+//! points' and the jobs'. Invariant: [`Catalog::apply`] is atomic and durable when it returns: all changes of a list or
+//! none, the audit entry included. The catalog is derived where it can be: machines, disks and points can be rebuilt
+//! from the store.
+//! Limit: [`ROWS_MAX`] rows per query.
+
+pub mod record;
+pub mod sqlite;
+
+use std::{fmt, future::Future, pin::Pin};
+
+use holdfast_common::{
+    clock::Timestamp,
+    ids::{DiskId, JobId, MachineId, PointId},
+};
+use thiserror::Error;
+
+use record::{
+    AuditRecord, CertificateRecord, DiskRecord, GenerationRecord, JobEventRow, LeaseRecord, MachineRecord,
+    PointRecord, PointState, PolicyRecord, TokenRecord, VoidedCutRecord,
+};
+
+pub use sqlite::SqliteCatalog;
+
+/// Most rows that one query returns; more are cut off, newest kept.
+pub const ROWS_MAX: u32 = 1_000_000;
+
+/// Most voided cuts kept per machine; older ones make room.
+pub const VOIDED_CUTS_KEPT: u32 = 1_000;
+
+/// The answer to a query, some time later.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, CatalogError>> + Send + 'a>>;
+
+/// Something to change. "Put" inserts, or replaces the row of the same key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Puts a machine.
+    PutMachine(MachineRecord),
+    /// Puts a certificate.
+    PutCertificate(CertificateRecord),
+    /// Revokes all certificates of a machine that are not revoked yet.
+    RevokeCertificates(MachineId, Timestamp),
+    /// Puts a token.
+    PutToken(TokenRecord),
+    /// Marks a token as used. [`CatalogError::Conflict`] if it is unknown, used or expired at `at`.
+    UseToken {
+        /// `TokenHash` of the secret.
+        hash: [u8; 32],
+        /// Who is enrolled with it.
+        machine: MachineId,
+        /// When.
+        at: Timestamp,
+    },
+    /// Puts a disk.
+    PutDisk(DiskRecord),
+    /// Adds a line of history. [`CatalogError::Conflict`] if the disk has that number already.
+    AddGeneration(GenerationRecord),
+    /// Puts a policy.
+    PutPolicy(PolicyRecord),
+    /// Adds a point with its disks, unless it is known already.
+    AddPoint(PointRecord),
+    /// Changes a point's state.
+    SetPointState(PointId, PointState, Option<String>),
+    /// Removes points that have no lease; those with one stay. Jobs and journal are not touched.
+    RemovePoints(Vec<PointId>),
+    /// Adds a voided cut; the oldest beyond [`VOIDED_CUTS_KEPT`] make room.
+    AddVoidedCut(VoidedCutRecord),
+    /// Puts a lease.
+    PutLease(LeaseRecord),
+    /// Ends a lease.
+    EndLease(PointId, String),
+    /// Adds an event. [`CatalogError::Conflict`] if the job has that number already.
+    AddJobEvent(JobEventRow),
+    /// Removes all events of a job.
+    ForgetJob(JobId),
+    /// Adds an audit entry.
+    Audit(AuditRecord),
+}
+
+/// What the coordinator remembers.
+pub trait Catalog: fmt::Debug + Send + Sync {
+    /// Makes all changes in one transaction.
+    ///
+    /// # Errors
+    /// Nothing was changed. Cancel safe: either nothing or everything happens.
+    fn apply(&self, changes: Vec<Change>) -> Answer<'_, ()>;
+
+    /// All machines, oldest first.
+    fn machines(&self) -> Answer<'_, Vec<MachineRecord>>;
+    /// All certificates of a machine, oldest first.
+    fn certificates(&self, machine: MachineId) -> Answer<'_, Vec<CertificateRecord>>;
+    /// The certificate with this serial number.
+    fn certificate(&self, serial: Vec<u8>) -> Answer<'_, Option<CertificateRecord>>;
+    /// All tokens, oldest first.
+    fn tokens(&self) -> Answer<'_, Vec<TokenRecord>>;
+    /// All disks ever protected, in order of their ids.
+    fn disks(&self) -> Answer<'_, Vec<DiskRecord>>;
+    /// Lines of history of a disk, oldest first.
+    fn generations(&self, disk: DiskId) -> Answer<'_, Vec<GenerationRecord>>;
+    /// All policies.
+    fn policies(&self) -> Answer<'_, Vec<PolicyRecord>>;
+    /// Points of a machine, newest cut first, at most `limit`.
+    fn points(&self, machine: MachineId, limit: u32) -> Answer<'_, Vec<PointRecord>>;
+    /// One point.
+    fn point(&self, point: PointId) -> Answer<'_, Option<PointRecord>>;
+    /// Voided cuts of a machine, newest first, at most `limit`.
+    fn voided_cuts(&self, machine: MachineId, limit: u32) -> Answer<'_, Vec<VoidedCutRecord>>;
+    /// All leases.
+    fn leases(&self) -> Answer<'_, Vec<LeaseRecord>>;
+    /// Events of all jobs, by job and number.
+    fn job_events(&self) -> Answer<'_, Vec<JobEventRow>>;
+    /// Audit entries, newest first, at most `limit`.
+    fn audit(&self, limit: u32) -> Answer<'_, Vec<AuditRecord>>;
+}
+
+/// Why the catalog could not do it.
+#[derive(Debug, Error)]
+pub enum CatalogError {
+    /// A condition of a change does not hold; nothing was changed.
+    #[error("{0}")]
+    Conflict(String),
+    /// A row holds what this version cannot read.
+    #[error("the catalog holds a {what} that cannot be read ({value})")]
+    Unreadable {
+        /// Which field.
+        what: &'static str,
+        /// What was found.
+        value: String,
+    },
+    /// The catalog was written by a newer version.
+    #[error("the catalog cannot be brought to this version")]
+    Version(#[source] sqlx::migrate::MigrateError),
+    /// The database failed (disk full, read-only, damaged).
+    #[error("the catalog's database failed")]
+    Database(#[from] sqlx::Error),
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,300 @@
+//! What the catalog keeps: one plain struct per table.
+//!
+//! Owns the records only; they are what is persisted, so they name every field and hold nothing in memory only.
+//! Knows no SQL and no rule. Texts of enums are in their `text`/`parse` functions and never change.
+
+use holdfast_common::{
+    clock::Timestamp,
+    frame::{Consistency, CutMethod},
+    ids::{DiskId, Generation, JobId, MachineId, PointId, Sequence},
+    wire::DiskIdentity,
+};
+use uuid::Uuid;
+
+macro_rules! text_enum {
+    ($(#[$doc:meta])* $name:ident { $($(#[$item:meta])* $variant:ident = $text:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[$item])* $variant,)*
+        }
+
+        impl $name {
+            /// The persisted text.
+            #[must_use]
+            pub const fn text(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+
+            /// From the persisted text.
+            #[must_use]
+            pub fn parse(text: &str) -> Option<Self> {
+                match text { $($text => Some(Self::$variant),)* _ => None }
+            }
+        }
+    };
+}
+
+text_enum!(
+    /// Whether a machine may connect.
+    MachineState {
+        /// It may.
+        Enrolled = "enrolled",
+        /// Its certificates are refused; what it has sent is kept.
+        Revoked = "revoked",
+    }
+);
+
+text_enum!(
+    /// What can be done with a point.
+    PointState {
+        /// Durable on all disks, not yet in the index.
+        Pending = "pending",
+        /// In the index: attachable at once.
+        Processed = "processed",
+        /// Not to be used; the reason stands beside it.
+        Void = "void",
+    }
+);
+
+/// A machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MachineRecord {
+    /// Minted at enrolment.
+    pub id: MachineId,
+    /// Host name, as last heard.
+    pub name: String,
+    /// Whether it may connect.
+    pub state: MachineState,
+    /// When it was enrolled.
+    pub enrolled_at: Timestamp,
+    /// When its last session began or ended.
+    pub last_seen_at: Option<Timestamp>,
+    /// Version of its agent, empty before the first session.
+    pub agent_version: String,
+    /// Its last inventory as JSON (the fields of `wire::Inventory`).
+    pub inventory: Option<String>,
+}
+
+/// A certificate that was issued.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateRecord {
+    /// Serial number, as in the certificate.
+    pub serial: Vec<u8>,
+    /// Whom it identifies.
+    pub machine: MachineId,
+    /// When it was issued.
+    pub issued_at: Timestamp,
+    /// When it ends.
+    pub expires_at: Timestamp,
+    /// When it was revoked.
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// A one-time enrolment token; the secret itself is never kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenRecord {
+    /// `TokenHash` of the secret.
+    pub hash: [u8; 32],
+    /// What the operator calls it.
+    pub label: String,
+    /// The machine that it enrols again; none for a new machine.
+    pub machine: Option<MachineId>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it stops working.
+    pub expires_at: Timestamp,
+    /// When it was used.
+    pub used_at: Option<Timestamp>,
+    /// Who was enrolled with it.
+    pub used_by: Option<MachineId>,
+}
+
+/// A disk that is or was protected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskRecord {
+    /// Minted when it was first protected.
+    pub id: DiskId,
+    /// Its machine.
+    pub machine: MachineId,
+    /// Device node when it was protected.
+    pub path: String,
+    /// What identifies it on the source.
+    pub identity: DiskIdentity,
+    /// Size of the replica in bytes.
+    pub size_bytes: u64,
+    /// Line of history that may be written.
+    pub generation: Generation,
+    /// When it was (last) protected.
+    pub protected_at: Timestamp,
+    /// When protection ended, if it has.
+    pub unprotected_at: Option<Timestamp>,
+}
+
+/// A line of history of a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GenerationRecord {
+    /// The disk.
+    pub disk: DiskId,
+    /// Its number.
+    pub number: Generation,
+    /// Why it was begun.
+    pub reason: String,
+    /// When it was begun.
+    pub at: Timestamp,
+}
+
+/// Settings of a machine's protection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyRecord {
+    /// The machine.
+    pub machine: MachineId,
+    /// Time between cuts.
+    pub interval_ms: u64,
+    /// How long points are kept.
+    pub retention_seconds: u64,
+    /// Longest time that writes may be held.
+    pub hold_ms_max: u64,
+    /// Bound of what is sent; zero means none.
+    pub send_bytes_per_second_max: u64,
+    /// Bound of what a scan reads; zero means none.
+    pub scan_bytes_per_second_max: u64,
+}
+
+/// A recovery point.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PointRecord {
+    /// Minted by the agent.
+    pub id: PointId,
+    /// Its machine.
+    pub machine: MachineId,
+    /// What can be done with it.
+    pub state: PointState,
+    /// Why it is void.
+    pub void_reason: Option<String>,
+    /// The instant of the cut (agent's wall clock).
+    pub cut_at: Timestamp,
+    /// When its last disk became durable (our wall clock).
+    pub durable_at: Timestamp,
+    /// From the cut until it was durable, the clocks' difference taken out.
+    pub rpo_us: u64,
+    /// How the instant was made.
+    pub method: CutMethod,
+    /// What it guarantees.
+    pub consistency: Consistency,
+    /// How long writes were held.
+    pub hold_us: u64,
+    /// The operator's request it answers.
+    pub request: Option<u64>,
+    /// Remarks for operators.
+    pub notes: Vec<String>,
+    /// Its disks, ordered by disk.
+    pub disks: Vec<PointDiskRecord>,
+}
+
+/// A disk of a recovery point.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PointDiskRecord {
+    /// The disk.
+    pub disk: DiskId,
+    /// Its line of history.
+    pub generation: Generation,
+    /// Its cut frame.
+    pub sequence: Sequence,
+    /// Bytes of the frames since the disk's last cut, as stored.
+    pub stored_bytes: u64,
+}
+
+/// A cut that could not be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VoidedCutRecord {
+    /// The machine.
+    pub machine: MachineId,
+    /// When it was tried (agent's wall clock).
+    pub at: Timestamp,
+    /// The operator's request it was for.
+    pub request: Option<u64>,
+    /// Why.
+    pub reason: String,
+}
+
+/// Something depends on a point; it is never pruned by age while this stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseRecord {
+    /// The point.
+    pub point: PointId,
+    /// Who needs it ("job 0192...").
+    pub holder: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// An event of a job; its body is the job engine's own record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobEventRow {
+    /// The job.
+    pub job: JobId,
+    /// From 1, without gaps.
+    pub number: u64,
+    /// When it happened.
+    pub at: Timestamp,
+    /// The engine's record.
+    pub body: String,
+}
+
+/// Who changed what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditRecord {
+    /// Time-ordered.
+    pub id: Uuid,
+    /// When.
+    pub at: Timestamp,
+    /// Who ("operator root", "agent web-1", "coordinator").
+    pub who: String,
+    /// What ("protect", "revoke").
+    pub what: String,
+    /// What it was done to.
+    pub subject: String,
+    /// Particulars, for people.
+    pub detail: String,
+}
+
+/// The persisted text of a method.
+#[must_use]
+pub const fn method_text(method: CutMethod) -> &'static str {
+    match method {
+        CutMethod::Freeze => "freeze",
+        CutMethod::QuietWindow => "quiet-window",
+        CutMethod::Unchanged => "unchanged",
+    }
+}
+
+/// The method of a persisted text.
+#[must_use]
+pub fn parse_method(text: &str) -> Option<CutMethod> {
+    match text {
+        "freeze" => Some(CutMethod::Freeze),
+        "quiet-window" => Some(CutMethod::QuietWindow),
+        "unchanged" => Some(CutMethod::Unchanged),
+        _ => None,
+    }
+}
+
+/// The persisted text of a consistency.
+#[must_use]
+pub const fn consistency_text(consistency: Consistency) -> &'static str {
+    match consistency {
+        Consistency::Crash => "crash",
+        Consistency::App => "app",
+    }
+}
+
+/// The consistency of a persisted text.
+#[must_use]
+pub fn parse_consistency(text: &str) -> Option<Consistency> {
+    match text {
+        "crash" => Some(Consistency::Crash),
+        "app" => Some(Consistency::App),
+        _ => None,
+    }
+}

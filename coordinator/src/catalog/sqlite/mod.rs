@@ -1,0 +1,149 @@
+//! The catalog in SQLite.
+//!
+//! Owns the connections: one that writes, a few that read. The SQL (in [`write`](mod@write) and [`read`](mod@read)) is
+//! what PostgreSQL runs too. Invariant: WAL and `synchronous=FULL`, so that a transaction that returned survives power
+//! loss. Limit: [`READERS`] reading connections, [`BUSY_MS`] of waiting for a lock.
+
+mod read;
+mod row;
+mod write;
+
+use std::{borrow::Cow, path::Path, time::Duration};
+
+use holdfast_common::ids::{DiskId, MachineId, PointId};
+use sqlx::{
+    SqlSafeStr as _, SqlitePool,
+    migrate::{Migration, MigrationType, Migrator},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+use super::{
+    Answer, Catalog, CatalogError, Change,
+    record::{
+        AuditRecord, CertificateRecord, DiskRecord, GenerationRecord, JobEventRow, LeaseRecord,
+        MachineRecord, PointRecord, PolicyRecord, TokenRecord, VoidedCutRecord,
+    },
+};
+
+/// Connections that read.
+const READERS: u32 = 3;
+/// How long a statement waits for another process that has the database open.
+const BUSY_MS: u64 = 5_000;
+
+/// The catalog in one SQLite file.
+#[derive(Debug)]
+pub struct SqliteCatalog {
+    writer: SqlitePool,
+    readers: SqlitePool,
+}
+
+impl SqliteCatalog {
+    /// Opens the catalog, creates it if it does not exist, and brings it to this version.
+    ///
+    /// # Errors
+    /// The file cannot be opened or written, or a newer version wrote it.
+    pub async fn open(path: &Path) -> Result<Self, CatalogError> {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(Duration::from_millis(BUSY_MS));
+        let writer = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
+        migrations().run(&writer).await.map_err(CatalogError::Version)?;
+        let readers =
+            SqlitePoolOptions::new().max_connections(READERS).connect_with(options.read_only(true)).await?;
+        Ok(Self { writer, readers })
+    }
+
+    /// Closes all connections; the write-ahead log is folded into the file.
+    pub async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+
+    async fn apply_all(&self, changes: Vec<Change>) -> Result<(), CatalogError> {
+        let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        for change in &changes {
+            write::apply(&mut transaction, change).await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+}
+
+/// All migrations, embedded. Files are only ever added.
+fn migrations() -> Migrator {
+    let first = include_str!("../../../migrations/0001_first.sql");
+    let all = [(1, "first", first)].map(|(version, name, sql)| {
+        Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, sql.into_sql_str(), false)
+    });
+    Migrator::with_migrations(all.to_vec())
+}
+
+impl Catalog for SqliteCatalog {
+    fn apply(&self, changes: Vec<Change>) -> Answer<'_, ()> {
+        Box::pin(self.apply_all(changes))
+    }
+
+    fn machines(&self) -> Answer<'_, Vec<MachineRecord>> {
+        Box::pin(read::machines(&self.readers))
+    }
+
+    fn certificates(&self, machine: MachineId) -> Answer<'_, Vec<CertificateRecord>> {
+        Box::pin(read::certificates(&self.readers, machine))
+    }
+
+    fn certificate(&self, serial: Vec<u8>) -> Answer<'_, Option<CertificateRecord>> {
+        Box::pin(read::certificate(&self.readers, serial))
+    }
+
+    fn tokens(&self) -> Answer<'_, Vec<TokenRecord>> {
+        Box::pin(read::tokens(&self.readers))
+    }
+
+    fn disks(&self) -> Answer<'_, Vec<DiskRecord>> {
+        Box::pin(read::disks(&self.readers))
+    }
+
+    fn generations(&self, disk: DiskId) -> Answer<'_, Vec<GenerationRecord>> {
+        Box::pin(read::generations(&self.readers, disk))
+    }
+
+    fn policies(&self) -> Answer<'_, Vec<PolicyRecord>> {
+        Box::pin(read::policies(&self.readers))
+    }
+
+    fn points(&self, machine: MachineId, limit: u32) -> Answer<'_, Vec<PointRecord>> {
+        Box::pin(read::points(&self.readers, machine, limit))
+    }
+
+    fn point(&self, point: PointId) -> Answer<'_, Option<PointRecord>> {
+        Box::pin(read::point(&self.readers, point))
+    }
+
+    fn voided_cuts(&self, machine: MachineId, limit: u32) -> Answer<'_, Vec<VoidedCutRecord>> {
+        Box::pin(read::voided_cuts(&self.readers, machine, limit))
+    }
+
+    fn leases(&self) -> Answer<'_, Vec<LeaseRecord>> {
+        Box::pin(read::leases(&self.readers))
+    }
+
+    fn job_events(&self) -> Answer<'_, Vec<JobEventRow>> {
+        Box::pin(read::job_events(&self.readers))
+    }
+
+    fn audit(&self, limit: u32) -> Answer<'_, Vec<AuditRecord>> {
+        Box::pin(read::audit(&self.readers, limit))
+    }
+}
+
+#[cfg(test)]
+impl SqliteCatalog {
+    /// The writing connection, to damage what is there.
+    pub(in crate::catalog) fn writer_for_tests(&self) -> SqlitePool {
+        self.writer.clone()
+    }
+}

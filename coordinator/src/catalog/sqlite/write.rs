@@ -1,0 +1,290 @@
+//! Changes, one statement or two each.
+//!
+//! Owns the SQL that writes; runs inside the caller's transaction. Knows no rule besides the conditions that
+//! [`Change`] states.
+
+use sqlx::{
+    Sqlite, SqliteConnection,
+    query::Query,
+    sqlite::{SqliteArguments, SqliteQueryResult},
+};
+
+use super::{
+    super::{
+        CatalogError, Change, VOIDED_CUTS_KEPT,
+        record::{
+            CertificateRecord, DiskRecord, GenerationRecord, JobEventRow, MachineRecord, PointDiskRecord,
+            PointRecord, PolicyRecord, TokenRecord, VoidedCutRecord, consistency_text, method_text,
+        },
+    },
+    row::signed,
+};
+
+type Statement<'q> = Query<'q, Sqlite, SqliteArguments>;
+
+/// Makes one change.
+pub(super) async fn apply(connection: &mut SqliteConnection, change: &Change) -> Result<(), CatalogError> {
+    match change {
+        Change::AddPoint(point) => add_point(connection, point).await,
+        Change::AddVoidedCut(cut) => add_voided_cut(connection, cut).await,
+        Change::RemovePoints(points) => {
+            for point in points {
+                run(connection, remove_point().bind(point.into_bytes().to_vec())).await?;
+            }
+            Ok(())
+        }
+        Change::UseToken { hash, machine, at } => {
+            let statement = use_token().bind(at.0).bind(machine.into_bytes().to_vec()).bind(hash.to_vec());
+            expect_one(run(connection, statement).await?, "the token is unknown, used or expired")
+        }
+        Change::AddGeneration(generation) => {
+            let done = run(connection, add_generation(generation)).await?;
+            expect_one(done, "the disk already has that generation")
+        }
+        Change::AddJobEvent(event) => {
+            let done = run(connection, add_job_event(event)).await?;
+            expect_one(done, "the job already has an event of that number")
+        }
+        single => run(connection, statement(single)?).await.map(|_done| ()),
+    }
+}
+
+/// Changes that are one statement without a condition.
+fn statement(change: &Change) -> Result<Statement<'_>, CatalogError> {
+    Ok(match change {
+        Change::PutMachine(machine) => put_machine(machine),
+        Change::PutCertificate(certificate) => put_certificate(certificate),
+        Change::RevokeCertificates(machine, at) => {
+            sqlx::query("UPDATE certificates SET revoked_at = $1 WHERE machine = $2 AND revoked_at IS NULL")
+                .bind(at.0)
+                .bind(machine.into_bytes().to_vec())
+        }
+        Change::PutToken(token) => put_token(token),
+        Change::PutDisk(disk) => put_disk(disk),
+        Change::PutPolicy(policy) => put_policy(policy),
+        Change::SetPointState(point, state, reason) => {
+            sqlx::query("UPDATE points SET state = $1, void_reason = $2 WHERE id = $3")
+                .bind(state.text())
+                .bind(reason.as_deref())
+                .bind(point.into_bytes().to_vec())
+        }
+        Change::PutLease(lease) => sqlx::query(
+            "INSERT INTO leases (point, holder, since) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+        )
+        .bind(lease.point.into_bytes().to_vec())
+        .bind(lease.holder.as_str())
+        .bind(lease.since.0),
+        Change::EndLease(point, holder) => sqlx::query("DELETE FROM leases WHERE point = $1 AND holder = $2")
+            .bind(point.into_bytes().to_vec())
+            .bind(holder.as_str()),
+        Change::ForgetJob(job) => {
+            sqlx::query("DELETE FROM job_events WHERE job = $1").bind(job.into_bytes().to_vec())
+        }
+        Change::Audit(entry) => sqlx::query(
+            "INSERT INTO audit (id, at, who, what, subject, detail) VALUES ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(entry.id.as_bytes().to_vec())
+        .bind(entry.at.0)
+        .bind(entry.who.as_str())
+        .bind(entry.what.as_str())
+        .bind(entry.subject.as_str())
+        .bind(entry.detail.as_str()),
+        Change::AddPoint(_)
+        | Change::AddVoidedCut(_)
+        | Change::RemovePoints(_)
+        | Change::UseToken { .. }
+        | Change::AddGeneration(_)
+        | Change::AddJobEvent(_) => {
+            return Err(CatalogError::Conflict("this change is more than one statement".to_owned()));
+        }
+    })
+}
+
+async fn run(
+    connection: &mut SqliteConnection,
+    statement: Statement<'_>,
+) -> Result<SqliteQueryResult, CatalogError> {
+    Ok(statement.execute(connection).await?)
+}
+
+fn expect_one(done: SqliteQueryResult, otherwise: &str) -> Result<(), CatalogError> {
+    if done.rows_affected() == 1 { Ok(()) } else { Err(CatalogError::Conflict(otherwise.to_owned())) }
+}
+
+fn put_machine(machine: &MachineRecord) -> Statement<'_> {
+    sqlx::query(
+        "INSERT INTO machines (id, name, state, enrolled_at, last_seen_at, agent_version, inventory) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (id) DO UPDATE SET name = excluded.name, \
+         state = excluded.state, last_seen_at = excluded.last_seen_at, \
+         agent_version = excluded.agent_version, inventory = excluded.inventory",
+    )
+    .bind(machine.id.into_bytes().to_vec())
+    .bind(machine.name.as_str())
+    .bind(machine.state.text())
+    .bind(machine.enrolled_at.0)
+    .bind(machine.last_seen_at.map(|at| at.0))
+    .bind(machine.agent_version.as_str())
+    .bind(machine.inventory.as_deref())
+}
+
+fn put_certificate(certificate: &CertificateRecord) -> Statement<'_> {
+    sqlx::query(
+        "INSERT INTO certificates (serial, machine, issued_at, expires_at, revoked_at) \
+         VALUES ($1, $2, $3, $4, $5) ON CONFLICT (serial) DO UPDATE SET revoked_at = excluded.revoked_at",
+    )
+    .bind(certificate.serial.as_slice())
+    .bind(certificate.machine.into_bytes().to_vec())
+    .bind(certificate.issued_at.0)
+    .bind(certificate.expires_at.0)
+    .bind(certificate.revoked_at.map(|at| at.0))
+}
+
+fn put_token(token: &TokenRecord) -> Statement<'_> {
+    sqlx::query(
+        "INSERT INTO tokens (hash, label, created_at, expires_at, used_at, used_by, machine) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (hash) DO UPDATE SET expires_at = excluded.expires_at",
+    )
+    .bind(token.hash.to_vec())
+    .bind(token.label.as_str())
+    .bind(token.created_at.0)
+    .bind(token.expires_at.0)
+    .bind(token.used_at.map(|at| at.0))
+    .bind(token.used_by.map(|machine| machine.into_bytes().to_vec()))
+    .bind(token.machine.map(|machine| machine.into_bytes().to_vec()))
+}
+
+fn use_token() -> Statement<'static> {
+    sqlx::query(
+        "UPDATE tokens SET used_at = $1, used_by = $2 WHERE hash = $3 AND used_at IS NULL AND expires_at > $1",
+    )
+}
+
+fn put_disk(disk: &DiskRecord) -> Statement<'_> {
+    sqlx::query(
+        "INSERT INTO disks (id, machine, path, wwid, serial, table_id, backing_file, bus_path, size_bytes, \
+         generation, protected_at, unprotected_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) \
+         ON CONFLICT (id) DO UPDATE SET path = excluded.path, wwid = excluded.wwid, serial = excluded.serial, \
+         table_id = excluded.table_id, backing_file = excluded.backing_file, bus_path = excluded.bus_path, \
+         size_bytes = excluded.size_bytes, generation = excluded.generation, \
+         protected_at = excluded.protected_at, unprotected_at = excluded.unprotected_at",
+    )
+    .bind(disk.id.into_bytes().to_vec())
+    .bind(disk.machine.into_bytes().to_vec())
+    .bind(disk.path.as_str())
+    .bind(disk.identity.wwid.as_deref())
+    .bind(disk.identity.serial.as_deref())
+    .bind(disk.identity.table_id.as_deref())
+    .bind(disk.identity.backing_file.as_deref())
+    .bind(disk.identity.bus_path.as_deref())
+    .bind(signed(disk.size_bytes))
+    .bind(i64::from(disk.generation.0))
+    .bind(disk.protected_at.0)
+    .bind(disk.unprotected_at.map(|at| at.0))
+}
+
+fn add_generation(generation: &GenerationRecord) -> Statement<'_> {
+    sqlx::query(
+        "INSERT INTO generations (disk, number, reason, at) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+    )
+    .bind(generation.disk.into_bytes().to_vec())
+    .bind(i64::from(generation.number.0))
+    .bind(generation.reason.as_str())
+    .bind(generation.at.0)
+}
+
+fn put_policy(policy: &PolicyRecord) -> Statement<'_> {
+    sqlx::query(
+        "INSERT INTO policies (machine, interval_ms, retention_seconds, hold_ms_max, \
+         send_bytes_per_second_max, scan_bytes_per_second_max) VALUES ($1, $2, $3, $4, $5, $6) \
+         ON CONFLICT (machine) DO UPDATE SET interval_ms = excluded.interval_ms, \
+         retention_seconds = excluded.retention_seconds, hold_ms_max = excluded.hold_ms_max, \
+         send_bytes_per_second_max = excluded.send_bytes_per_second_max, \
+         scan_bytes_per_second_max = excluded.scan_bytes_per_second_max",
+    )
+    .bind(policy.machine.into_bytes().to_vec())
+    .bind(signed(policy.interval_ms))
+    .bind(signed(policy.retention_seconds))
+    .bind(signed(policy.hold_ms_max))
+    .bind(signed(policy.send_bytes_per_second_max))
+    .bind(signed(policy.scan_bytes_per_second_max))
+}
+
+async fn add_point(connection: &mut SqliteConnection, point: &PointRecord) -> Result<(), CatalogError> {
+    let notes = serde_json::to_string(&point.notes)
+        .map_err(|error| CatalogError::Unreadable { what: "notes", value: error.to_string() })?;
+    let insert = sqlx::query(
+        "INSERT INTO points (id, machine, state, void_reason, cut_at, durable_at, rpo_us, method, consistency, \
+         hold_us, request, notes) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) \
+         ON CONFLICT (id) DO NOTHING",
+    )
+    .bind(point.id.into_bytes().to_vec())
+    .bind(point.machine.into_bytes().to_vec())
+    .bind(point.state.text())
+    .bind(point.void_reason.as_deref())
+    .bind(point.cut_at.0)
+    .bind(point.durable_at.0)
+    .bind(signed(point.rpo_us))
+    .bind(method_text(point.method))
+    .bind(consistency_text(point.consistency))
+    .bind(signed(point.hold_us))
+    .bind(point.request.map(signed))
+    .bind(notes);
+    if run(connection, insert).await?.rows_affected() == 0 {
+        return Ok(());
+    }
+    for disk in &point.disks {
+        run(connection, add_point_disk(point, disk)).await?;
+    }
+    Ok(())
+}
+
+fn add_point_disk<'q>(point: &PointRecord, disk: &PointDiskRecord) -> Statement<'q> {
+    sqlx::query(
+        "INSERT INTO point_disks (point, disk, generation, sequence, stored_bytes) VALUES ($1, $2, $3, $4, $5)",
+    )
+    .bind(point.id.into_bytes().to_vec())
+    .bind(disk.disk.into_bytes().to_vec())
+    .bind(i64::from(disk.generation.0))
+    .bind(signed(disk.sequence.0))
+    .bind(signed(disk.stored_bytes))
+}
+
+fn remove_point() -> Statement<'static> {
+    sqlx::query(
+        "DELETE FROM points WHERE id = $1 AND NOT EXISTS (SELECT 1 FROM leases WHERE leases.point = points.id)",
+    )
+}
+
+async fn add_voided_cut(
+    connection: &mut SqliteConnection,
+    cut: &VoidedCutRecord,
+) -> Result<(), CatalogError> {
+    let machine = cut.machine.into_bytes().to_vec();
+    let insert = sqlx::query(
+        "INSERT INTO voided_cuts (machine, at, request, reason) VALUES ($1, $2, $3, $4) \
+         ON CONFLICT (machine, at) DO UPDATE SET request = excluded.request, reason = excluded.reason",
+    )
+    .bind(machine.clone())
+    .bind(cut.at.0)
+    .bind(cut.request.map(signed))
+    .bind(cut.reason.as_str());
+    run(connection, insert).await?;
+    let prune = sqlx::query(
+        "DELETE FROM voided_cuts WHERE machine = $1 AND at < (SELECT MIN(at) FROM (SELECT at FROM voided_cuts \
+         WHERE machine = $1 ORDER BY at DESC LIMIT $2) AS newest)",
+    )
+    .bind(machine)
+    .bind(i64::from(VOIDED_CUTS_KEPT));
+    run(connection, prune).await?;
+    Ok(())
+}
+
+fn add_job_event(event: &JobEventRow) -> Statement<'_> {
+    sqlx::query(
+        "INSERT INTO job_events (job, number, at, body) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+    )
+    .bind(event.job.into_bytes().to_vec())
+    .bind(signed(event.number))
+    .bind(event.at.0)
+    .bind(event.body.as_str())
+}
