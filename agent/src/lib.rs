@@ -4,5 +4,7 @@
 pub mod inventory;
 /// Learning which blocks changed, and making cuts.
 pub mod capture;
+/// From changed blocks to sealed frames.
+pub mod batch;
 /// Bringing frames to the coordinator.
 pub mod ship;

@@ -6,6 +6,10 @@
 //! Everything here blocks and runs on the capture thread, never on the async threads.
 
 pub mod freeze;
+/// A set of blocks.
+pub mod block_set;
+
+pub use block_set::BlockSet;
 
 use holdfast_common::{
     ids::Interval,

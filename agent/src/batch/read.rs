@@ -1,0 +1,268 @@
+//! Reads of a disk: direct, several at a time, into buffers that exist already.
+//!
+//! Owns the open device and the threads that read. Does not number, seal or retry. Invariants: when
+//! [`ReadBlocks::read`] returns, every frame of the batch has been read completely; a last partial block is padded with
+//! zeroes. Limits: a stated number of threads; memory is the caller's buffers.
+//! Plain files on file systems without direct IO are read through the page cache.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Seek as _, SeekFrom},
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    path::Path,
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use holdfast_common::units::{BLOCK_BYTES, BlockCount, BlockRange};
+use thiserror::Error;
+
+use super::{FrameBuffer, FramePlan};
+
+/// Jobs that wait for a reading thread before the sender waits too.
+const JOBS_MAX: usize = 64;
+
+static ZERO_BLOCK: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
+
+/// A read failed.
+#[derive(Debug, Error)]
+#[error("{range} of {device} cannot be read")]
+pub struct ReadError {
+    /// Device node or file.
+    pub device: String,
+    /// What was to be read.
+    pub range: BlockRange,
+    /// The system's answer.
+    #[source]
+    pub source: io::Error,
+}
+
+/// A disk, open for reading.
+#[derive(Debug)]
+pub struct DiskFile {
+    file: File,
+    path: String,
+    size_bytes: u64,
+}
+
+/// One frame's blocks on their way from the disk.
+#[derive(Debug)]
+pub struct ReadFrame {
+    /// What is read.
+    pub plan: FramePlan,
+    /// Where to; the runs one after the other.
+    pub buffer: FrameBuffer,
+    /// Bit `i` is set if the `i`th block of the plan holds only zeroes. Filled in by the read.
+    pub zero_blocks: u16,
+}
+
+const _: () = assert!(super::FRAME_BLOCKS <= 16, "a bit of zero_blocks for each block");
+
+/// What can read batches of a disk: the pool below, or a model in simulation.
+pub trait ReadBlocks: Send {
+    /// Reads all frames, and returns once all of them are read.
+    ///
+    /// # Errors
+    /// The first range that could not be read; nothing of the batch may be used.
+    fn read(&mut self, frames: Vec<ReadFrame>) -> Result<Vec<ReadFrame>, ReadError>;
+}
+
+impl DiskFile {
+    /// Opens a block device or a plain file, for direct reads where it has them.
+    ///
+    /// # Errors
+    /// It cannot be opened or its size cannot be learnt.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let direct = i32::try_from(rustix::fs::OFlags::DIRECT.bits()).unwrap_or(0);
+        let file = match OpenOptions::new().read(true).custom_flags(direct).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => File::open(path)?,
+            other => other?,
+        };
+        let size_bytes = (&file).seek(SeekFrom::End(0))?;
+        Ok(Self { file, path: path.display().to_string(), size_bytes })
+    }
+
+    /// Size in bytes when it was opened.
+    #[must_use]
+    pub const fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Size in blocks; a last partial block counts.
+    #[must_use]
+    pub const fn size(&self) -> BlockCount {
+        BlockCount::covering(self.size_bytes)
+    }
+
+    /// Path it was opened by.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The open file.
+    #[must_use]
+    pub const fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Reads a run into `buffer` (aligned to a block, exactly as long as the run).
+    ///
+    /// # Errors
+    /// The device failed, or is shorter than it was when it was opened.
+    pub fn read_run(&self, run: BlockRange, buffer: &mut [u8]) -> Result<(), ReadError> {
+        let error = |source| ReadError { device: self.path.clone(), range: run, source };
+        let wanted = usize::try_from(self.size_bytes.saturating_sub(run.start.byte_offset()))
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
+        let mut done = 0;
+        while done < wanted {
+            // Whole blocks are asked for: a direct read of a partial one is refused, and comes back short at the end.
+            let rest = buffer.get_mut(done..).unwrap_or_default();
+            match self.file.read_at(rest, run.start.byte_offset() + done as u64) {
+                Ok(0) => return Err(error(io::ErrorKind::UnexpectedEof.into())),
+                Ok(bytes) => done += bytes,
+                Err(failure) if failure.kind() == io::ErrorKind::Interrupted => {}
+                Err(failure) => return Err(error(failure)),
+            }
+        }
+        buffer.get_mut(wanted..).unwrap_or_default().fill(0);
+        Ok(())
+    }
+}
+
+impl ReadFrame {
+    /// A frame to be read.
+    #[must_use]
+    pub const fn new(plan: FramePlan, buffer: FrameBuffer) -> Self {
+        Self { plan, buffer, zero_blocks: 0 }
+    }
+
+    /// Whether nothing but zeroes was read.
+    #[must_use]
+    pub fn is_zero(&self) -> bool {
+        self.zero_blocks.count_ones() as usize == self.plan.blocks()
+    }
+
+    /// Reads all runs with `read` and notes which blocks are zero.
+    ///
+    /// # Errors
+    /// What `read` returned.
+    pub fn fill<E>(&mut self, mut read: impl FnMut(BlockRange, &mut [u8]) -> Result<(), E>) -> Result<(), E> {
+        let mut rest = self.buffer.bytes_mut();
+        for run in &self.plan.runs {
+            let bytes = usize::try_from(run.bytes()).unwrap_or(usize::MAX).min(rest.len());
+            let (now, later) = rest.split_at_mut(bytes);
+            read(*run, now)?;
+            rest = later;
+        }
+        let blocks = self.buffer.bytes(self.plan.blocks()).chunks_exact(BLOCK_BYTES);
+        self.zero_blocks = blocks
+            .enumerate()
+            .filter(|(_, block)| *block == ZERO_BLOCK)
+            .fold(0, |mask, (i, _)| mask | 1 << i);
+        Ok(())
+    }
+}
+
+struct Job {
+    disk: Arc<DiskFile>,
+    index: usize,
+    frame: ReadFrame,
+    done: Sender<(usize, Result<ReadFrame, ReadError>)>,
+}
+
+/// Threads that read, shared by all disks of the machine.
+#[derive(Debug)]
+pub struct ReaderPool {
+    jobs: Option<Sender<Job>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl ReaderPool {
+    /// Starts `threads` reading threads.
+    ///
+    /// # Errors
+    /// The system refuses a thread.
+    pub fn new(threads: usize) -> io::Result<Self> {
+        let (jobs, queue) = bounded::<Job>(JOBS_MAX);
+        let start = |number| {
+            let queue = queue.clone();
+            thread::Builder::new().name(format!("read-{number}")).spawn(move || work(&queue))
+        };
+        let threads = (0..threads.max(1)).map(start).collect::<io::Result<Vec<_>>>()?;
+        Ok(Self { jobs: Some(jobs), threads })
+    }
+
+    /// What reads one disk with this pool's threads.
+    #[must_use]
+    pub fn reader(&self, disk: Arc<DiskFile>) -> Box<dyn ReadBlocks> {
+        Box::new(PooledReader { disk, jobs: self.jobs.clone() })
+    }
+}
+
+impl Drop for ReaderPool {
+    /// Readers that still exist keep the threads until they are dropped too.
+    fn drop(&mut self) {
+        self.jobs = None;
+        self.threads.clear();
+    }
+}
+
+struct PooledReader {
+    disk: Arc<DiskFile>,
+    jobs: Option<Sender<Job>>,
+}
+
+impl ReadBlocks for PooledReader {
+    fn read(&mut self, frames: Vec<ReadFrame>) -> Result<Vec<ReadFrame>, ReadError> {
+        let (done, results) = bounded(frames.len().max(1));
+        let mut slots: Vec<Option<ReadFrame>> = Vec::with_capacity(frames.len());
+        for (index, frame) in frames.into_iter().enumerate() {
+            slots.push(None);
+            let job = Job { disk: Arc::clone(&self.disk), index, frame, done: done.clone() };
+            if self.jobs.as_ref().is_none_or(|jobs| jobs.send(job).is_err()) {
+                return Err(self.stopped());
+            }
+        }
+        drop(done);
+        let mut failure = None;
+        // All answers are waited for, also after a failure: no thread may write into a buffer that was given back.
+        for (index, result) in results {
+            match result {
+                Ok(frame) => {
+                    if let Some(slot) = slots.get_mut(index) {
+                        *slot = Some(frame);
+                    }
+                }
+                Err(error) => failure = Some(failure.unwrap_or(error)),
+            }
+        }
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        let count = slots.len();
+        let frames: Vec<ReadFrame> = slots.into_iter().flatten().collect();
+        if frames.len() == count { Ok(frames) } else { Err(self.stopped()) }
+    }
+}
+
+impl PooledReader {
+    fn stopped(&self) -> ReadError {
+        let source = io::Error::other("the reading threads have stopped");
+        ReadError { device: self.disk.path.clone(), range: BlockRange::default(), source }
+    }
+}
+
+fn work(queue: &Receiver<Job>) {
+    for mut job in queue {
+        let read = job.frame.fill(|run, buffer| job.disk.read_run(run, buffer));
+        let result = read.map(|()| job.frame);
+        // Nobody waits any more only if the reading side has given up; then the answer does not matter.
+        let _ = job.done.send((job.index, result));
+    }
+}
+
+#[cfg(test)]
+mod tests;

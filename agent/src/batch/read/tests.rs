@@ -1,0 +1,77 @@
+//! Reads of plain files; loop devices are read by the tests with real parts.
+#![expect(clippy::cast_possible_truncation, reason = "small numbers of a test")]
+
+use std::{fs, os::unix::fs::FileExt as _, sync::Arc};
+
+use holdfast_common::units::{BLOCK_BYTES, BlockIndex, BlockRange};
+
+use super::{DiskFile, ReadFrame, ReaderPool};
+use crate::{
+    batch::{BufferPool, FramePlan, plan_batch},
+    capture::BlockSet,
+};
+
+fn frames(pool: &BufferPool, plans: Vec<FramePlan>) -> Vec<ReadFrame> {
+    plans.into_iter().map(|plan| ReadFrame::new(plan, pool.take().unwrap())).collect()
+}
+
+fn plan(ranges: &[(u64, u64)]) -> FramePlan {
+    FramePlan { runs: ranges.iter().map(|(start, count)| BlockRange::new(*start, *count)).collect() }
+}
+
+#[test]
+fn reads_in_parallel_and_keeps_the_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    let blocks = 1000_u64;
+    let content: Vec<u8> = (0..blocks).flat_map(|block| vec![(block % 251) as u8; BLOCK_BYTES]).collect();
+    fs::write(&path, &content).unwrap();
+    let disk = Arc::new(DiskFile::open(&path).unwrap());
+    let readers = ReaderPool::new(4).unwrap();
+    let pool = BufferPool::new(100, 0);
+    let mut set = BlockSet::new(disk.size());
+    set.insert(BlockRange::new(0, blocks));
+    let plans = plan_batch(&mut set, BlockIndex(0), 100);
+    let read = readers.reader(Arc::clone(&disk)).read(frames(&pool, plans.clone())).unwrap();
+    assert_eq!(read.len(), plans.len());
+    for (frame, plan) in read.iter().zip(&plans) {
+        assert_eq!(&frame.plan, plan);
+        let start = plan.runs[0].start.byte_offset() as usize;
+        let bytes = frame.buffer.bytes(plan.blocks());
+        assert!(bytes == &content[start..start + bytes.len()]);
+    }
+}
+
+#[test]
+fn notes_zero_blocks_and_pads_the_last_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    fs::write(&path, []).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all_at(&[7; 100], 2 * BLOCK_BYTES as u64).unwrap();
+    let disk = Arc::new(DiskFile::open(&path).unwrap());
+    assert_eq!(disk.size().0, 3);
+    let pool = BufferPool::new(1, 0);
+    // The buffer starts full of ones, so padding shows.
+    let readers = ReaderPool::new(1).unwrap();
+    let read = readers.reader(disk).read(frames(&pool, vec![plan(&[(0, 1), (2, 1)])])).unwrap();
+    assert_eq!(read[0].zero_blocks, 0b01);
+    let last = &read[0].buffer.bytes(2)[BLOCK_BYTES..];
+    assert!(last[..100] == [7; 100] && last[100..].iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn an_error_names_disk_and_range() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    fs::write(&path, vec![1; 64 * BLOCK_BYTES]).unwrap();
+    let disk = Arc::new(DiskFile::open(&path).unwrap());
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(32 * BLOCK_BYTES as u64).unwrap();
+    let pool = BufferPool::new(4, 0);
+    let readers = ReaderPool::new(2).unwrap();
+    let batch = frames(&pool, vec![plan(&[(0, 16)]), plan(&[(40, 8)])]);
+    let error = readers.reader(disk).read(batch).unwrap_err();
+    assert_eq!(error.range, BlockRange::new(40, 8));
+    assert!(error.to_string().contains("blocks 40..48") && error.to_string().contains("disk"));
+    assert_eq!(pool.available(), 4, "buffers are back");
+}
