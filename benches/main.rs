@@ -1,6 +1,8 @@
 //! Holdfast's benches: every figure as a ratio to a limit measured in the same run.
 
+mod machine;
 mod report;
+mod stages;
 
 use std::{path::PathBuf, process::ExitCode};
 

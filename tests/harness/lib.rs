@@ -6,3 +6,5 @@ pub mod loop_device;
 pub mod file_system;
 /// Hosts in network namespaces.
 pub mod network;
+/// A whole installation as processes.
+pub mod site;

@@ -1,0 +1,417 @@
+//! A whole installation on this machine: a coordinator, agents and the operator's command, as processes.
+//!
+//! Owns the processes and their folders; ends them (kill -9 if need be) on drop. Drives them only through the programs'
+//! own command lines, as a user would. The one place in the tests that knows the shape of the commands' JSON.
+
+use std::{
+    fs::{self, File},
+    net::UdpSocket,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::file_system::run;
+
+/// A coordinator's data folder, its process while it runs, and how to talk to it.
+#[derive(Debug)]
+pub struct Site {
+    folder: TempDir,
+    data: PathBuf,
+    listen: String,
+    process: Option<Process>,
+}
+
+/// An enrolled agent: its state folder, and its process while it runs.
+#[derive(Debug)]
+pub struct Agent {
+    folder: TempDir,
+    prefix: Vec<String>,
+    process: Option<Process>,
+}
+
+/// A running program of ours; killed on drop.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+/// An attached recovery point.
+#[derive(Clone, Debug)]
+pub struct Attached {
+    /// The job that serves it.
+    pub job: String,
+    /// One export per disk: source path and NBD URI.
+    pub exports: Vec<(String, String)>,
+}
+
+/// A recovery point as `holdfast points` lists it.
+#[derive(Clone, Debug)]
+pub struct Point {
+    /// Its id.
+    pub id: String,
+    /// "pending", "processed", ...
+    pub state: String,
+    /// The whole JSON object.
+    pub all: Value,
+}
+
+/// Path of one of our programs, built beside this test.
+///
+/// # Panics
+/// If it has not been built; `tests/run` does that, by hand it is `cargo build --workspace --bins`.
+#[must_use]
+pub fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("path of this test");
+    let folder = test.ancestors().find(|folder| folder.join(name).is_file());
+    folder.unwrap_or_else(|| panic!("{name} is not built: run cargo build --workspace --bins")).join(name)
+}
+
+/// Waits until `condition` gives a value, or the time is up.
+///
+/// # Errors
+/// The time is up (the text says for what), or the condition fails for good.
+pub fn wait_for<T>(
+    what: &str,
+    limit: Duration,
+    mut condition: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let started = Instant::now();
+    loop {
+        if let Some(value) = condition()? {
+            return Ok(value);
+        }
+        ensure!(started.elapsed() < limit, "waited {limit:?} for {what}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+impl Site {
+    /// Starts a coordinator with a new data folder on a free port of the loopback interface.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start() -> Result<Self> {
+        Self::start_at("127.0.0.1", None)
+    }
+
+    /// Starts a coordinator that listens on `address`, with its data in `data` if given.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start_at(address: &str, data: Option<&Path>) -> Result<Self> {
+        let folder = TempDir::with_prefix("holdfast-site-")?;
+        let port = UdpSocket::bind((address, 0))?.local_addr()?.port();
+        let data = data.map_or_else(|| folder.path().join("data"), Path::to_owned);
+        let mut site = Self { folder, data, listen: format!("{address}:{port}"), process: None };
+        site.start_coordinator()?;
+        Ok(site)
+    }
+
+    /// Where agents connect to.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.listen
+    }
+
+    /// The coordinator's data folder.
+    #[must_use]
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Process id of the coordinator, 0 if it does not run.
+    #[must_use]
+    pub fn process_id(&self) -> u32 {
+        self.process.as_ref().map_or(0, |process| process.child.id())
+    }
+
+    /// Starts the coordinator and waits until it answers.
+    ///
+    /// # Errors
+    /// It ends by itself or does not answer in time.
+    pub fn start_coordinator(&mut self) -> Result<()> {
+        let mut command = Command::new(program("holdfast-coordinator"));
+        command.arg("serve").arg("--data").arg(&self.data).arg("--listen").arg(&self.listen);
+        self.process = Some(Process::start(command, &self.folder.path().join("coordinator.log"))?);
+        wait_for("the coordinator to answer", Duration::from_secs(30), || {
+            if let Some(process) = &mut self.process {
+                process.check()?;
+            }
+            Ok(self.cli(&["machines"]).ok().map(drop))
+        })
+    }
+
+    /// kill -9.
+    ///
+    /// # Errors
+    /// It cannot be killed.
+    pub fn kill_coordinator(&mut self) -> Result<()> {
+        self.process.take().map_or(Ok(()), |mut process| process.kill())
+    }
+
+    /// Asks the coordinator to end, and waits.
+    ///
+    /// # Errors
+    /// It does not end in time.
+    pub fn stop_coordinator(&mut self) -> Result<()> {
+        self.process.take().map_or(Ok(()), |mut process| process.stop())
+    }
+
+    /// Runs `holdfast --json ARGUMENTS` and returns what it printed.
+    ///
+    /// # Errors
+    /// It exits non-zero; the text is what it said.
+    pub fn cli(&self, arguments: &[&str]) -> Result<Value> {
+        let mut command = Command::new(program("holdfast"));
+        command.arg("--coordinator").arg(self.data.join("holdfast.sock")).arg("--json").args(arguments);
+        let text = run(&mut command)?;
+        let last = text.lines().last().unwrap_or("null");
+        serde_json::from_str(&text).or_else(|_| serde_json::from_str(last)).context("the command's JSON")
+    }
+
+    /// Enrols a new agent on this host and starts it.
+    ///
+    /// # Errors
+    /// Enrolment or start fails.
+    pub fn add_agent(&self) -> Result<Agent> {
+        self.add_agent_with(&[])
+    }
+
+    /// Like `add_agent`; the agent's commands run behind `prefix` (for example `ip netns exec NAME`).
+    ///
+    /// # Errors
+    /// Enrolment or start fails.
+    pub fn add_agent_with(&self, prefix: &[&str]) -> Result<Agent> {
+        let folder = TempDir::with_prefix("holdfast-agent-")?;
+        let prefix = prefix.iter().map(ToString::to_string).collect();
+        let mut agent = Agent { folder, prefix, process: None };
+        let created = self.cli(&["token", "create"])?;
+        let token = created["token"].as_str().context("token in the answer")?;
+        let mut enrol = agent.command();
+        enrol.args(["enroll", "--coordinator", &self.listen, "--token", token]);
+        run(&mut enrol)?;
+        agent.start()?;
+        Ok(agent)
+    }
+
+    /// Name of the only machine.
+    ///
+    /// # Errors
+    /// There is none or more than one.
+    pub fn only_machine(&self) -> Result<String> {
+        let machines = self.cli(&["machines"])?;
+        let list = machines.as_array().context("machines is a list")?;
+        ensure!(list.len() == 1, "expected one machine: {machines}");
+        Ok(list[0]["id"].as_str().context("id of the machine")?.to_owned())
+    }
+
+    /// Protects disks of a machine.
+    ///
+    /// # Errors
+    /// The command refuses.
+    pub fn protect(&self, machine: &str, disks: &[&Path], interval: &str) -> Result<()> {
+        let mut arguments = vec!["protect", machine, "--interval", interval];
+        for disk in disks {
+            arguments.extend(["--disk", disk.to_str().context("path")?]);
+        }
+        self.cli(&arguments).map(drop)
+    }
+
+    /// Complete points of a machine, oldest first.
+    ///
+    /// # Errors
+    /// The command fails.
+    pub fn points(&self, machine: &str) -> Result<Vec<Point>> {
+        let listed = self.cli(&["points", machine])?;
+        let list = listed.as_array().or_else(|| listed["points"].as_array()).context("list of points")?;
+        let mut points = Vec::new();
+        for point in list {
+            points.push(Point {
+                id: point["id"].as_str().context("id of the point")?.to_owned(),
+                state: point["state"].as_str().unwrap_or_default().to_owned(),
+                all: point.clone(),
+            });
+        }
+        points.sort_by_key(|point| point.all["at"].to_string());
+        Ok(points)
+    }
+
+    /// Waits until the machine has at least `count` complete points.
+    ///
+    /// # Errors
+    /// It does not get them in time; the text has the machine's status.
+    pub fn wait_for_points(&self, machine: &str, count: usize, limit: Duration) -> Result<Vec<Point>> {
+        let waited = wait_for(&format!("{count} points"), limit, || {
+            let points = self.points(machine).unwrap_or_default();
+            Ok((points.len() >= count).then_some(points))
+        });
+        waited.with_context(|| format!("status: {}", self.cli(&["status"]).unwrap_or_default()))
+    }
+
+    /// Waits for a point whose cut lies after this call.
+    ///
+    /// # Errors
+    /// None is made in time.
+    pub fn wait_for_new_point(&self, machine: &str, limit: Duration) -> Result<Point> {
+        let known: Vec<_> = self.points(machine)?.into_iter().map(|point| point.id).collect();
+        let waited = wait_for("a new point", limit, || {
+            let points = self.points(machine).unwrap_or_default();
+            // The first new one may have been under way already.
+            let new: Vec<_> = points.into_iter().filter(|point| !known.contains(&point.id)).collect();
+            Ok((new.len() >= 2).then(|| new.into_iter().last()).flatten())
+        });
+        waited.with_context(|| format!("status: {}", self.cli(&["status"]).unwrap_or_default()))
+    }
+
+    /// Attaches a point ("latest", "latest-processed" or an id).
+    ///
+    /// # Errors
+    /// The failover is refused or fails.
+    pub fn attach(&self, machine: &str, point: &str) -> Result<Attached> {
+        let answer = self.cli(&["failover", machine, "--point", point, "--attach"])?;
+        let job = answer["id"].as_str().or_else(|| answer["job"].as_str()).context("job of the failover")?;
+        let list = answer["exports"].as_array().with_context(|| format!("exports in {answer}"))?;
+        let mut exports = Vec::new();
+        for export in list {
+            let path = export["path"].as_str().unwrap_or_default();
+            exports.push((path.to_owned(), export["uri"].as_str().context("uri")?.to_owned()));
+        }
+        Ok(Attached { job: job.to_owned(), exports })
+    }
+
+    /// Ends an attachment.
+    ///
+    /// # Errors
+    /// The job does not end.
+    pub fn detach(&self, attached: &Attached) -> Result<()> {
+        self.cli(&["job", "cancel", &attached.job]).map(drop)
+    }
+
+    /// Attaches a point, copies every disk with `nbdcopy` into `folder`, and ends the attachment. Returns (source path, copy).
+    ///
+    /// # Errors
+    /// Any of it fails.
+    pub fn copy_point(&self, machine: &str, point: &str, folder: &Path) -> Result<Vec<(String, PathBuf)>> {
+        let attached = self.attach(machine, point)?;
+        let mut copies = Vec::new();
+        for (number, (path, uri)) in attached.exports.iter().enumerate() {
+            let copy = folder.join(format!("{point}-{number}.img"));
+            run(Command::new("nbdcopy").arg(uri).arg(&copy))?;
+            copies.push((path.clone(), copy));
+        }
+        self.detach(&attached)?;
+        Ok(copies)
+    }
+
+    /// The end of the coordinator's log, for messages.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("coordinator.log")).unwrap_or_default()
+    }
+}
+
+impl Agent {
+    fn command(&self) -> Command {
+        let binary = program("holdfast-agent");
+        let mut command = match self.prefix.split_first() {
+            None => Command::new(binary),
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(binary);
+                command
+            }
+        };
+        command.arg("--state").arg(self.folder.path().join("state"));
+        command
+    }
+
+    /// Starts the agent.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(&mut self) -> Result<()> {
+        let mut command = self.command();
+        command.arg("run");
+        self.process = Some(Process::start(command, &self.folder.path().join("agent.log"))?);
+        Ok(())
+    }
+
+    /// kill -9.
+    ///
+    /// # Errors
+    /// It cannot be killed.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.take().map_or(Ok(()), |mut process| process.kill())
+    }
+
+    /// Asks the agent to end, and waits.
+    ///
+    /// # Errors
+    /// It does not end in time.
+    pub fn stop(&mut self) -> Result<()> {
+        self.process.take().map_or(Ok(()), |mut process| process.stop())
+    }
+
+    /// Process id, 0 if it does not run.
+    #[must_use]
+    pub fn process_id(&self) -> u32 {
+        self.process.as_ref().map_or(0, |process| process.child.id())
+    }
+
+    /// The agent's log, for messages.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("agent.log")).unwrap_or_default()
+    }
+}
+
+impl Process {
+    fn start(mut command: Command, log: &Path) -> Result<Self> {
+        let output = File::options().create(true).append(true).open(log)?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()
+            .with_context(|| format!("starting {command:?}"))?;
+        Ok(Self { child, log: log.to_owned() })
+    }
+
+    fn check(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            bail!("ended by itself ({status}): {}", fs::read_to_string(&self.log).unwrap_or_default());
+        }
+        Ok(())
+    }
+
+    fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        let id = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
+        rustix::process::kill_process(id.context("process id")?, rustix::process::Signal::TERM)?;
+        let ended = wait_for("a clean end", Duration::from_secs(20), || Ok(self.child.try_wait()?));
+        if ended.is_err() {
+            self.kill()?;
+        }
+        ended.map(drop)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _gone = self.kill();
+        }
+    }
+}
