@@ -1,2 +1,1 @@
-//! placeholder
-fn main() {}
+//! Tests by breaking: kill -9, torn writes, damage.

@@ -1,2 +1,1 @@
-//! placeholder
-fn main() {}
+//! Formats on disk and on the wire: golden bytes, old files, newer versions.

@@ -1,2 +1,3 @@
-//! placeholder
-fn main() {}
+//! Tests with real parts, one module per subject. All need a Linux host; most need root, and say so when they are skipped.
+
+mod oracle;

@@ -1,2 +1,1 @@
-//! placeholder
-fn main() {}
+//! Seeded simulations of the state machines, together and under faults.
