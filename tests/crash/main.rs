@@ -1,1 +1,3 @@
 //! Tests by breaking: kill -9, torn writes, damage.
+
+mod kill;

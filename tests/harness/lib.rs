@@ -8,3 +8,5 @@ pub mod file_system;
 pub mod network;
 /// A whole installation as processes.
 pub mod site;
+/// Writers under whose load points are made.
+pub mod load;

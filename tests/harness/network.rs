@@ -2,7 +2,7 @@
 //!
 //! Owns the namespace and the pair, removed on drop. Names carry the process id, so tests do not meet.
 
-use std::{ffi::OsStr, process::Command};
+use std::process::Command;
 
 use anyhow::Result;
 
@@ -46,12 +46,10 @@ impl Namespace {
         format!("10.213.{}.1", self.subnet)
     }
 
-    /// A command that runs inside the namespace.
+    /// What a command is put behind to run inside the namespace.
     #[must_use]
-    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.name]).arg(program);
-        command
+    pub fn command_prefix(&self) -> Vec<String> {
+        ["ip", "netns", "exec", &self.name].map(str::to_owned).to_vec()
     }
 
     /// Cuts the link, or restores it.

@@ -1,3 +1,5 @@
 //! Tests with real parts, one module per subject. All need a Linux host; most need root, and say so when they are skipped.
 
+mod file_systems;
+mod link;
 mod oracle;

@@ -1,99 +1,20 @@
 //! The write-order oracle over the whole path: every recovery point holds exactly a prefix of what a writer did.
 
-use std::{
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    thread,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
-use holdfast_coordinator::quickstart::history::Schedule;
+use anyhow::Result;
 use holdfast_tests::{
-    file_system::{Kind, MountPoint, MountedDisk},
-    loop_device::{self, LoopDevice},
+    file_system::{Kind, MountedDisk},
+    load::{Load, check_point},
+    loop_device,
     site::Site,
 };
 
 const DISK_BYTES: u64 = 512 << 20;
-const SLOTS: u64 = 2048;
 
 /// Seconds of load; `HOLDFAST_TEST_SECONDS` makes it longer.
 fn seconds() -> u64 {
     std::env::var("HOLDFAST_TEST_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(20)
-}
-
-/// A history that a thread writes until told to stop.
-pub(crate) struct Load {
-    pub(crate) schedule: Schedule,
-    done: Arc<AtomicU64>,
-    stop: Arc<AtomicBool>,
-    thread: Option<thread::JoinHandle<Result<()>>>,
-}
-
-impl Load {
-    /// Starts writing over one file on each of the disks, `pause` between operations.
-    pub(crate) fn start(disks: &[&MountedDisk], seed: u64, pause: Duration) -> Result<Self> {
-        let targets = disks.iter().map(|disk| disk.folder().join("history")).collect();
-        let schedule = Schedule { seed, targets, slots: SLOTS };
-        schedule.create()?;
-        let mut writer = schedule.writer(0)?;
-        let done = Arc::new(AtomicU64::new(0));
-        let stop = Arc::new(AtomicBool::new(false));
-        let (reported, stopped) = (done.clone(), stop.clone());
-        let thread = thread::spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                reported.store(writer.step()?, Ordering::Release);
-                thread::sleep(pause);
-            }
-            Ok(())
-        });
-        Ok(Self { schedule, done, stop, thread: Some(thread) })
-    }
-
-    /// Operations that have happened.
-    pub(crate) fn done(&self) -> u64 {
-        self.done.load(Ordering::Acquire)
-    }
-
-    /// Ends the writing and says how many operations there were.
-    pub(crate) fn finish(&mut self) -> Result<u64> {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            thread.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
-        }
-        Ok(self.done())
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        let _ended = self.finish();
-    }
-}
-
-/// Attaches a point, mounts copies of its disks and checks that they hold a prefix; returns its length.
-pub(crate) fn check_point(
-    site: &Site,
-    machine: &str,
-    point: &str,
-    disks: &[&MountedDisk],
-    schedule: &Schedule,
-) -> Result<u64> {
-    let folder = tempfile::TempDir::with_prefix("holdfast-point-")?;
-    let copies = site.copy_point(machine, point, folder.path())?;
-    let mut mounted = Vec::new();
-    for disk in disks {
-        let source = disk.device.path().to_string_lossy();
-        let (_, copy) = copies.iter().find(|(path, _)| *path == source).context("disk is in the point")?;
-        let device = LoopDevice::attach(copy)?;
-        mounted.push((MountPoint::new(device.path(), &[])?, device));
-    }
-    let targets: Vec<PathBuf> = mounted.iter().map(|(mount, _)| mount.join("history")).collect();
-    Ok(schedule.check(&targets)?.operations)
 }
 
 #[test]
