@@ -2,6 +2,8 @@
 
 /// What must be remembered besides the data, behind one trait.
 pub mod catalog;
+/// Machines, disks and policies.
+pub mod registry;
 /// The coordinator's own certificate authority.
 pub mod authority;
 /// Taking frames in.

@@ -1,0 +1,197 @@
+//! Health of machines and disks: what is wrong, how badly, and what to do.
+//!
+//! Owns the rules. Pure: facts in, findings out; reads no clock.
+//! Invariant: every finding above healthy has a reason and an advice.
+
+use std::time::Duration;
+
+use holdfast_common::wire::DiskHealth;
+use serde::{Deserialize, Serialize};
+
+/// A disk that is silent for longer is worth a warning, in reports' own rhythm of a few seconds.
+const SILENT: Duration = Duration::from_secs(60);
+/// Voided cuts in a row that are worth a warning.
+const VOIDED_IN_A_ROW_MAX: u32 = 3;
+
+/// How well something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Level {
+    /// All is well.
+    Healthy,
+    /// Protection goes on, but somebody should look.
+    Warning,
+    /// Protection does not go on, or is behind by far.
+    Critical,
+}
+
+/// Something that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// How bad.
+    pub level: Level,
+    /// What is.
+    pub reason: String,
+    /// What to do.
+    pub advice: String,
+}
+
+/// What is known of a protected disk.
+#[derive(Clone, Debug)]
+pub struct DiskFacts {
+    /// Whether the machine is connected.
+    pub connected: bool,
+    /// What the agent last said, and how long ago.
+    pub report: Option<(DiskHealth, Duration)>,
+    /// Size of the replica.
+    pub size_bytes: u64,
+    /// Line of history, if it is not the first: tracking was lost or the disk protected again.
+    pub compared_anew_because: Option<String>,
+}
+
+/// What is known of a machine.
+#[derive(Clone, Copy, Debug)]
+pub struct MachineFacts {
+    /// Whether it was revoked.
+    pub revoked: bool,
+    /// Whether it is connected.
+    pub connected: bool,
+    /// Whether it has ever been.
+    pub ever_connected: bool,
+    /// Protected disks.
+    pub disk_count: usize,
+    /// Whether all of them have been compared to the end.
+    pub scans_complete: bool,
+    /// Age of the newest complete point.
+    pub point_age: Option<Duration>,
+    /// Time between cuts.
+    pub interval: Duration,
+    /// Cuts that were voided since the newest point.
+    pub voided_since: u32,
+}
+
+/// What is wrong with a disk.
+#[must_use]
+pub fn disk_findings(facts: &DiskFacts) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    match &facts.report {
+        None if facts.connected => findings.push(warning(
+            "the agent has not reported on this disk yet",
+            "wait a few seconds; if it stays, look at the agent's log",
+        )),
+        None => {}
+        Some((health, age)) => {
+            findings.extend(reported(health, facts));
+            if facts.connected && *age > SILENT {
+                findings.push(warning(
+                    format!("the agent has not reported on this disk for {} s", age.as_secs()),
+                    "look at the agent's log on the machine; restart holdfast-agent if it hangs",
+                ));
+            }
+        }
+    }
+    findings
+}
+
+fn reported(health: &DiskHealth, facts: &DiskFacts) -> Option<Finding> {
+    match health {
+        DiskHealth::Protected => None,
+        DiskHealth::Scanning => {
+            let why = facts.compared_anew_because.as_deref().unwrap_or("first copy");
+            Some(warning(
+                format!("source and replica are being compared ({why})"),
+                "nothing; no new points are made until it is done, older ones stay good",
+            ))
+        }
+        DiskHealth::Missing => Some(critical(
+            "the disk cannot be found on the machine",
+            "attach the disk again, or end its protection with `holdfast unprotect`",
+        )),
+        DiskHealth::Resized { size_bytes } => Some(critical(
+            format!("the disk now has {size_bytes} bytes, its replica {}", facts.size_bytes),
+            "run `holdfast protect` for the disk again: it begins a new line of history with the new size",
+        )),
+        DiskHealth::Failed(text) => Some(critical(
+            format!("the disk cannot be captured: {text}"),
+            "follow the text; protection goes on by itself once the cause is gone",
+        )),
+    }
+}
+
+/// What is wrong with a machine as a whole.
+#[must_use]
+pub fn machine_findings(facts: &MachineFacts) -> Vec<Finding> {
+    if facts.revoked {
+        return vec![critical(
+            "the machine is revoked: it may not connect",
+            "enrol it again with a token of `holdfast token create --machine NAME`, or leave it",
+        )];
+    }
+    if !facts.ever_connected {
+        return vec![warning(
+            "the machine has never connected",
+            "start the agent on it: `holdfast-agent run`",
+        )];
+    }
+    if facts.disk_count == 0 {
+        return vec![warning(
+            "no disk of the machine is protected",
+            "choose disks with `holdfast machine show` and `holdfast protect`",
+        )];
+    }
+    let mut findings = Vec::new();
+    if !facts.connected {
+        findings.push(critical(
+            "the machine is not connected",
+            "check that it runs, that holdfast-agent runs on it, and that it reaches the coordinator's UDP port",
+        ));
+    }
+    findings.extend(lag(facts));
+    if facts.voided_since >= VOIDED_IN_A_ROW_MAX {
+        findings.push(warning(
+            format!("the last {} cuts were void", facts.voided_since),
+            "`holdfast points` shows why; a longer `--hold` or a quieter interval may help",
+        ));
+    }
+    findings
+}
+
+/// A point is expected every interval plus the time to send it. Behind by three is a warning, by ten is critical.
+fn lag(facts: &MachineFacts) -> Option<Finding> {
+    let Some(age) = facts.point_age else {
+        return facts.scans_complete.then(|| {
+            warning(
+                "the machine has no complete point yet",
+                "wait for the next interval, or look at the agent's log",
+            )
+        });
+    };
+    let reason = format!(
+        "the newest point is {} s old, with an interval of {} s",
+        age.as_secs(),
+        facts.interval.as_secs()
+    );
+    let advice = "look whether the link or the source's disks are overloaded (`holdfast status` shows what is pending)";
+    let slack = Duration::from_secs(5);
+    if age > facts.interval * 10 + slack {
+        Some(critical(reason, advice))
+    } else if age > facts.interval * 3 + slack {
+        Some(warning(reason, advice))
+    } else {
+        None
+    }
+}
+
+/// The worst of some findings.
+#[must_use]
+pub fn worst<'a>(findings: impl IntoIterator<Item = &'a Finding>) -> Level {
+    findings.into_iter().map(|finding| finding.level).max().unwrap_or(Level::Healthy)
+}
+
+fn warning(reason: impl Into<String>, advice: impl Into<String>) -> Finding {
+    Finding { level: Level::Warning, reason: reason.into(), advice: advice.into() }
+}
+
+fn critical(reason: impl Into<String>, advice: impl Into<String>) -> Finding {
+    Finding { level: Level::Critical, reason: reason.into(), advice: advice.into() }
+}

@@ -1,0 +1,327 @@
+//! What operators do: tokens, protection, revocation.
+//!
+//! Owns the rules of these acts. Invariant: each is one transaction with its audit entry; the live session is told
+//! after it is durable.
+
+use std::time::Duration;
+
+use holdfast_common::{
+    ids::{DiskId, Generation, MachineId},
+    token::TokenHash,
+    units::{BLOCKS_MAX, BlockCount},
+    wire::{DiskInventory, RefusalCode, limits::DISKS_PER_MACHINE_MAX},
+};
+
+use super::{
+    Registry, RegistryError,
+    identity::{find_disk, is_telling, same_disk},
+    rules::check_policy,
+    state::MachineStatus,
+};
+use crate::catalog::{
+    Change,
+    record::{DiskRecord, GenerationRecord, MachineRecord, MachineState, PolicyRecord, TokenRecord},
+};
+
+/// Longest life of a token.
+const TOKEN_LIFE_MAX: Duration = Duration::from_hours(24 * 30);
+/// Longest label of a token, in bytes.
+const LABEL_BYTES_MAX: usize = 200;
+
+/// A token to be recorded.
+#[derive(Clone, Debug)]
+pub struct NewToken {
+    /// Hash of its secret.
+    pub hash: TokenHash,
+    /// What the operator calls it.
+    pub label: String,
+    /// The machine that it enrols again; none for a new one.
+    pub machine: Option<MachineId>,
+    /// How long it may be used.
+    pub life: Duration,
+}
+
+/// Disks to protect and rules to change.
+#[derive(Clone, Debug, Default)]
+pub struct Protect {
+    /// Device nodes (or backing files) as the machine's inventory has them.
+    pub paths: Vec<String>,
+    /// New time between cuts.
+    pub interval_ms: Option<u64>,
+    /// New time that points are kept.
+    pub retention_seconds: Option<u64>,
+    /// New longest hold.
+    pub hold_ms_max: Option<u64>,
+    /// New bound of sending; zero means none.
+    pub send_bytes_per_second_max: Option<u64>,
+    /// New bound of scanning; zero means none.
+    pub scan_bytes_per_second_max: Option<u64>,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Protected {
+    /// All named disks, as they are protected now.
+    pub disks: Vec<DiskRecord>,
+    /// The machine's rules now.
+    pub policy: PolicyRecord,
+}
+
+impl Registry {
+    /// Records a token and says when it ends.
+    ///
+    /// # Errors
+    /// Its life or label is out of bounds, or the catalog fails.
+    pub async fn create_token(&self, who: &str, token: NewToken) -> Result<TokenRecord, RegistryError> {
+        if token.life.is_zero() || token.life > TOKEN_LIFE_MAX {
+            let text = format!("a token's life of {} s is out of range; use 1s to 30d", token.life.as_secs());
+            return Err(RegistryError::Setting(text));
+        }
+        if token.label.len() > LABEL_BYTES_MAX {
+            return Err(RegistryError::Setting(format!("a label has at most {LABEL_BYTES_MAX} bytes")));
+        }
+        let _one_at_a_time = self.changing.lock().await;
+        let now = self.now();
+        let record = TokenRecord {
+            hash: token.hash.0,
+            label: token.label,
+            machine: token.machine,
+            created_at: now,
+            expires_at: now.plus(token.life),
+            used_at: None,
+            used_by: None,
+        };
+        let subject = token.machine.map_or_else(|| "a new machine".to_owned(), |machine| machine.to_string());
+        let audit = self.audit(who, "token create", subject, &record.label);
+        self.commit(vec![Change::PutToken(record.clone()), audit]).await?;
+        Ok(record)
+    }
+
+    /// Protects disks of a machine, or changes its rules (with no disk named). A disk that is protected already stays as
+    /// it is, unless its size on the source has changed: then a new line of history is begun with the new size.
+    ///
+    /// # Errors
+    /// Nothing was changed; the text says why and what to do.
+    pub async fn protect(
+        &self,
+        who: &str,
+        machine: MachineId,
+        wanted: Protect,
+    ) -> Result<Protected, RegistryError> {
+        let changing = self.changing.lock().await;
+        let status = self.usable(machine)?;
+        let policy = changed_policy(&status.policy, &wanted);
+        check_policy(&policy)?;
+        let mut changes = vec![Change::PutPolicy(policy.clone())];
+        let mut disks = Vec::new();
+        for path in &wanted.paths {
+            let found = self.inventory_disk(&status, path)?;
+            if disks.iter().any(|disk: &DiskRecord| disk.path == found.path) {
+                continue;
+            }
+            let (disk, reason) = self.disk_to_protect(machine, &found)?;
+            if let Some(reason) = reason {
+                changes.push(Change::PutDisk(disk.clone()));
+                changes.push(Change::AddGeneration(GenerationRecord {
+                    disk: disk.id,
+                    number: disk.generation,
+                    reason,
+                    at: self.now(),
+                }));
+            }
+            disks.push(disk);
+        }
+        self.check_count(&status, &disks)?;
+        for disk in &disks {
+            self.logs.describe(status.record.clone(), disk.clone()).await.map_err(RegistryError::Store)?;
+        }
+        let detail = format!("{} every {} ms", wanted.paths.join(" "), policy.interval_ms);
+        changes.push(self.audit(who, "protect", &status.record.name, detail));
+        self.commit(changes).await?;
+        drop(changing);
+        self.reassign(machine).await;
+        Ok(Protected { disks, policy })
+    }
+
+    /// Ends the protection of disks; all of the machine's if none is named. Their history stays until retention ends it.
+    ///
+    /// # Errors
+    /// Nothing was changed; a named disk is not protected.
+    pub async fn unprotect(
+        &self,
+        who: &str,
+        machine: MachineId,
+        paths: &[String],
+    ) -> Result<Vec<DiskRecord>, RegistryError> {
+        let changing = self.changing.lock().await;
+        let name = self.known(machine)?.record.name;
+        let protected: Vec<DiskRecord> =
+            self.protected_disks(machine).into_iter().map(|disk| disk.record).collect();
+        let known = protected.iter().map(|disk| disk.path.as_str()).collect::<Vec<_>>().join(", ");
+        for path in paths {
+            if !protected.iter().any(|disk| is_meant(disk, path)) {
+                return Err(RegistryError::NotProtected { name, path: path.clone(), known });
+            }
+        }
+        let now = self.now();
+        let ended: Vec<DiskRecord> = protected
+            .into_iter()
+            .filter(|disk| paths.is_empty() || paths.iter().any(|path| is_meant(disk, path)))
+            .map(|disk| DiskRecord { unprotected_at: Some(now), ..disk })
+            .collect();
+        let mut changes: Vec<Change> = ended.iter().cloned().map(Change::PutDisk).collect();
+        let detail = ended.iter().map(|disk| disk.path.as_str()).collect::<Vec<_>>().join(" ");
+        changes.push(self.audit(who, "unprotect", name, detail));
+        self.commit(changes).await?;
+        drop(changing);
+        self.reassign(machine).await;
+        Ok(ended)
+    }
+
+    /// Refuses a machine from now on: its certificates are revoked and its session is closed. What it has sent stays.
+    ///
+    /// # Errors
+    /// The machine is unknown, or the catalog fails.
+    pub async fn revoke(&self, who: &str, machine: MachineId) -> Result<MachineRecord, RegistryError> {
+        let changing = self.changing.lock().await;
+        let record = MachineRecord { state: MachineState::Revoked, ..self.known(machine)?.record };
+        let changes = vec![
+            Change::PutMachine(record.clone()),
+            Change::RevokeCertificates(machine, self.now()),
+            self.audit(who, "revoke", &record.name, machine),
+        ];
+        self.commit(changes).await?;
+        drop(changing);
+        let text = "the operator has revoked this machine; enrol it again with a new token";
+        self.links.close(machine, RefusalCode::REVOKED, text);
+        Ok(record)
+    }
+
+    /// Begins a new line of history of a disk.
+    pub(super) async fn new_generation(
+        &self,
+        who: &str,
+        disk: DiskRecord,
+        reason: String,
+    ) -> Result<Generation, RegistryError> {
+        let number = disk.generation.next();
+        let generation = GenerationRecord { disk: disk.id, number, reason: reason.clone(), at: self.now() };
+        let audit = self.audit(who, "new generation", &disk.path, format!("{number}: {reason}"));
+        let disk = DiskRecord { generation: number, ..disk };
+        self.commit(vec![Change::PutDisk(disk), Change::AddGeneration(generation), audit]).await?;
+        Ok(number)
+    }
+
+    /// Tells the live session, if there is one; the agent gets the assignment at its next connect otherwise.
+    async fn reassign(&self, machine: MachineId) {
+        if let Err(error) = self.links.reassign(machine).await {
+            tracing::warn!(%machine, %error, "the session was not told of its new assignment; it ends");
+            self.links.close(machine, RefusalCode::BUSY, "the assignment changed; connect again");
+        }
+    }
+
+    fn known(&self, machine: MachineId) -> Result<MachineStatus, RegistryError> {
+        self.machine(machine).ok_or_else(|| RegistryError::MachineUnknown { given: machine.to_string() })
+    }
+
+    fn usable(&self, machine: MachineId) -> Result<MachineStatus, RegistryError> {
+        let status = self.known(machine)?;
+        if status.record.state == MachineState::Revoked {
+            return Err(RegistryError::MachineRevoked { name: status.record.name });
+        }
+        Ok(status)
+    }
+
+    fn inventory_disk(&self, status: &MachineStatus, path: &str) -> Result<DiskInventory, RegistryError> {
+        let name = status.record.name.clone();
+        let inventory = status.inventory.as_ref().ok_or(RegistryError::NeverConnected { name })?;
+        let found = find_disk(&inventory.disks, path).ok_or_else(|| RegistryError::DiskUnknown {
+            name: status.record.name.clone(),
+            path: path.to_owned(),
+            known: inventory.disks.iter().map(|disk| disk.path.as_str()).collect::<Vec<_>>().join(", "),
+        })?;
+        let unsuitable =
+            |reason: &str| RegistryError::DiskUnsuitable { path: path.to_owned(), reason: reason.to_owned() };
+        if found.size_bytes == 0 {
+            return Err(unsuitable("it has no medium (its size is zero)"));
+        }
+        if BlockCount::covering(found.size_bytes).0 > BLOCKS_MAX {
+            return Err(unsuitable("it is larger than 16 PiB"));
+        }
+        Ok(found.clone())
+    }
+
+    /// The record to write for a disk, and the reason of its new generation; no reason if nothing is to be written.
+    fn disk_to_protect(
+        &self,
+        machine: MachineId,
+        found: &DiskInventory,
+    ) -> Result<(DiskRecord, Option<String>), RegistryError> {
+        let now = self.now();
+        let state = self.state();
+        let mut mine = state.disks.values().map(|disk| &disk.record).filter(|disk| disk.machine == machine);
+        let known = mine.find(|disk| {
+            if is_telling(&found.identity) && is_telling(&disk.identity) {
+                same_disk(&disk.identity, &found.identity)
+            } else {
+                disk.path == found.path
+            }
+        });
+        let fresh = |id, generation| DiskRecord {
+            id,
+            machine,
+            path: found.path.clone(),
+            identity: found.identity.clone(),
+            size_bytes: found.size_bytes,
+            generation,
+            protected_at: now,
+            unprotected_at: None,
+        };
+        Ok(match known {
+            None => {
+                let id = DiskId(self.entropy.uuid(now));
+                (fresh(id, Generation(1)), Some("protected for the first time".to_owned()))
+            }
+            Some(disk) if disk.unprotected_at.is_some() => {
+                (fresh(disk.id, disk.generation.next()), Some("protected again".to_owned()))
+            }
+            Some(disk) if disk.size_bytes != found.size_bytes => {
+                let reason = format!("resized from {} to {} bytes", disk.size_bytes, found.size_bytes);
+                (fresh(disk.id, disk.generation.next()), Some(reason))
+            }
+            Some(disk) => (disk.clone(), None),
+        })
+    }
+
+    fn check_count(&self, status: &MachineStatus, named: &[DiskRecord]) -> Result<(), RegistryError> {
+        let mut ids: Vec<DiskId> =
+            self.protected_disks(status.record.id).iter().map(|disk| disk.record.id).collect();
+        ids.extend(named.iter().map(|disk| disk.id));
+        ids.sort_unstable();
+        ids.dedup();
+        if ids.len() > DISKS_PER_MACHINE_MAX {
+            let text = format!("a machine has at most {DISKS_PER_MACHINE_MAX} protected disks");
+            return Err(RegistryError::Setting(text));
+        }
+        Ok(())
+    }
+}
+
+fn is_meant(disk: &DiskRecord, given: &str) -> bool {
+    disk.path == given || disk.identity.backing_file.as_deref() == Some(given) || disk.id.to_string() == given
+}
+
+fn changed_policy(policy: &PolicyRecord, wanted: &Protect) -> PolicyRecord {
+    PolicyRecord {
+        machine: policy.machine,
+        interval_ms: wanted.interval_ms.unwrap_or(policy.interval_ms),
+        retention_seconds: wanted.retention_seconds.unwrap_or(policy.retention_seconds),
+        hold_ms_max: wanted.hold_ms_max.unwrap_or(policy.hold_ms_max),
+        send_bytes_per_second_max: wanted
+            .send_bytes_per_second_max
+            .unwrap_or(policy.send_bytes_per_second_max),
+        scan_bytes_per_second_max: wanted
+            .scan_bytes_per_second_max
+            .unwrap_or(policy.scan_bytes_per_second_max),
+    }
+}
