@@ -7,7 +7,7 @@ use anyhow::Result;
 use holdfast_common::entropy::{Entropy, SeededEntropy};
 use holdfast_tests::{
     file_system::{Kind, MountedDisk},
-    load::{Load, check_point},
+    load::{self, check_point},
     loop_device,
     site::Site,
 };
@@ -37,7 +37,7 @@ fn nothing_is_lost_by_kill_9() -> Result<()> {
     let mut agent = site.add_agent()?;
     let machine = site.only_machine()?;
     site.protect(&machine, &[disk.device.path()], "1s")?;
-    let mut load = Load::start(&[&disk], seed, Duration::from_millis(1))?;
+    let mut writer = load::start(&[&disk], seed, Duration::from_millis(1))?;
     site.wait_for_points(&machine, 1, PATIENCE)?;
 
     for round in 1..=rounds() {
@@ -69,17 +69,17 @@ fn nothing_is_lost_by_kill_9() -> Result<()> {
             assert!(kept, "round {round}: point {} was offered and is gone", point.id);
         }
         if round % 10 == 0 {
-            let before = load.done();
+            let before = writer.done();
             let point = site.wait_for_new_point(&machine, PATIENCE)?;
-            let operations = check_point(&site, &machine, &point.id, &[&disk], &load.schedule)?;
+            let operations = check_point(&site, &machine, &point.id, &[&disk], writer.schedule())?;
             assert!(operations >= before, "round {round}: operation {before} is not in the point after it");
         }
     }
-    load.finish()?;
+    writer.finish()?;
     let points = site.points(&machine)?;
     eprintln!("{} points after {} kills", points.len(), rounds());
     for point in points.iter().rev().step_by(points.len() / 20 + 1) {
-        check_point(&site, &machine, &point.id, &[&disk], &load.schedule)?;
+        check_point(&site, &machine, &point.id, &[&disk], writer.schedule())?;
     }
     Ok(())
 }

@@ -1,19 +1,11 @@
-//! A writer under whose load points are made, and the check that a point holds a prefix of its history.
+//! Load on mounted disks, and the check that a point holds a prefix of it.
 //!
-//! Owns the writing thread, ended on drop. The schedule and its check are the quickstart's.
+//! Owns nothing of its own: the writer, its schedule and the check are the quickstart's.
 
-use std::{
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    thread,
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
-use holdfast_coordinator::quickstart::history::Schedule;
+use holdfast_coordinator::quickstart::{background::BackgroundWriter, history::Schedule};
 
 use crate::{
     file_system::{MountPoint, MountedDisk},
@@ -24,62 +16,13 @@ use crate::{
 /// Slots of the history on each disk.
 const SLOTS: u64 = 2048;
 
-/// A history that a thread writes until told to stop.
-#[derive(Debug)]
-pub struct Load {
-    /// What is written.
-    pub schedule: Schedule,
-    done: Arc<AtomicU64>,
-    stop: Arc<AtomicBool>,
-    thread: Option<thread::JoinHandle<Result<()>>>,
-}
-
-impl Load {
-    /// Starts writing over one file on each of the disks, `pause` between operations.
-    ///
-    /// # Errors
-    /// A file cannot be made.
-    pub fn start(disks: &[&MountedDisk], seed: u64, pause: Duration) -> Result<Self> {
-        let targets = disks.iter().map(|disk| disk.folder().join("history")).collect();
-        let schedule = Schedule { seed, targets, slots: SLOTS };
-        schedule.create()?;
-        let mut writer = schedule.writer(0)?;
-        let done = Arc::new(AtomicU64::new(0));
-        let stop = Arc::new(AtomicBool::new(false));
-        let (reported, stopped) = (done.clone(), stop.clone());
-        let thread = thread::spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                reported.store(writer.step()?, Ordering::Release);
-                thread::sleep(pause);
-            }
-            Ok(())
-        });
-        Ok(Self { schedule, done, stop, thread: Some(thread) })
-    }
-
-    /// Operations that have happened.
-    #[must_use]
-    pub fn done(&self) -> u64 {
-        self.done.load(Ordering::Acquire)
-    }
-
-    /// Ends the writing and says how many operations there were.
-    ///
-    /// # Errors
-    /// A write failed: the source was disturbed.
-    pub fn finish(&mut self) -> Result<u64> {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            thread.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
-        }
-        Ok(self.done())
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        let _ended = self.finish();
-    }
+/// Starts writing a history over one file on each of the disks, `pause` between operations.
+///
+/// # Errors
+/// A file cannot be made.
+pub fn start(disks: &[&MountedDisk], seed: u64, pause: Duration) -> Result<BackgroundWriter> {
+    let targets = disks.iter().map(|disk| disk.folder().join("history")).collect();
+    BackgroundWriter::start(Schedule { seed, targets, slots: SLOTS }, pause)
 }
 
 /// Attaches a point, mounts copies of its disks and checks that they hold a prefix; returns its length.

@@ -5,7 +5,7 @@ use std::{fs, path::Path, thread, time::Duration};
 use anyhow::{Context as _, Result};
 use holdfast_tests::{
     file_system::{Kind, MountedDisk},
-    load::{Load, check_point},
+    load::{self, check_point},
     loop_device,
     network::Namespace,
     site::Site,
@@ -40,7 +40,7 @@ fn a_minute_without_link_costs_lag_only() -> Result<()> {
     let agent = site.add_agent_with(&inside)?;
     let machine = site.only_machine()?;
     site.protect(&machine, &[disk.device.path()], "1s")?;
-    let mut load = Load::start(&[&disk], 3, Duration::from_micros(100))?;
+    let mut writer = load::start(&[&disk], 3, Duration::from_micros(100))?;
     site.wait_for_points(&machine, 2, Duration::from_secs(60))?;
 
     namespace.set_link(false)?;
@@ -51,10 +51,10 @@ fn a_minute_without_link_costs_lag_only() -> Result<()> {
     }
     let stalled = site.points(&machine)?;
     namespace.set_link(true)?;
-    let before = load.done();
+    let before = writer.done();
     let point = site.wait_for_new_point(&machine, Duration::from_secs(90))?;
-    let operations = check_point(&site, &machine, &point.id, &[&disk], &load.schedule)?;
-    load.finish()?;
+    let operations = check_point(&site, &machine, &point.id, &[&disk], writer.schedule())?;
+    writer.finish()?;
     eprintln!("agent held at most {} MiB; {} points before the link came back", largest >> 20, stalled.len());
     assert!(operations >= before, "the point after the cut lacks operation {before}");
     assert!(largest <= RESIDENT_BYTES_MAX, "the agent grew to {} MiB", largest >> 20);

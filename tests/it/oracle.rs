@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use holdfast_tests::{
     file_system::{Kind, MountedDisk},
-    load::{Load, check_point},
+    load::{self, check_point},
     loop_device,
     site::Site,
 };
@@ -32,22 +32,22 @@ fn every_point_is_a_prefix_over_two_disks() -> Result<()> {
     site.protect(&machine, &paths, "1s")?;
     let seed = u64::from(std::process::id());
     eprintln!("seed {seed}");
-    let mut load = Load::start(&disks, seed, Duration::from_micros(300))?;
+    let mut writer = load::start(&disks, seed, Duration::from_micros(300))?;
     let started = Instant::now();
     let mut checked = Vec::new();
     while started.elapsed() < Duration::from_secs(seconds()) {
-        let before = load.done();
+        let before = writer.done();
         let point = site.wait_for_new_point(&machine, Duration::from_secs(60))?;
-        let operations = check_point(&site, &machine, &point.id, &disks, &load.schedule)?;
+        let operations = check_point(&site, &machine, &point.id, &disks, writer.schedule())?;
         assert!(operations >= before, "a point cut after operation {before} ends at {operations}");
         checked.push(operations);
     }
-    let total = load.finish()?;
+    let total = writer.finish()?;
     eprintln!("{} points checked over {total} operations: {checked:?}", checked.len());
     assert!(checked.len() >= 3, "too few points: {}", checked.len());
     // All points that were not looked at during the load are good as well.
     for point in site.points(&machine)?.iter().rev().take(10) {
-        check_point(&site, &machine, &point.id, &disks, &load.schedule)?;
+        check_point(&site, &machine, &point.id, &disks, writer.schedule())?;
     }
     Ok(())
 }
