@@ -1,6 +1,7 @@
 //! Holdfast's benches: every figure as a ratio to a limit measured in the same run.
 
 mod machine;
+mod protection;
 mod report;
 mod stages;
 
@@ -38,7 +39,8 @@ pub(crate) struct Run {
 type Bench = fn(Run) -> anyhow::Result<Vec<Row>>;
 
 /// All benches, in the order in which they run.
-const BENCHES: &[(&str, Bench)] = &[];
+const BENCHES: &[(&str, Bench)] =
+    &[("rpo", protection::rpo), ("memory", protection::memory), ("hold", protection::hold)];
 
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {

@@ -1,0 +1,173 @@
+//! RPO and memory of a protected machine under churn, with the real programs.
+//!
+//! Owns the scenery: a disk on a loop device, fio as the churn, a coordinator and an agent as processes.
+
+use std::{
+    path::Path,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use holdfast_common::clock::{Clock as _, SystemClock};
+use holdfast_tests::{
+    file_system::{Kind, MountedDisk},
+    site::{Agent, Site},
+};
+
+use crate::{
+    Run,
+    machine::resident_bytes,
+    report::{Row, percentile},
+};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+const RPO_INTERVAL_SECONDS: f64 = 1.0;
+const RPO_ALLOWANCE_SECONDS: f64 = 2.0;
+const COORDINATOR_MIB_MAX: f64 = 256.0;
+const AGENT_MIB_MAX: f64 = 128.0;
+
+/// fio until dropped.
+pub(crate) struct Churn(Child);
+
+impl Churn {
+    /// Random 4 KiB writes into a file of `size` at a rate ("50m"), direct or through the page cache.
+    pub(crate) fn start(target: &Path, size: &str, rate: &str, direct: bool) -> Result<Self> {
+        let mut command = Command::new("fio");
+        command
+            .args([
+                "--name=churn",
+                "--rw=randwrite",
+                "--bs=4k",
+                "--time_based",
+                "--runtime=3600",
+                "--norandommap",
+            ])
+            .args([&format!("--size={size}"), &format!("--rate={rate}"), "--refill_buffers"])
+            .args(["--buffer_compress_percentage=50", "--iodepth=16", "--randseed=11"])
+            .arg(format!("--filename={}", target.display()))
+            .args(if direct {
+                ["--ioengine=libaio", "--direct=1"]
+            } else {
+                ["--ioengine=psync", "--direct=0"]
+            });
+        Ok(Self(command.stdout(Stdio::null()).spawn().context("starting fio (package fio)")?))
+    }
+}
+
+impl Drop for Churn {
+    fn drop(&mut self) {
+        let _ended = self.0.kill().and_then(|()| self.0.wait());
+    }
+}
+
+/// A coordinator and an agent that protects one disk with cuts every second.
+pub(crate) struct Protected {
+    pub(crate) site: Site,
+    pub(crate) agent: Agent,
+    pub(crate) machine: String,
+}
+
+impl Protected {
+    /// Starts both and waits for the first point.
+    pub(crate) fn start(disk: &Path) -> Result<Self> {
+        let site = Site::start()?;
+        let agent = site.add_agent()?;
+        let machine = site.only_machine()?;
+        site.protect(&machine, &[disk], "1s")?;
+        site.wait_for_points(&machine, 1, PATIENCE)?;
+        Ok(Self { site, agent, machine })
+    }
+}
+
+/// Age of the newest complete point, sampled over a minute of 50 MB/s churn.
+pub(crate) fn rpo(run: Run) -> Result<Vec<Row>> {
+    let seconds = if run.quick { 30 } else { 60 };
+    let disk = MountedDisk::create(Kind::Ext4, 4 << 30)?;
+    let protected = Protected::start(disk.device.path())?;
+    let _churn = Churn::start(&disk.folder().join("churn"), "2g", "50m", true)?;
+    let clock = SystemClock::new();
+    // The file is laid out first; that is not the churn to be measured.
+    thread::sleep(Duration::from_secs(10));
+    protected.site.wait_for_new_point(&protected.machine, PATIENCE)?;
+    let mut ages = Vec::new();
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(seconds) {
+        let points = protected.site.points(&protected.machine)?;
+        let newest =
+            points.iter().filter_map(|point| point.all["at_us"].as_i64()).max().context("a point")?;
+        ages.push((clock.wall().0 - newest) as f64 / 1e6);
+        thread::sleep(Duration::from_millis(150));
+    }
+    let note = format!(
+        "50 MB/s of random 4 KiB direct writes for {seconds} s, cuts every {RPO_INTERVAL_SECONDS} s, {} samples; median {:.2} s",
+        ages.len(),
+        percentile(&ages, 50.0)
+    );
+    let limit = RPO_INTERVAL_SECONDS + RPO_ALLOWANCE_SECONDS;
+    Ok(vec![
+        Row::new("RPO under churn, p99", percentile(&ages, 99.0), "s")
+            .against(limit, "target: interval + 2 s")
+            .note(note),
+    ])
+}
+
+/// Resident memory of both programs with one 64 GiB disk and 1 GiB of churn per minute.
+pub(crate) fn memory(run: Run) -> Result<Vec<Row>> {
+    let seconds = if run.quick { 45 } else { 180 };
+    let disk = MountedDisk::create(Kind::Ext4, 64 << 30)?;
+    let protected = Protected::start(disk.device.path())?;
+    let _churn = Churn::start(&disk.folder().join("churn"), "16g", "17895697", true)?;
+    let (mut coordinator, mut agent) = (0, 0);
+    for _ in 0..seconds {
+        thread::sleep(Duration::from_secs(1));
+        coordinator = coordinator.max(resident_bytes(protected.site.process_id())?);
+        agent = agent.max(resident_bytes(protected.agent.process_id())?);
+    }
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let note =
+        format!("largest resident size over {seconds} s of 1 GiB/min random 4 KiB writes on a 64 GiB disk");
+    Ok(vec![
+        Row::new("memory, coordinator", mib(coordinator), "MiB")
+            .against(COORDINATOR_MIB_MAX, "target")
+            .note(&note),
+        Row::new("memory, agent", mib(agent), "MiB").against(AGENT_MIB_MAX, "target").note(&note),
+    ])
+}
+
+/// How long writes are held per cut under three loads, 20 points each.
+pub(crate) fn hold(run: Run) -> Result<Vec<Row>> {
+    let count = if run.quick { 10 } else { 20 };
+    let loads = [
+        ("20 MB/s direct", "20m", true, 10.0),
+        ("100 MB/s direct", "100m", true, 25.0),
+        ("100 MB/s buffered", "100m", false, 250.0),
+    ];
+    let mut rows = Vec::new();
+    for (name, rate, direct, target) in loads {
+        let disk = MountedDisk::create(Kind::Ext4, 2 << 30)?;
+        let protected = Protected::start(disk.device.path())?;
+        let _churn = Churn::start(&disk.folder().join("churn"), "640m", rate, direct)?;
+        thread::sleep(Duration::from_secs(8));
+        let before = protected.site.points(&protected.machine)?.len();
+        let points = protected.site.wait_for_points(&protected.machine, before + count, 2 * PATIENCE)?;
+        let held: Vec<_> =
+            points.iter().skip(before).filter_map(|point| point.all["hold_us"].as_f64()).collect();
+        let held: Vec<_> = held.into_iter().map(|micros| micros / 1000.0).collect();
+        let at = |percent| percentile(&held, percent);
+        let note = format!(
+            "{} points; p10 {:.1}, p90 {:.1}, max {:.1} ms",
+            held.len(),
+            at(10.0),
+            at(90.0),
+            at(100.0)
+        );
+        rows.push(
+            Row::new(format!("hold per cut, {name}, median"), at(50.0), "ms")
+                .against(target, "target")
+                .note(note),
+        );
+    }
+    Ok(rows)
+}
