@@ -14,12 +14,14 @@ pub mod refusal;
 pub mod inventory;
 pub mod control;
 pub mod enrol;
+pub mod envelope;
 
 pub use control::{
     AgentMessage, Assignment, Capture, CoordinatorMessage, CutVoided, DataStreamStart, DiskHealth,
     DiskReport, DiskStart, Hello, MachineSettings, ScanAnswer, ScanQuestion, TrustLoss, Welcome,
 };
 pub use enrol::{EnrolReply, EnrolRequest, RenewReply, RenewRequest};
+pub use envelope::MessageBuffer;
 pub use inventory::{
     DiskIdentity, DiskInventory, FileSystemInventory, Firmware, Inventory, NetworkCard, PartitionInventory,
     PartitionTable, Platform,
