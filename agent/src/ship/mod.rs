@@ -4,3 +4,5 @@
 //! Invariant: a frame is forgotten only after the coordinator has acknowledged it as durable.
 
 pub mod port;
+pub mod window;
+pub mod session;

@@ -5,4 +5,5 @@
 //! Invariant: no frame is acknowledged before its sink says that it is durable.
 
 pub mod port;
+pub mod session;
 pub mod links;
