@@ -1,1 +1,3 @@
 //! Seeded simulations of the state machines, together and under faults.
+
+mod transport;
