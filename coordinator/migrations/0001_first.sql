@@ -77,7 +77,7 @@ CREATE TABLE points (
     request BIGINT,
     notes TEXT NOT NULL
 );
-CREATE INDEX points_by_machine ON points (machine, cut_at);
+CREATE INDEX points_by_machine ON points (machine, durable_at);
 
 CREATE TABLE point_disks (
     point BYTEA NOT NULL REFERENCES points (id) ON DELETE CASCADE,

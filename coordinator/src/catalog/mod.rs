@@ -101,7 +101,7 @@ pub trait Catalog: fmt::Debug + Send + Sync {
     fn generations(&self, disk: DiskId) -> Answer<'_, Vec<GenerationRecord>>;
     /// All policies.
     fn policies(&self) -> Answer<'_, Vec<PolicyRecord>>;
-    /// Points of a machine, newest cut first, at most `limit`.
+    /// Points of a machine, newest first (by the time they became durable), at most `limit`.
     fn points(&self, machine: MachineId, limit: u32) -> Answer<'_, Vec<PointRecord>>;
     /// One point.
     fn point(&self, point: PointId) -> Answer<'_, Option<PointRecord>>;

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     catalog::{
-        Catalog as _, SqliteCatalog,
+        SqliteCatalog,
         record::{DiskRecord, MachineRecord, MachineState},
     },
     compute::port::BoxFuture,

@@ -147,14 +147,15 @@ pub(super) async fn points(
 ) -> Result<Vec<PointRecord>, CatalogError> {
     let machine = machine.into_bytes().to_vec();
     let limit = i64::from(limit.min(ROWS_MAX));
-    let rows = sqlx::query("SELECT * FROM points WHERE machine = $1 ORDER BY cut_at DESC, id DESC LIMIT $2")
-        .bind(machine.clone())
-        .bind(limit)
-        .fetch_all(pool)
-        .await?;
+    let rows =
+        sqlx::query("SELECT * FROM points WHERE machine = $1 ORDER BY durable_at DESC, id DESC LIMIT $2")
+            .bind(machine.clone())
+            .bind(limit)
+            .fetch_all(pool)
+            .await?;
     let disks = sqlx::query(
         "SELECT point_disks.* FROM point_disks WHERE point IN (SELECT id FROM points WHERE machine = $1 \
-         ORDER BY cut_at DESC, id DESC LIMIT $2) ORDER BY point, disk",
+         ORDER BY durable_at DESC, id DESC LIMIT $2) ORDER BY point, disk",
     )
     .bind(machine)
     .bind(limit)

@@ -1,0 +1,343 @@
+//! The catalog of points: which recovery points each machine has, and how far each has come.
+//!
+//! Owns the way from durable cut frames to points, their states, and their end. Does not know logs, views or jobs.
+//! Invariant: a point is in the catalog before anybody is told of it; in it only when all its disks' cuts are durable;
+//! `processed` only when the index has all its frames. `durable_at` grows from point to point of a machine, also when
+//! the wall clock steps, so it orders them as the logs do.
+//! Limit: one small entry in memory per point kept, for recognizing replayed cuts.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use holdfast_common::{
+    clock::{Clock, Timestamp},
+    frame::CutRecord,
+    ids::{DiskId, MachineId, PointId, Sequence},
+};
+use tokio::sync::watch;
+
+use super::{
+    assembler::{Arriving, Assembler, CutSeen, MemberSeen, Outcome},
+    retention::{self, RetentionPlan},
+};
+use crate::catalog::{
+    Catalog, CatalogError, Change, ROWS_MAX,
+    record::{LeaseRecord, PointDiskRecord, PointRecord, PointState, VoidedCutRecord},
+};
+
+/// How the time at which a point became durable is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// It just became durable; our wall clock minus the agent's is this many microseconds.
+    Now {
+        /// The clocks' difference.
+        clock_offset_us: i64,
+    },
+    /// It was found in the store: the cut's own time is the best that is known.
+    Found,
+}
+
+/// The points of all machines.
+#[derive(Debug)]
+pub struct PointCatalog {
+    catalog: Arc<dyn Catalog>,
+    clock: Arc<dyn Clock>,
+    state: Mutex<State>,
+    /// Held during a change, so that changes are made one after another.
+    changing: tokio::sync::Mutex<()>,
+    version: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    assembler: Assembler,
+    known: HashSet<PointId>,
+    /// Points that wait for the index.
+    pending: BTreeMap<PointId, PointRecord>,
+    newest: HashMap<MachineId, PointRecord>,
+    /// How far the index is, per disk.
+    indexed: HashMap<DiskId, Sequence>,
+    voided_since: HashMap<MachineId, u32>,
+}
+
+impl PointCatalog {
+    /// Reads what is known.
+    ///
+    /// # Errors
+    /// The catalog cannot be read.
+    pub async fn load(catalog: Arc<dyn Catalog>, clock: Arc<dyn Clock>) -> Result<Self, CatalogError> {
+        let mut state = State::default();
+        for machine in catalog.machines().await? {
+            for point in catalog.points(machine.id, ROWS_MAX).await?.into_iter().rev() {
+                state.take_in(point);
+            }
+        }
+        let (version, _) = watch::channel(0);
+        let (state, changing) = (Mutex::new(state), tokio::sync::Mutex::new(()));
+        Ok(Self { catalog, clock, state, changing, version })
+    }
+
+    /// A durable cut frame. Frames of one disk come in order; the same frame may come again after a restart.
+    ///
+    /// # Errors
+    /// The catalog fails. The cut is not lost: it comes again from the log.
+    pub async fn observe(&self, cut: CutSeen, arrival: Arrival) -> Result<Option<PointRecord>, CatalogError> {
+        let _one_at_a_time = self.changing.lock().await;
+        if self.state().known.contains(&cut.record.point) {
+            return Ok(None);
+        }
+        let outcomes = self.state().assembler.observe(cut);
+        let mut made = None;
+        for outcome in outcomes {
+            match outcome {
+                Outcome::Complete { record, members } => {
+                    let point = self.point_of(*record, &members, arrival);
+                    self.catalog.apply(vec![Change::AddPoint(point.clone())]).await?;
+                    self.state().take_in(point.clone());
+                    made = Some(point);
+                }
+                Outcome::GivenUp { record, reason } => self.record_given_up(&record, reason).await?,
+            }
+        }
+        self.tell();
+        match made {
+            // The index may be further than the cut already.
+            Some(point) => Ok(Some(self.settle(point).await?)),
+            None => Ok(None),
+        }
+    }
+
+    /// The index holds all frames of the disk up to this one.
+    ///
+    /// # Errors
+    /// The catalog fails; the points stay pending until the next call.
+    pub async fn indexed(&self, disk: DiskId, up_to: Sequence) -> Result<(), CatalogError> {
+        let _one_at_a_time = self.changing.lock().await;
+        let ready: Vec<PointRecord> = {
+            let mut state = self.state();
+            state.indexed.insert(disk, up_to);
+            state.pending.values().filter(|point| state.is_indexed(point)).cloned().collect()
+        };
+        if ready.is_empty() {
+            return Ok(());
+        }
+        for point in ready {
+            self.settle(point).await?;
+        }
+        self.tell();
+        Ok(())
+    }
+
+    /// A disk's log ends at `durable`: points that lie beyond have lost their data.
+    ///
+    /// # Errors
+    /// The catalog fails.
+    pub async fn void_beyond(&self, disk: DiskId, durable: Sequence) -> Result<Vec<PointId>, CatalogError> {
+        let _one_at_a_time = self.changing.lock().await;
+        let mut voided = Vec::new();
+        for machine in self.catalog.machines().await? {
+            for point in self.catalog.points(machine.id, ROWS_MAX).await? {
+                let lost = point.disks.iter().any(|member| member.disk == disk && member.sequence > durable);
+                if lost && point.state != PointState::Void {
+                    voided.push(point.id);
+                }
+            }
+        }
+        let reason = format!("the log of disk {disk} ends before it");
+        let changes = voided
+            .iter()
+            .map(|point| Change::SetPointState(*point, PointState::Void, Some(reason.clone())))
+            .collect();
+        self.catalog.apply(changes).await?;
+        let mut state = self.state();
+        for point in &voided {
+            state.pending.remove(point);
+            state.newest.retain(|_, newest| newest.id != *point);
+        }
+        Ok(voided)
+    }
+
+    /// All points of a machine, newest first, at most `limit`.
+    ///
+    /// # Errors
+    /// The catalog cannot be read.
+    pub async fn list(&self, machine: MachineId, limit: u32) -> Result<Vec<PointRecord>, CatalogError> {
+        self.catalog.points(machine, limit).await
+    }
+
+    /// Cuts of a machine that have not arrived on all disks, oldest first.
+    #[must_use]
+    pub fn arriving(&self, machine: MachineId) -> Vec<Arriving> {
+        self.state().assembler.arriving(machine)
+    }
+
+    /// The newest complete point of a machine.
+    #[must_use]
+    pub fn newest(&self, machine: MachineId) -> Option<PointRecord> {
+        self.state().newest.get(&machine).cloned()
+    }
+
+    /// Number of points that wait for the index.
+    #[must_use]
+    pub fn pending_count(&self, machine: MachineId) -> usize {
+        self.state().pending.values().filter(|point| point.machine == machine).count()
+    }
+
+    /// Number of cuts that were voided since the newest point, as far as this process has seen.
+    #[must_use]
+    pub fn voided_since(&self, machine: MachineId) -> u32 {
+        self.state().voided_since.get(&machine).copied().unwrap_or(0)
+    }
+
+    /// A cut was voided on the source (it is recorded by the registry).
+    pub fn note_voided(&self, machine: MachineId) {
+        let mut state = self.state();
+        let count = state.voided_since.entry(machine).or_default();
+        *count = count.saturating_add(1);
+        drop(state);
+        self.tell();
+    }
+
+    /// Changes whenever a point was made or has changed.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    /// Keeps a point from retention; durable when it returns.
+    ///
+    /// # Errors
+    /// The catalog fails, or the point is gone.
+    pub async fn lease(&self, point: PointId, holder: String) -> Result<(), CatalogError> {
+        let since = self.clock.wall();
+        self.catalog.apply(vec![Change::PutLease(LeaseRecord { point, holder, since })]).await
+    }
+
+    /// Ends a lease; durable when it returns.
+    ///
+    /// # Errors
+    /// The catalog fails.
+    pub async fn release(&self, point: PointId, holder: String) -> Result<(), CatalogError> {
+        self.catalog.apply(vec![Change::EndLease(point, holder)]).await
+    }
+
+    /// Ends the points of a machine that are older than `retention`, and says what it did.
+    ///
+    /// # Errors
+    /// The catalog fails.
+    pub async fn prune(
+        &self,
+        machine: MachineId,
+        retention: Duration,
+    ) -> Result<RetentionPlan, CatalogError> {
+        let _one_at_a_time = self.changing.lock().await;
+        let points = self.catalog.points(machine, ROWS_MAX).await?;
+        let leased: HashSet<PointId> = self.catalog.leases().await?.iter().map(|lease| lease.point).collect();
+        let plan = retention::plan(&points, &leased, retention, self.clock.wall());
+        if !plan.remove.is_empty() {
+            self.catalog.apply(vec![Change::RemovePoints(plan.remove.clone())]).await?;
+            let mut state = self.state();
+            for point in &plan.remove {
+                state.pending.remove(point);
+                // Cuts are replayed at start only, and then the removed ones come once more and go once more.
+                state.known.remove(point);
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Marks a point as processed if the index has all of it.
+    async fn settle(&self, point: PointRecord) -> Result<PointRecord, CatalogError> {
+        if point.state != PointState::Pending || !self.state().is_indexed(&point) {
+            return Ok(point);
+        }
+        self.catalog.apply(vec![Change::SetPointState(point.id, PointState::Processed, None)]).await?;
+        let point = PointRecord { state: PointState::Processed, ..point };
+        let mut state = self.state();
+        state.pending.remove(&point.id);
+        if let Some(newest) = state.newest.get_mut(&point.machine).filter(|newest| newest.id == point.id) {
+            newest.state = PointState::Processed;
+        }
+        Ok(point)
+    }
+
+    fn point_of(
+        &self,
+        record: CutRecord,
+        members: &BTreeMap<DiskId, MemberSeen>,
+        arrival: Arrival,
+    ) -> PointRecord {
+        let last = self.newest(record.machine).map_or(Timestamp(i64::MIN), |newest| newest.durable_at);
+        let (arrived, cut_here) = match arrival {
+            Arrival::Now { clock_offset_us } => {
+                (self.clock.wall(), Timestamp(record.at.0.saturating_add(clock_offset_us)))
+            }
+            Arrival::Found => (record.at, record.at),
+        };
+        let durable_at = arrived.max(Timestamp(last.0.saturating_add(1)));
+        PointRecord {
+            id: record.point,
+            machine: record.machine,
+            state: PointState::Pending,
+            void_reason: None,
+            cut_at: record.at,
+            durable_at,
+            rpo_us: u64::try_from(arrived.since(cut_here).as_micros()).unwrap_or(u64::MAX),
+            method: record.method,
+            consistency: record.consistency,
+            hold_us: record.hold_us,
+            request: record.request,
+            notes: record.notes,
+            disks: members.iter().map(|(disk, seen)| member_record(*disk, seen)).collect(),
+        }
+    }
+
+    async fn record_given_up(&self, record: &CutRecord, reason: String) -> Result<(), CatalogError> {
+        tracing::warn!(machine = %record.machine, point = %record.point, reason, "a cut will not become a point");
+        let machine = record.machine;
+        let reason = format!("the cut did not arrive on all disks: {reason}");
+        let cut = VoidedCutRecord { machine, at: record.at, request: record.request, reason };
+        self.catalog.apply(vec![Change::AddVoidedCut(cut)]).await?;
+        self.note_voided(machine);
+        Ok(())
+    }
+
+    fn tell(&self) {
+        self.version.send_modify(|version| *version += 1);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn take_in(&mut self, point: PointRecord) {
+        self.known.insert(point.id);
+        if point.state == PointState::Pending {
+            self.pending.insert(point.id, point.clone());
+        }
+        if point.state != PointState::Void {
+            self.voided_since.remove(&point.machine);
+            self.newest.insert(point.machine, point);
+        }
+    }
+
+    fn is_indexed(&self, point: &PointRecord) -> bool {
+        point
+            .disks
+            .iter()
+            .all(|member| self.indexed.get(&member.disk).is_some_and(|indexed| *indexed >= member.sequence))
+    }
+}
+
+fn member_record(disk: DiskId, seen: &MemberSeen) -> PointDiskRecord {
+    let MemberSeen { generation, sequence, stored_bytes } = *seen;
+    PointDiskRecord { disk, generation, sequence, stored_bytes }
+}
+
+#[cfg(test)]
+mod tests;
