@@ -5,6 +5,11 @@
 //! Invariant: nothing is cached; every call reads the machine anew. What cannot be read is left empty, never guessed.
 //! Limit: [`FILE_BYTES_MAX`] of any one file, `DISKS_PER_MACHINE_MAX` disks.
 
+mod read;
+pub mod block;
+pub mod mounts;
+pub mod stack;
+
 use std::{
     fmt,
     path::{Path, PathBuf},
@@ -84,3 +89,8 @@ pub struct DiskDevice {
     /// Size in bytes.
     pub size_bytes: u64,
 }
+
+#[cfg(test)]
+pub(crate) mod fixture;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,1 @@
+//! Tests of the inventory on machines made of files.
