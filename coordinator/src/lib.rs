@@ -8,6 +8,13 @@ pub mod registry;
 pub mod authority;
 /// Taking frames in.
 pub mod ingest;
+/// One segment file of a disk's log.
+pub mod journal;
+
+/// The disks' logs.
+pub mod store;
+/// Which frame holds which block.
+pub mod index;
 /// Recovery points and views of them.
 pub mod points;
 /// The whole path on one machine, as a demonstration.

@@ -1,0 +1,1 @@
+//! Which frame holds which block.

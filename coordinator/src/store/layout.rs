@@ -1,0 +1,126 @@
+//! All names and paths of the store.
+//!
+//! Owns every rule about names; nothing else builds a path. Does not know contents.
+//!
+//! ```text
+//! <store>/lock                                     held by the one process that writes
+//! <store>/disks/<disk>/manifest                    what the disk is
+//! <store>/disks/<disk>/journal/<first>.segment     first sequence, 16 hexadecimal digits
+//! <store>/disks/<disk>/index/...                   derived; see `index::run_format`
+//! ```
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use holdfast_common::ids::{DiskId, Sequence};
+
+/// Paths of the store.
+#[derive(Clone, Debug)]
+pub struct StoreLayout {
+    root: PathBuf,
+}
+
+/// Paths of one disk.
+#[derive(Clone, Debug)]
+pub struct DiskLayout {
+    root: PathBuf,
+}
+
+impl StoreLayout {
+    /// Paths under a store's folder.
+    #[must_use]
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// The store's folder.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The file whose lock says that a process writes here.
+    #[must_use]
+    pub fn lock(&self) -> PathBuf {
+        self.root.join("lock")
+    }
+
+    /// The folder of all disks.
+    #[must_use]
+    pub fn disks(&self) -> PathBuf {
+        self.root.join("disks")
+    }
+
+    /// Paths of one disk.
+    #[must_use]
+    pub fn disk(&self, disk: DiskId) -> DiskLayout {
+        DiskLayout { root: self.disks().join(disk.to_string()) }
+    }
+
+    /// The disks that have a folder; names that are no disk's are left alone.
+    ///
+    /// # Errors
+    /// The folder cannot be listed.
+    pub fn list_disks(&self) -> io::Result<Vec<DiskId>> {
+        let mut disks = Vec::new();
+        for entry in fs::read_dir(self.disks())? {
+            disks.extend(entry?.file_name().to_str().and_then(|name| name.parse::<DiskId>().ok()));
+        }
+        disks.sort_unstable();
+        Ok(disks)
+    }
+}
+
+impl DiskLayout {
+    /// The disk's folder.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// What the disk is.
+    #[must_use]
+    pub fn manifest(&self) -> PathBuf {
+        self.root.join("manifest")
+    }
+
+    /// The folder of the segments.
+    #[must_use]
+    pub fn journal(&self) -> PathBuf {
+        self.root.join("journal")
+    }
+
+    /// The folder of the index.
+    #[must_use]
+    pub fn index(&self) -> PathBuf {
+        self.root.join("index")
+    }
+
+    /// The segment whose frames begin at `first`.
+    #[must_use]
+    pub fn segment(&self, first: Sequence) -> PathBuf {
+        self.journal().join(format!("{:016x}.segment", first.0))
+    }
+
+    /// The segments that there are: first sequence and size in bytes, ascending.
+    ///
+    /// # Errors
+    /// The folder cannot be listed.
+    pub fn list_segments(&self) -> io::Result<Vec<(Sequence, u64)>> {
+        let mut segments = Vec::new();
+        for entry in fs::read_dir(self.journal())? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let digits = name.to_str().and_then(|name| name.strip_suffix(".segment"));
+            let first =
+                digits.filter(|digits| digits.len() == 16).and_then(|d| u64::from_str_radix(d, 16).ok());
+            if let Some(first) = first {
+                segments.push((Sequence(first), entry.metadata()?.len()));
+            }
+        }
+        segments.sort_unstable();
+        Ok(segments)
+    }
+}

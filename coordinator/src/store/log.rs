@@ -1,0 +1,450 @@
+//! One disk's log: what readers, the index and the wiring see of it.
+//!
+//! Owns the set of segments, the position up to which it is durable, and opening and recovering. The appending itself is
+//! [`super::append`]'s. Does not know sessions or points. Invariant: `durable` never goes back while the process lives,
+//! unless the log was recovered after a failed sync, and then not below what was acknowledged.
+//! All methods block unless they are `async`.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak},
+};
+
+use tokio::sync::{Semaphore, watch};
+
+use holdfast_common::{
+    durable,
+    frame::{Frame, FrameHeader, FrameKind},
+    ids::{DiskId, Generation, Interval, Sequence},
+};
+
+use super::{
+    append::LogSink,
+    error::StoreError,
+    layout::DiskLayout,
+    manifest::DiskManifest,
+    segments::{ActiveSegment, SegmentSet},
+    settings::StoreSettings,
+};
+use crate::journal::{
+    format::SegmentHeader,
+    recovery::{self, Damage, RecoveryPlan},
+    segment::SealedSegment,
+    tables::FrameHead,
+    writer::SegmentWriter,
+};
+
+/// Where a log ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogTail {
+    /// Last frame.
+    pub sequence: Sequence,
+    /// Its generation; zero if there is none.
+    pub generation: Generation,
+    /// Interval that the next frame of the same generation belongs to.
+    pub next_interval: Interval,
+}
+
+/// Some frames' heads, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeadBatch {
+    /// The heads.
+    pub heads: Vec<FrameHead>,
+    /// What they account for: a sequence up to here without a head is lost.
+    pub up_to: Sequence,
+}
+
+/// What a disk takes in the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskUsage {
+    /// Size of all segment files.
+    pub journal_bytes: u64,
+    /// Size of all index files.
+    pub index_bytes: u64,
+    /// Number of segments.
+    pub segments: u64,
+}
+
+/// One disk's log.
+#[derive(Debug)]
+pub struct DiskLog {
+    manifest: DiskManifest,
+    layout: DiskLayout,
+    settings: StoreSettings,
+    store_queue: Arc<Semaphore>,
+    segments: RwLock<SegmentSet>,
+    durable: watch::Sender<Sequence>,
+    tail: Mutex<LogTail>,
+    writing: Mutex<Writing>,
+    /// Tells that `Writing::running` became false.
+    idle: Condvar,
+    /// One opening at a time.
+    opening: Mutex<()>,
+}
+
+/// What belongs to the writing side while no thread has it.
+#[derive(Debug, Default)]
+pub(super) struct Writing {
+    /// The newest segment, if it can be appended to.
+    pub(super) writer: Option<SegmentWriter>,
+    /// After a failed sync: durable length of the newest segment.
+    pub(super) poisoned: Option<(Sequence, u64)>,
+    /// Whether a thread has the writer now.
+    pub(super) running: bool,
+    /// The sink that is in use.
+    pub(super) sink: Weak<LogSink>,
+}
+
+/// What opening a log found.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) torn_bytes: u64,
+    pub(super) damage: Vec<(PathBuf, Damage)>,
+}
+
+impl DiskLog {
+    /// Opens a disk's folder and recovers its newest segment.
+    pub(super) fn open(
+        layout: DiskLayout,
+        settings: &StoreSettings,
+        store_queue: Arc<Semaphore>,
+    ) -> Result<(Self, Found), StoreError> {
+        let manifest = DiskManifest::load(&layout.manifest())?;
+        let log = Self {
+            segments: RwLock::new(SegmentSet::new(manifest.disk, layout.clone(), settings.open_segments_max)),
+            manifest,
+            layout,
+            settings: settings.clone(),
+            store_queue,
+            durable: watch::Sender::new(Sequence(0)),
+            tail: Mutex::new(LogTail { next_interval: Interval(1), ..LogTail::default() }),
+            writing: Mutex::new(Writing::default()),
+            idle: Condvar::new(),
+            opening: Mutex::new(()),
+        };
+        let found = log.recover()?;
+        Ok((log, found))
+    }
+
+    /// Looks at the files and gets the newest segment ready.
+    fn recover(&self) -> Result<Found, StoreError> {
+        let journal = self.layout.journal();
+        let listed =
+            self.layout.list_segments().map_err(|error| StoreError::io("listing", &journal, error))?;
+        let mut found = Found::default();
+        let mut set = SegmentSet::new(self.disk(), self.layout.clone(), self.settings.open_segments_max);
+        let Some(((first, bytes), older)) = listed.split_last() else { return Ok(found) };
+        for (first, bytes) in older {
+            set.add_sealed(*first, *bytes);
+        }
+        let path = self.layout.segment(*first);
+        let failed = |source| StoreError::Segment { path: path.clone(), source };
+        let file = File::options().read(true).write(true).open(&path);
+        let file = file.map_err(|error| StoreError::io("opening", &path, error))?;
+        let sealed = SealedSegment::open_sealed(&file, self.disk(), *first).map_err(failed)?;
+        let tail = if let Some((last, head)) = sealed {
+            set.add_sealed(*first, *bytes);
+            LogTail::after(last, head.as_ref())
+        } else {
+            let plan = self.recover_newest(&file, *first, &path, &mut found)?;
+            let tail = LogTail::of_plan(&plan);
+            let header = self.header(*first, &plan);
+            let reading = file.try_clone().map_err(|error| StoreError::io("opening", &path, error))?;
+            let writer = SegmentWriter::resume(file, header, plan);
+            set.begin(ActiveSegment {
+                first: *first,
+                file: Arc::new(reading),
+                tables: Arc::clone(writer.tables()),
+            });
+            self.writing().writer = Some(writer);
+            tail
+        };
+        *self.segments.write().unwrap_or_else(PoisonError::into_inner) = set;
+        *self.tail.lock().unwrap_or_else(PoisonError::into_inner) = tail;
+        self.durable.send_replace(tail.sequence);
+        Ok(found)
+    }
+
+    /// Plans and applies the recovery of the newest segment.
+    fn recover_newest(
+        &self,
+        file: &File,
+        first: Sequence,
+        path: &Path,
+        found: &mut Found,
+    ) -> Result<RecoveryPlan, StoreError> {
+        // What a dying process left in the page cache must reach the disk before it may be called durable, and what a
+        // failed sync left there as seemingly clean must be read from the disk.
+        durable::sync_all(file).map_err(|error| StoreError::io("syncing", path, error))?;
+        let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
+        let plan = recovery::plan(file, self.disk(), first)
+            .map_err(|source| StoreError::Segment { path: path.to_owned(), source })?;
+        recovery::apply(file, &plan).map_err(|error| StoreError::io("cutting", path, error))?;
+        found.torn_bytes += plan.torn_bytes();
+        found.damage.extend(plan.damage.iter().map(|damage| (path.to_owned(), damage.clone())));
+        Ok(plan)
+    }
+
+    /// The header of a segment in which `plan` found these frames.
+    fn header(&self, first: Sequence, plan: &RecoveryPlan) -> SegmentHeader {
+        SegmentHeader {
+            disk: self.disk(),
+            first_sequence: first,
+            base_interval: plan.last_interval,
+            base_generation: plan.last_generation,
+        }
+    }
+
+    /// The log's only writer: the one in use, or a new one. After a failure this recovers the log.
+    ///
+    /// # Errors
+    /// The store is nearly full, or the log cannot be recovered.
+    pub fn sink(self: &Arc<Self>) -> Result<Arc<LogSink>, StoreError> {
+        let _one_at_a_time = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sink) = self.writing().sink.upgrade().filter(|sink| !sink.has_stopped()) {
+            return Ok(sink);
+        }
+        self.check_space()?;
+        // The thread of an earlier sink may still be finishing its last group.
+        let mut writing = self.writing();
+        while writing.running {
+            writing = self.idle.wait(writing).unwrap_or_else(PoisonError::into_inner);
+        }
+        let poisoned = writing.poisoned.take();
+        let writer = writing.writer.take();
+        drop(writing);
+        let writer = match (poisoned, writer) {
+            (Some((first, durable_bytes)), _) => {
+                self.recover_poisoned(first, durable_bytes)?;
+                self.writing().writer.take()
+            }
+            (None, writer) => writer,
+        };
+        let writer = match writer {
+            Some(writer) => writer,
+            None => self.begin_segment()?,
+        };
+        let sink = LogSink::start(self, writer, Arc::clone(&self.store_queue))?;
+        let mut writing = self.writing();
+        writing.sink = Arc::downgrade(&sink);
+        Ok(sink)
+    }
+
+    /// Cuts off what a failed sync left behind, and recovers.
+    fn recover_poisoned(&self, first: Sequence, durable_bytes: u64) -> Result<(), StoreError> {
+        let path = self.layout.segment(first);
+        let again = |error| {
+            self.writing().poisoned = Some((first, durable_bytes));
+            error
+        };
+        let file = File::options().write(true).open(&path);
+        let cut = file.and_then(|file| {
+            file.set_len(durable_bytes)?;
+            durable::sync_all(&file)
+        });
+        cut.map_err(|error| again(StoreError::io("cutting", &path, error)))?;
+        self.recover().map_err(again).map(|_| ())
+    }
+
+    /// Creates the next segment.
+    pub(super) fn begin_segment(&self) -> Result<SegmentWriter, StoreError> {
+        let tail = self.tail();
+        let header = SegmentHeader {
+            disk: self.disk(),
+            first_sequence: tail.sequence.next(),
+            base_interval: tail.next_interval,
+            base_generation: tail.generation,
+        };
+        let path = self.layout.segment(header.first_sequence);
+        let failed = |error| StoreError::io("creating", &path, error);
+        let writer = SegmentWriter::create(&path, header).map_err(failed)?;
+        let file = Arc::new(writer.reading_handle().map_err(failed)?);
+        let active =
+            ActiveSegment { first: header.first_sequence, file, tables: Arc::clone(writer.tables()) };
+        self.segments.write().unwrap_or_else(PoisonError::into_inner).begin(active);
+        Ok(writer)
+    }
+
+    /// Seals the newest segment and begins the next one.
+    pub(super) fn roll(&self, writer: &mut SegmentWriter) -> Result<(), StoreError> {
+        let first = writer.header().first_sequence;
+        let path = self.layout.segment(first);
+        writer.seal().map_err(|source| StoreError::Write { path, source })?;
+        let bytes = writer.file_bytes();
+        self.segments.write().unwrap_or_else(PoisonError::into_inner).seal(first, bytes);
+        *writer = self.begin_segment()?;
+        Ok(())
+    }
+
+    /// A group is durable.
+    pub(super) fn advance(&self, last: &FrameHeader) {
+        let tail = LogTail::after(last.sequence, Some(last));
+        *self.tail.lock().unwrap_or_else(PoisonError::into_inner) = tail;
+        self.durable.send_replace(last.sequence);
+    }
+
+    /// The writer's thread ends; it gives the writer back.
+    pub(super) fn thread_ended(&self, writer: SegmentWriter) {
+        let mut writing = self.writing();
+        if writer.is_poisoned() {
+            writing.poisoned = Some((writer.header().first_sequence, writer.durable_bytes()));
+        } else if !writer.is_sealed() {
+            writing.writer = Some(writer);
+        }
+        writing.running = false;
+        self.idle.notify_all();
+    }
+
+    pub(super) fn writing(&self) -> MutexGuard<'_, Writing> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there is room for more.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] says how much is missing.
+    pub(super) fn check_space(&self) -> Result<(), StoreError> {
+        let root = self.layout.root();
+        let space =
+            rustix::fs::statvfs(root).map_err(|error| StoreError::io("asking", root, error.into()))?;
+        let free_bytes = space.f_bavail.saturating_mul(space.f_frsize);
+        if free_bytes < self.settings.reserve_bytes {
+            return Err(StoreError::Full { free_bytes, reserve_bytes: self.settings.reserve_bytes });
+        }
+        Ok(())
+    }
+
+    /// The disk.
+    #[must_use]
+    pub const fn disk(&self) -> DiskId {
+        self.manifest.disk
+    }
+
+    /// What the disk is.
+    #[must_use]
+    pub const fn manifest(&self) -> &DiskManifest {
+        &self.manifest
+    }
+
+    /// The disk's paths.
+    #[must_use]
+    pub const fn layout(&self) -> &DiskLayout {
+        &self.layout
+    }
+
+    pub(super) const fn settings(&self) -> &StoreSettings {
+        &self.settings
+    }
+
+    /// Where the log ends, as far as it is durable.
+    #[must_use]
+    pub fn tail(&self) -> LogTail {
+        *self.tail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Last durable frame, kept up to date; unlike a sink's, this one lives as long as the log.
+    #[must_use]
+    pub fn durable(&self) -> watch::Receiver<Sequence> {
+        self.durable.subscribe()
+    }
+
+    /// Reads and verifies one frame.
+    ///
+    /// # Errors
+    /// The frame is damaged, missing, or cannot be read.
+    pub fn read(&self, sequence: Sequence) -> Result<Frame, StoreError> {
+        let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
+        let place = segments.place(sequence)?;
+        drop(segments);
+        let path = self.layout.segment(place.first());
+        place.read(self.disk(), sequence).map_err(|source| StoreError::Segment { path, source })
+    }
+
+    /// Heads of durable frames after `after`, in order, about `bytes_max` bytes of them. Reads no payload. What is
+    /// accounted for never passes what is durable; nothing new gives `up_to == after`.
+    ///
+    /// # Errors
+    /// A segment cannot be read.
+    pub fn heads_after(&self, after: Sequence, bytes_max: usize) -> Result<HeadBatch, StoreError> {
+        let durable = *self.durable.borrow();
+        let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
+        let mut batch = segments.heads_after(after, bytes_max, durable)?;
+        // A group becomes visible to readers just before it is announced.
+        batch.heads.retain(|head| head.header.sequence <= durable);
+        batch.up_to = batch.up_to.min(durable).max(after);
+        Ok(batch)
+    }
+
+    /// Bytes in the log behind `after`; exact near the end, by proportion of files further back.
+    #[must_use]
+    pub fn bytes_after(&self, after: Sequence) -> u64 {
+        self.segments.read().unwrap_or_else(PoisonError::into_inner).bytes_after(after)
+    }
+
+    /// What the disk takes in the store. Lists the index's files.
+    #[must_use]
+    pub fn usage(&self) -> DiskUsage {
+        let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
+        let sizes = std::fs::read_dir(self.layout.index()).into_iter().flatten().flatten();
+        DiskUsage {
+            journal_bytes: segments.file_bytes(),
+            index_bytes: sizes.filter_map(|entry| Some(entry.metadata().ok()?.len())).sum(),
+            segments: segments.count() as u64,
+        }
+    }
+
+    /// Reads and verifies the whole log, sealed segments and the newest, and gives the frames that are damaged.
+    /// `between` is called after each frame, so that the caller can hold a rate or stop by returning `false`.
+    ///
+    /// # Errors
+    /// A segment cannot be read at all.
+    pub fn scrub(&self, between: &mut dyn FnMut(u64) -> bool) -> Result<Vec<Sequence>, StoreError> {
+        let mut bad = Vec::new();
+        let mut at = Sequence(0);
+        loop {
+            let batch = self.heads_after(at, SCRUB_BATCH_BYTES)?;
+            let mut expected = at.next();
+            for head in &batch.heads {
+                bad.extend((expected.0..head.header.sequence.0).map(Sequence));
+                expected = head.header.sequence.next();
+                match self.read(head.header.sequence) {
+                    Err(error) if error.is_damage() => bad.push(head.header.sequence),
+                    other => drop(other?),
+                }
+                if !between(head.header.frame_bytes() as u64) {
+                    return Ok(bad);
+                }
+            }
+            if batch.up_to == at {
+                return Ok(bad);
+            }
+            bad.extend((expected.0..=batch.up_to.0).map(Sequence));
+            at = batch.up_to;
+        }
+    }
+}
+
+impl LogTail {
+    fn after(sequence: Sequence, last: Option<&FrameHeader>) -> Self {
+        let next_interval = last.map_or(Interval(1), |last| match last.kind {
+            FrameKind::Cut => last.interval.next(),
+            FrameKind::Data | FrameKind::Scan => last.interval,
+        });
+        Self { sequence, generation: last.map_or(Generation(0), |last| last.generation), next_interval }
+    }
+
+    fn of_plan(plan: &RecoveryPlan) -> Self {
+        match plan.tables.last_head() {
+            Some(last) => Self::after(plan.last_sequence, Some(&last)),
+            None => Self {
+                sequence: plan.last_sequence,
+                generation: plan.last_generation,
+                next_interval: plan.last_interval.max(Interval(1)),
+            },
+        }
+    }
+}
+
+/// Bytes of heads that a scrub takes at a time.
+const SCRUB_BATCH_BYTES: usize = 1 << 20;

@@ -1,0 +1,36 @@
+//! The disks' logs: folders, sets of segments, `append -> durable`, reads by sequence.
+//!
+//! Owns all paths under the store's folder, the writer threads, and the figures of disk space. Does not know sessions,
+//! points, or what blocks mean. Invariants: a frame counts as durable only after fdatasync of its bytes; one process
+//! writes to a store; a log that failed takes nothing until it was opened anew.
+//! Limits: each in [`settings::StoreSettings`].
+
+/// Settings with their defaults.
+pub mod settings;
+/// All names and paths.
+pub mod layout;
+/// What is recorded of a disk.
+pub mod manifest;
+/// Why the store cannot do something.
+pub mod error;
+/// The segments of one log, for readers.
+pub mod segments;
+/// One disk's log.
+pub mod log;
+/// The queue and thread that append.
+pub mod append;
+/// All logs of a coordinator.
+pub mod disks;
+
+/// The store as ingest needs it.
+mod port;
+
+pub use append::LogSink;
+pub use disks::{DiskRecovery, Store};
+pub use error::StoreError;
+pub use log::{DiskLog, DiskUsage, HeadBatch, LogTail};
+pub use manifest::DiskManifest;
+pub use settings::StoreSettings;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,249 @@
+//! The segments of one log, for readers.
+//!
+//! Owns which segments there are, and a bounded set of open ones. Does not know the writer; it is told when a segment is
+//! begun and sealed. Invariant: a sequence is looked for in exactly one segment, the last that begins at or before it.
+//! Limit: `open_segments_max` sealed segments are open at a time.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use holdfast_common::{
+    frame::Frame,
+    ids::{DiskId, Sequence},
+};
+
+use super::{error::StoreError, layout::DiskLayout, log::HeadBatch};
+use crate::journal::{
+    segment::{SealedSegment, SegmentError, read_frame},
+    tables::{FrameHead, SegmentTables},
+    writer::SharedTables,
+};
+
+/// The segment that is being written.
+#[derive(Clone, Debug)]
+pub(super) struct ActiveSegment {
+    pub(super) first: Sequence,
+    pub(super) file: Arc<File>,
+    pub(super) tables: SharedTables,
+}
+
+/// All segments of a log.
+#[derive(Debug)]
+pub(super) struct SegmentSet {
+    disk: DiskId,
+    layout: DiskLayout,
+    open_max: usize,
+    /// First sequence and file size of each sealed segment.
+    sealed: BTreeMap<u64, u64>,
+    active: Option<ActiveSegment>,
+    cache: Mutex<Cache>,
+}
+
+#[derive(Debug, Default)]
+struct Cache {
+    tick: u64,
+    open: BTreeMap<u64, (Arc<SealedSegment>, u64)>,
+    /// The tables that were read last, because they are read in batches.
+    tables: Option<(u64, Arc<SegmentTables>)>,
+}
+
+/// Where a frame is to be looked for.
+pub(super) enum Place {
+    Active(ActiveSegment),
+    Sealed(Arc<SealedSegment>, Sequence),
+}
+
+impl SegmentSet {
+    pub(super) fn new(disk: DiskId, layout: DiskLayout, open_max: usize) -> Self {
+        Self {
+            disk,
+            layout,
+            open_max,
+            sealed: BTreeMap::new(),
+            active: None,
+            cache: Mutex::new(Cache::default()),
+        }
+    }
+
+    /// A sealed segment exists.
+    pub(super) fn add_sealed(&mut self, first: Sequence, file_bytes: u64) {
+        self.sealed.insert(first.0, file_bytes);
+    }
+
+    /// This segment is written from now on. The one before was sealed.
+    pub(super) fn begin(&mut self, active: ActiveSegment) {
+        self.active = Some(active);
+    }
+
+    /// The segment that was written is sealed.
+    pub(super) fn seal(&mut self, first: Sequence, file_bytes: u64) {
+        self.active = self.active.take().filter(|active| active.first != first);
+        self.sealed.insert(first.0, file_bytes);
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.sealed.len() + usize::from(self.active.is_some())
+    }
+
+    /// Size of all files together.
+    pub(super) fn file_bytes(&self) -> u64 {
+        let active = self.active.as_ref().and_then(|active| active.file.metadata().ok());
+        self.sealed.values().sum::<u64>() + active.map_or(0, |metadata| metadata.len())
+    }
+
+    /// The segment that holds `sequence` if any does.
+    pub(super) fn place(&self, sequence: Sequence) -> Result<Place, StoreError> {
+        if let Some(active) = self.active.as_ref().filter(|active| active.first <= sequence) {
+            return Ok(Place::Active(active.clone()));
+        }
+        let found = self.sealed.range(..=sequence.0).next_back();
+        let (first, _) = found.ok_or(StoreError::Missing(sequence))?;
+        let first = Sequence(*first);
+        Ok(Place::Sealed(self.open(first)?, first))
+    }
+
+    fn open(&self, first: Sequence) -> Result<Arc<SealedSegment>, StoreError> {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.tick += 1;
+        let tick = cache.tick;
+        if let Some((segment, used)) = cache.open.get_mut(&first.0) {
+            *used = tick;
+            return Ok(Arc::clone(segment));
+        }
+        let path = self.layout.segment(first);
+        let file = File::open(&path).map_err(|error| StoreError::io("opening", &path, error))?;
+        let segment = SealedSegment::open(file, self.disk, first)
+            .map_err(|source| StoreError::Segment { path: path.clone(), source })?;
+        if !segment.has_footer() {
+            tracing::warn!(disk = %self.disk, segment = %path.display(), "footer is damaged; the frames were read instead");
+        }
+        let segment = Arc::new(segment);
+        while cache.open.len() >= self.open_max.max(1) {
+            let oldest = cache.open.iter().min_by_key(|(_, (_, used))| *used).map(|(first, _)| *first);
+            oldest.and_then(|oldest| cache.open.remove(&oldest));
+        }
+        cache.open.insert(first.0, (Arc::clone(&segment), tick));
+        Ok(segment)
+    }
+
+    /// First sequence of the segment behind the one that begins at `first`.
+    fn next_first(&self, first: Sequence) -> Option<Sequence> {
+        let sealed = self.sealed.range(first.0 + 1..).next().map(|(first, _)| Sequence(*first));
+        sealed.or(self.active.as_ref().map(|active| active.first).filter(|next| *next > first))
+    }
+
+    /// Heads of the frames after `after`, from the first segment that accounts for more than that. `end` is the log's end.
+    pub(super) fn heads_after(
+        &self,
+        after: Sequence,
+        bytes_max: usize,
+        end: Sequence,
+    ) -> Result<HeadBatch, StoreError> {
+        let mut from = after.next();
+        loop {
+            let place = match self.place(from) {
+                Err(StoreError::Missing(_)) => match self.next_first(Sequence(0)) {
+                    // The log begins later than that: what was before is lost.
+                    Some(first) => self.place(first)?,
+                    None => return Ok(HeadBatch { heads: Vec::new(), up_to: after.max(end) }),
+                },
+                other => other?,
+            };
+            let (heads, last) = self.heads_in(&place, after, bytes_max)?;
+            let next = self.next_first(place.first());
+            let finished = heads.last().is_none_or(|head| Some(head.header.sequence) == last);
+            let up_to = match (heads.last(), next) {
+                (Some(head), _) if !finished => head.header.sequence,
+                (_, Some(next)) => Sequence(next.0 - 1),
+                (_, None) => after.max(end),
+            };
+            match next {
+                Some(next) if heads.is_empty() && up_to <= after => from = next,
+                _ => return Ok(HeadBatch { heads, up_to }),
+            }
+        }
+    }
+
+    fn heads_in(
+        &self,
+        place: &Place,
+        after: Sequence,
+        bytes_max: usize,
+    ) -> Result<(Vec<FrameHead>, Option<Sequence>), StoreError> {
+        let failed = |first, source| StoreError::Segment { path: self.layout.segment(first), source };
+        let batch = |first: Sequence, tables: &SegmentTables| {
+            let heads = tables.heads_after(after, bytes_max).map_err(|source| {
+                failed(first, SegmentError::Frame { sequence: after.next(), offset: 0, source })
+            })?;
+            Ok((heads, tables.last_sequence()))
+        };
+        match place {
+            Place::Active(active) => {
+                let tables = active.tables.read().unwrap_or_else(PoisonError::into_inner);
+                batch(active.first, &tables)
+            }
+            Place::Sealed(segment, first) => {
+                let tables = self.sealed_tables(segment, *first).map_err(|source| failed(*first, source))?;
+                batch(*first, &tables)
+            }
+        }
+    }
+
+    fn sealed_tables(
+        &self,
+        segment: &SealedSegment,
+        first: Sequence,
+    ) -> Result<Arc<SegmentTables>, SegmentError> {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((cached, tables)) = &cache.tables
+            && *cached == first.0
+        {
+            return Ok(Arc::clone(tables));
+        }
+        let tables = segment.tables()?;
+        cache.tables = Some((first.0, Arc::clone(&tables)));
+        Ok(tables)
+    }
+
+    /// Bytes behind `after`: exact in the segment being written, by file size and proportion in the others.
+    pub(super) fn bytes_after(&self, after: Sequence) -> u64 {
+        let mut bytes: u64 = self.sealed.range(after.0 + 1..).map(|(_, size)| size).sum();
+        if let Some(active) = &self.active {
+            let tables = active.tables.read().unwrap_or_else(PoisonError::into_inner);
+            bytes += tables.frame_bytes_after(after);
+        }
+        if let Some((first, size)) = self.sealed.range(..=after.0).next_back() {
+            let next = self.next_first(Sequence(*first)).map_or(after.0 + 1, |next| next.0);
+            let frames = u128::from(next.saturating_sub(*first).max(1));
+            let behind = u128::from(next.saturating_sub(after.0 + 1));
+            bytes += u64::try_from(u128::from(*size) * behind / frames).unwrap_or(0);
+        }
+        bytes
+    }
+}
+
+impl Place {
+    /// Reads and verifies one frame.
+    pub(super) fn read(&self, disk: DiskId, sequence: Sequence) -> Result<Frame, SegmentError> {
+        match self {
+            Self::Sealed(segment, _) => segment.read(sequence),
+            Self::Active(active) => {
+                let tables = active.tables.read().unwrap_or_else(PoisonError::into_inner);
+                let (offset, limit) = tables.extent_of(sequence).ok_or(SegmentError::Missing(sequence))?;
+                drop(tables);
+                read_frame(active.file.as_ref(), disk, sequence, offset, Some(limit))
+            }
+        }
+    }
+
+    /// First sequence of the segment.
+    pub(super) const fn first(&self) -> Sequence {
+        match self {
+            Self::Sealed(_, first) => *first,
+            Self::Active(active) => active.first,
+        }
+    }
+}
