@@ -5,3 +5,5 @@
 
 /// What failover uses of compute.
 pub mod port;
+/// Views as network block devices.
+pub mod nbd;

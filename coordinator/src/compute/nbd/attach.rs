@@ -1,0 +1,146 @@
+//! [`Attach`] over NBD: one unix socket per name, one export per disk.
+//!
+//! Owns the running servers and their sockets' folder. Does not know jobs: names come from the caller.
+//! Invariant: a name is served by at most one server; a repeated attach gives the same endpoints.
+//! Limit: a socket's path has at most [`SOCKET_PATH_BYTES_MAX`] bytes.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use holdfast_common::units::BLOCK_BYTES;
+use tokio::sync::Mutex;
+
+use super::{
+    probe,
+    server::{DamageSink, ExportHandle, Listening, NbdServer, Settings},
+};
+use crate::compute::port::{Attach, BoxFuture, ComputeError, DiskView, Endpoint};
+
+/// Serves views on unix sockets in one folder.
+#[derive(Debug)]
+pub struct NbdAttach {
+    folder: PathBuf,
+    settings: Settings,
+    alarm: Arc<dyn DamageSink>,
+    served: Mutex<HashMap<String, Served>>,
+}
+
+#[derive(Debug)]
+struct Served {
+    endpoints: Vec<Endpoint>,
+    handles: Vec<ExportHandle>,
+    /// Ends listening when dropped.
+    _listening: Listening,
+}
+
+impl NbdAttach {
+    /// Sockets go into `folder`, which must exist and be open only to those who may read the disks.
+    #[must_use]
+    pub fn new(folder: PathBuf, settings: Settings, alarm: Arc<dyn DamageSink>) -> Self {
+        Self { folder, settings, alarm, served: Mutex::default() }
+    }
+
+    fn socket_path(&self, name: &str) -> Result<PathBuf, ComputeError> {
+        let invalid = |detail: String| ComputeError::Invalid { detail };
+        if !is_plain(name) {
+            return Err(invalid(format!("`{name}` is no name for a socket")));
+        }
+        let path = self.folder.join(format!("{name}.sock"));
+        if path.as_os_str().as_bytes().len() > SOCKET_PATH_BYTES_MAX {
+            return Err(invalid(format!(
+                "the path {} is too long for a unix socket (at most {SOCKET_PATH_BYTES_MAX} bytes); \
+                 set a shorter folder for sockets",
+                path.display()
+            )));
+        }
+        Ok(path)
+    }
+
+    async fn start(&self, name: &str, disks: Vec<DiskView>) -> Result<Served, ComputeError> {
+        let path = self.socket_path(name)?;
+        let server = NbdServer::new(self.settings.clone(), Arc::clone(&self.alarm));
+        let (mut handles, mut endpoints) = (Vec::new(), Vec::new());
+        for disk in disks {
+            if !is_plain(&disk.name) {
+                return Err(ComputeError::Invalid {
+                    detail: format!("`{}` is no name for an export", disk.name),
+                });
+            }
+            let size_bytes = disk.view.size_bytes();
+            let uri = format!("nbd+unix:///{}?socket={}", disk.name, path.display());
+            let text = format!("disk {} of {name}", disk.disk);
+            let handle = server
+                .export(&disk.name, &text, disk.view)
+                .map_err(|error| ComputeError::Invalid { detail: error.to_string() })?;
+            handles.push(handle);
+            endpoints.push(Endpoint { disk: disk.disk, name: disk.name, uri, size_bytes });
+        }
+        let listening = server.listen_unix(&path).map_err(|source| cannot("listen on", &path, source))?;
+        for endpoint in &endpoints {
+            let bytes = u32::try_from(endpoint.size_bytes.min(BLOCK_BYTES as u64)).unwrap_or(0);
+            if bytes == 0 {
+                continue;
+            }
+            let error = probe::first_read(&path, &endpoint.name, bytes)
+                .await
+                .map_err(|source| cannot("read through", &path, source))?;
+            if error != 0 {
+                tracing::warn!(
+                    disk = endpoint.name,
+                    error,
+                    "the first block of an attached disk cannot be read"
+                );
+            }
+        }
+        Ok(Served { endpoints, handles, _listening: listening })
+    }
+}
+
+impl Attach for NbdAttach {
+    fn attach(
+        &self,
+        name: String,
+        disks: Vec<DiskView>,
+    ) -> BoxFuture<'_, Result<Vec<Endpoint>, ComputeError>> {
+        Box::pin(async move {
+            if let Some(served) = self.served.lock().await.get(&name) {
+                return Ok(served.endpoints.clone());
+            }
+            // Not under the lock: a slow first read must not hold up other jobs. A job attaches its own name only.
+            let started = self.start(&name, disks).await?;
+            let endpoints = started.endpoints.clone();
+            self.served.lock().await.insert(name, started);
+            Ok(endpoints)
+        })
+    }
+
+    fn detach(&self, name: String) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(async move {
+            let Some(served) = self.served.lock().await.remove(&name) else { return Ok(()) };
+            for handle in served.handles {
+                handle.remove().await;
+            }
+            Ok(())
+        })
+    }
+}
+
+fn cannot(action: &'static str, path: &Path, source: io::Error) -> ComputeError {
+    ComputeError::Io { action, path: path.into(), source }
+}
+
+/// Whether a name can stand in a path and a URI as it is.
+fn is_plain(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    !name.is_empty() && name.len() <= NAME_BYTES_MAX && !name.starts_with('.') && name.bytes().all(plain)
+}
+
+/// What the system allows (`sun_path` with its closing zero).
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// Names of disks and sockets.
+const NAME_BYTES_MAX: usize = 64;

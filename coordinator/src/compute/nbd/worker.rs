@@ -1,0 +1,379 @@
+//! The transmission phase of one connection, on threads.
+//!
+//! Owns the connection's socket from the end of negotiation on. A few threads take turns: one reads the next request,
+//! hands the reading on and serves its request to the end, answer included. So no request crosses a queue, what is in
+//! flight is bounded by the number of threads, and each thread reuses one buffer. Knows no listening and no set of exports.
+//! Invariant: chunks of different replies may interleave, bytes of one chunk never do (the writing lock).
+//! Limits: [`Settings::threads_per_connection_max`](super::server::Settings) requests in flight; memory of
+//! [`BATCH_BYTES`] per thread, and [`REQUEST_BYTES_MAX`] once per connection for clients without structured replies.
+
+use std::{
+    io::{self, IoSlice, Read as _, Write as _},
+    net::Shutdown,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use socket2::Socket;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use super::{
+    handshake::Agreement,
+    pieces,
+    protocol::{REQUEST_BYTES_MAX, command, command_flag, error},
+    reply::Batch,
+    server::DamageSink,
+    transmission::{self, Action, REQUEST_HEADER_BYTES, Request},
+};
+use crate::points::view::BlockView;
+
+/// A connection in transmission.
+pub(super) struct Connection {
+    socket: Socket,
+    agreement: Agreement,
+    view: Arc<dyn BlockView>,
+    alarm: Arc<dyn DamageSink>,
+    threads_max: usize,
+    /// Held by the thread that reads the next request.
+    input: Mutex<Input>,
+    /// Held while a chunk is written.
+    output: Mutex<()>,
+    /// For long reads without structured replies; one at a time.
+    long_buffer: Mutex<Vec<u8>>,
+    threads: AtomicUsize,
+    threads_idle: AtomicUsize,
+    ended: AtomicBool,
+    /// Dropped with the last thread: the export learns that nobody reads it any more, and the place becomes free.
+    _over: (mpsc::Sender<()>, OwnedSemaphorePermit),
+}
+
+impl Connection {
+    /// Takes over a blocking socket whose negotiation is done; `input` is what was read too far.
+    pub(super) fn new(
+        socket: Socket,
+        agreement: Agreement,
+        (view, alarm): (Arc<dyn BlockView>, Arc<dyn DamageSink>),
+        (threads_max, input): (usize, Vec<u8>),
+        over: (mpsc::Sender<()>, OwnedSemaphorePermit),
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            socket,
+            agreement,
+            view,
+            alarm,
+            threads_max,
+            input: Mutex::new(Input { bytes: input, start: 0 }),
+            output: Mutex::new(()),
+            long_buffer: Mutex::new(Vec::new()),
+            threads: AtomicUsize::new(0),
+            threads_idle: AtomicUsize::new(0),
+            ended: AtomicBool::new(false),
+            _over: over,
+        })
+    }
+
+    /// Starts the first thread; more follow as requests overlap.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub(super) fn start(self: &Arc<Self>) -> io::Result<()> {
+        self.threads.fetch_add(1, Ordering::AcqRel);
+        self.threads_idle.fetch_add(1, Ordering::AcqRel);
+        let connection = Arc::clone(self);
+        let spawned = thread::Builder::new()
+            .name("nbd".into())
+            .stack_size(THREAD_STACK_BYTES)
+            .spawn(move || connection.run_thread());
+        if spawned.is_err() {
+            self.threads.fetch_sub(1, Ordering::AcqRel);
+            self.threads_idle.fetch_sub(1, Ordering::AcqRel);
+        }
+        spawned.map(drop)
+    }
+
+    /// Breaks the connection off; its threads end.
+    pub(super) fn break_off(&self) {
+        self.ended.store(true, Ordering::Release);
+        // It may be closed already.
+        let _closed = self.socket.shutdown(Shutdown::Both);
+    }
+
+    fn run_thread(self: &Arc<Self>) {
+        let mut batch = Batch::default();
+        loop {
+            let request = match self.next_request() {
+                Ok(Some(request)) => request,
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::debug!(%error, export = self.agreement.export, "NBD connection ended");
+                    break;
+                }
+            };
+            self.keep_one_reading();
+            if let Err(error) = self.serve(request, &mut batch) {
+                tracing::debug!(%error, export = self.agreement.export, "NBD answer could not be sent");
+                self.break_off();
+            }
+            self.threads_idle.fetch_add(1, Ordering::AcqRel);
+        }
+        self.ended.store(true, Ordering::Release);
+        self.threads_idle.fetch_sub(1, Ordering::AcqRel);
+        if self.threads.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let _closed = self.socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Sees to it that another thread reads on while this one serves.
+    fn keep_one_reading(self: &Arc<Self>) {
+        let idle_before = self.threads_idle.fetch_sub(1, Ordering::AcqRel);
+        if idle_before == 1 && self.threads.load(Ordering::Acquire) < self.threads_max {
+            // Without it the requests are served one after the other; nothing is lost.
+            if let Err(error) = self.start() {
+                tracing::warn!(%error, "no further thread for an NBD connection");
+            }
+        }
+    }
+
+    /// The next request that needs an answer; `None` when the client has gone or said goodbye.
+    fn next_request(&self) -> io::Result<Option<Request>> {
+        let mut input = lock(&self.input);
+        if self.ended.load(Ordering::Acquire) {
+            return Ok(None);
+        }
+        let request = self.read_request(&mut input);
+        if !matches!(request, Ok(Some(_))) {
+            // Seen by the next thread before it would read on.
+            self.ended.store(true, Ordering::Release);
+        }
+        request
+    }
+
+    fn read_request(&self, input: &mut Input) -> io::Result<Option<Request>> {
+        let Some(header) = input.header(&self.socket)? else { return Ok(None) };
+        let request = transmission::decode(&header).map_err(io::Error::other)?;
+        let payload = transmission::payload_bytes(request).map_err(io::Error::other)?;
+        input.skip(&self.socket, payload)?;
+        Ok((request.command != command::DISCONNECT).then_some(request))
+    }
+
+    fn serve(&self, request: Request, batch: &mut Batch) -> io::Result<()> {
+        let Agreement { structured_replies, allocation_context, .. } = self.agreement;
+        let size_bytes = self.view.size_bytes();
+        match transmission::check(request, size_bytes, structured_replies, allocation_context) {
+            Action::Read if structured_replies => self.read_structured(request, batch),
+            Action::Read => self.read_simple(request, batch),
+            Action::BlockStatus => self.block_status(request, batch),
+            Action::Succeed => self.send_simple(request.cookie, 0),
+            Action::Refuse(number, text) if structured_replies && request.command == command::READ => {
+                batch.clear();
+                batch.error(request.cookie, number, text, None);
+                self.send(batch, true)
+            }
+            Action::Refuse(number, _) => self.send_simple(request.cookie, number),
+            Action::Disconnect => Ok(()),
+        }
+    }
+
+    /// Answers in chunks: data, holes, and an error for each range that cannot be read.
+    fn read_structured(&self, request: Request, batch: &mut Batch) -> io::Result<()> {
+        batch.clear();
+        let end = request.offset + u64::from(request.length);
+        let whole = request.flags & command_flag::DONT_FRAGMENT != 0 || request.length < EXTENTS_BYTES_MIN;
+        let mut position = request.offset;
+        while position < end {
+            let parts = if whole {
+                vec![(position..end, false)]
+            } else {
+                // A broken index shows as damage when the data is read.
+                pieces::extents_of(self.view.as_ref(), &(position..end))
+                    .unwrap_or_else(|_| vec![(position..end, false)])
+            };
+            for (mut part, hole) in parts {
+                position = part.end;
+                if hole {
+                    batch.hole(request.cookie, part);
+                    continue;
+                }
+                while part.start < part.end {
+                    if batch.is_full() {
+                        self.send(batch, false)?;
+                        batch.clear();
+                    }
+                    let step = part.start..part.end.min(part.start + batch.room());
+                    part.start = step.end;
+                    batch.read(request.cookie, self.view.as_ref(), step, |failure| self.report(failure));
+                }
+            }
+        }
+        self.send(batch, true)
+    }
+
+    /// Answers with all bytes or, since the protocol has nothing finer here, one error for all.
+    fn read_simple(&self, request: Request, batch: &mut Batch) -> io::Result<()> {
+        if request.length as usize <= BATCH_BYTES {
+            return self.read_simple_into(request, batch.buffer());
+        }
+        let mut buffer = lock(&self.long_buffer);
+        if buffer.is_empty() {
+            buffer.resize(REQUEST_BYTES_MAX as usize, 0);
+        }
+        self.read_simple_into(request, &mut buffer)
+    }
+
+    fn read_simple_into(&self, request: Request, buffer: &mut [u8]) -> io::Result<()> {
+        let Some(buffer) = buffer.get_mut(..request.length as usize) else {
+            return self.send_simple(request.cookie, error::INVALID);
+        };
+        let failures = pieces::read_around_damage(self.view.as_ref(), request.offset, buffer);
+        failures.iter().for_each(|failure| self.report(failure));
+        if !failures.is_empty() {
+            return self.send_simple(request.cookie, error::IO);
+        }
+        let header = transmission::simple_header(request.cookie, 0);
+        self.write_all(&mut [IoSlice::new(&header), IoSlice::new(buffer)])
+    }
+
+    fn block_status(&self, request: Request, batch: &mut Batch) -> io::Result<()> {
+        batch.clear();
+        let one = request.flags & command_flag::REQUEST_ONE != 0;
+        let end = request.offset + u64::from(request.length);
+        match block_status_extents(self.view.as_ref(), request.offset..end, one) {
+            Ok(extents) => batch.block_status(request.cookie, &extents),
+            Err(failure) => {
+                self.report(&pieces::Failure { range: request.offset..end, error: failure });
+                batch.error(request.cookie, error::IO, "the index cannot be read", None);
+            }
+        }
+        self.send(batch, true)
+    }
+
+    fn report(&self, failure: &pieces::Failure) {
+        self.alarm.cannot_read(&self.agreement.export, failure.range.clone(), &failure.error);
+    }
+
+    fn send_simple(&self, cookie: u64, number: u32) -> io::Result<()> {
+        self.write_all(&mut [IoSlice::new(&transmission::simple_header(cookie, number))])
+    }
+
+    fn send(&self, batch: &mut Batch, last: bool) -> io::Result<()> {
+        if last {
+            batch.mark_done();
+        }
+        self.write_all(&mut batch.slices())
+    }
+
+    fn write_all(&self, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+        let _turn = lock(&self.output);
+        while !slices.is_empty() {
+            let some = slices.len().min(SLICES_MAX);
+            let written = (&self.socket).write_vectored(slices.get(..some).unwrap_or_default());
+            match written {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(bytes) => IoSlice::advance_slices(&mut slices, bytes),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Extents with their flags, merged, at most [`STATUS_EXTENTS_MAX`]; they may cover less than was asked for.
+fn block_status_extents(
+    view: &dyn BlockView,
+    range: std::ops::Range<u64>,
+    one: bool,
+) -> Result<Vec<(u32, u32)>, crate::points::view::ViewError> {
+    let mut extents: Vec<(u32, u32)> = Vec::new();
+    let mut position = range.start;
+    'all: while position < range.end {
+        for (part, hole) in pieces::extents_of(view, &(position..range.end))? {
+            let flags = if hole { super::protocol::EXTENT_HOLE } else { 0 };
+            // The request's length is 32 bits wide, so its parts are too.
+            let bytes = u32::try_from(part.end - part.start).unwrap_or(u32::MAX);
+            position = part.end;
+            let full = one || extents.len() == STATUS_EXTENTS_MAX;
+            match extents.last_mut() {
+                Some((last, last_flags)) if *last_flags == flags => *last += bytes,
+                Some(_) if full => break 'all,
+                _ => extents.push((bytes, flags)),
+            }
+        }
+    }
+    Ok(extents)
+}
+
+/// Bytes received and not yet understood.
+struct Input {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Input {
+    /// The next header; `None` at a clean end.
+    fn header(&mut self, socket: &Socket) -> io::Result<Option<[u8; REQUEST_HEADER_BYTES]>> {
+        loop {
+            let rest = self.bytes.get(self.start..).unwrap_or_default();
+            if let Some(header) = rest.first_chunk() {
+                let header = *header;
+                self.start += REQUEST_HEADER_BYTES;
+                return Ok(Some(header));
+            }
+            let clean = rest.is_empty();
+            if self.fill(socket)? == 0 {
+                return if clean { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+            }
+        }
+    }
+
+    /// Reads over `count` bytes.
+    fn skip(&mut self, socket: &Socket, mut count: usize) -> io::Result<()> {
+        loop {
+            let here = count.min(self.bytes.len() - self.start);
+            self.start += here;
+            count -= here;
+            if count == 0 {
+                return Ok(());
+            }
+            if self.fill(socket)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+
+    /// Moves the rest to the front and appends what the socket has.
+    fn fill(&mut self, mut socket: &Socket) -> io::Result<usize> {
+        self.bytes.drain(..self.start);
+        self.start = 0;
+        let filled = self.bytes.len();
+        self.bytes.resize(filled + INPUT_BYTES, 0);
+        let result = loop {
+            match socket.read(self.bytes.get_mut(filled..).unwrap_or_default()) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => break result,
+            }
+        };
+        self.bytes.truncate(filled + result.as_ref().copied().unwrap_or(0));
+        result
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Bytes of data that one thread collects before it sends them.
+pub(super) const BATCH_BYTES: usize = 1 << 20;
+/// Reads shorter than this are not asked about holes: filling zeroes costs less than the question.
+const EXTENTS_BYTES_MIN: u32 = 64 << 10;
+/// Extents in one answer to block status.
+const STATUS_EXTENTS_MAX: usize = 4096;
+/// Bytes asked of the socket at once: room for over a hundred requests.
+const INPUT_BYTES: usize = 4096;
+/// Slices in one system call (the system's limit is 1024).
+const SLICES_MAX: usize = 512;
+/// Stack of a thread; views may decompress on it.
+const THREAD_STACK_BYTES: usize = 512 << 10;
