@@ -10,3 +10,7 @@ pub mod network;
 pub mod site;
 /// Writers under whose load points are made.
 pub mod load;
+/// A disk in memory behind the view contract.
+pub mod memory_view;
+/// Programs of the system, run and checked.
+pub mod program;

@@ -3,4 +3,5 @@
 mod damage;
 mod file_systems;
 mod link;
+mod nbd;
 mod oracle;

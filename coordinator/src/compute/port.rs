@@ -75,6 +75,8 @@ pub enum ImageFormat {
 /// An image to write.
 #[derive(Clone, Debug)]
 pub struct ImageRequest {
+    /// Who writes it (a job's id): [`WriteImage::discard`] goes by it.
+    pub owner: String,
     /// The point that the disk's view is of: a half-written image is continued only for the same one.
     pub point: PointId,
     /// The disk.
@@ -105,8 +107,9 @@ pub trait WriteImage: fmt::Debug + Send + Sync {
     fn write(&self, request: ImageRequest, task: Arc<Task>)
     -> BoxFuture<'_, Result<ImageFile, ComputeError>>;
 
-    /// Removes what [`write`](Self::write) made for this request, half-written or complete, and nothing else.
-    fn discard(&self, request: ImageRequest) -> BoxFuture<'_, Result<(), ComputeError>>;
+    /// Removes what [`write`](Self::write) made in this folder for this owner, half-written or complete, and nothing
+    /// else. Waits for a write that has not ended yet. Nothing there is success.
+    fn discard(&self, folder: PathBuf, owner: String) -> BoxFuture<'_, Result<(), ComputeError>>;
 }
 
 /// Progress and cancellation of one long piece of work, shared by who does it and who watches.

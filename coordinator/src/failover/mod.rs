@@ -5,3 +5,22 @@
 
 /// What jobs need of the catalog and of points.
 pub mod port;
+/// What a job is.
+pub mod job;
+/// What is persisted of it.
+pub mod log;
+/// Its states.
+pub mod machine;
+/// What a step is.
+pub mod step;
+/// Runs jobs.
+pub mod runner;
+/// One job from event to event.
+mod driver;
+/// The steps of each kind of job.
+pub mod plans;
+
+#[cfg(test)]
+mod doubles;
+#[cfg(test)]
+mod tests;

@@ -79,17 +79,13 @@ pub trait PointSource: fmt::Debug + Send + Sync {
         task: Arc<Task>,
     ) -> BoxFuture<'_, Result<(), PointsError>>;
 
-    /// Protects the point from retention on behalf of a job; durable when it returns. Held already is success.
+    /// Protects the point from retention on behalf of a job; durable when it returns. Held already is success;
+    /// a point that retention has taken meanwhile is [`PointsError::PointUnknown`].
     fn lease(&self, machine: MachineId, point: PointId, job: JobId)
     -> BoxFuture<'_, Result<(), PointsError>>;
 
-    /// Gives the lease back; durable when it returns. Not held is success.
-    fn release(
-        &self,
-        machine: MachineId,
-        point: PointId,
-        job: JobId,
-    ) -> BoxFuture<'_, Result<(), PointsError>>;
+    /// Gives all leases of a job back; durable when it returns. None held is success.
+    fn release(&self, job: JobId) -> BoxFuture<'_, Result<(), PointsError>>;
 
     /// Opens all disks of a processed point, in a fixed order.
     fn open(&self, machine: MachineId, point: PointId) -> BoxFuture<'_, Result<Vec<DiskView>, PointsError>>;

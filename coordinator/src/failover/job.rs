@@ -1,0 +1,290 @@
+//! A job: what was asked for, its steps, and how far it is.
+//!
+//! Owns the types of the request and of the steps' results, and the state that a job's log folds to. Knows no IO and no
+//! storage. Invariant: [`Job`] is a function of the log's records alone.
+//! Format: the serialized types here are part of `log.rs`'s format: variants are only ever appended, fields only added
+//! with a default.
+
+use std::path::PathBuf;
+
+use holdfast_common::{
+    clock::Timestamp,
+    ids::{JobId, MachineId, PointId},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    log::{Event, Record},
+    machine::{self, Status, TransitionError},
+};
+use crate::{
+    compute::port::{Endpoint, ImageFile, ImageFormat},
+    points::selection::Selection,
+};
+
+/// What a job is to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum JobSpec {
+    /// Make a point of one machine usable.
+    Failover(FailoverSpec),
+}
+
+/// A failover of one machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailoverSpec {
+    /// The machine.
+    pub machine: MachineId,
+    /// Which point.
+    pub selection: Selection,
+    /// What to make of it.
+    pub target: Target,
+}
+
+/// What a point is made into.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Target {
+    /// Devices, served until the job is cancelled.
+    Attach,
+    /// Images in a folder.
+    Image {
+        /// The folder on the coordinator's host.
+        folder: PathBuf,
+        /// The images' format.
+        format: ImageFormat,
+    },
+}
+
+impl JobSpec {
+    /// The machine it is about.
+    #[must_use]
+    pub fn machine(&self) -> MachineId {
+        match self {
+            Self::Failover(spec) => spec.machine,
+        }
+    }
+}
+
+/// Kinds of steps of all plans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StepKind {
+    /// Whether the job can be done at all.
+    Check,
+    /// Choose the point and protect it from retention.
+    SelectPoint,
+    /// Process the point if it is pending.
+    ProcessPoint,
+    /// Serve the point's disks.
+    Attach,
+    /// Write the point's disks to images.
+    WriteImages,
+    /// The point is not needed any more.
+    ReleasePoint,
+}
+
+/// What a step found or made, for the steps after it and the operator.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "result")]
+pub enum Output {
+    /// Nothing to tell.
+    #[default]
+    Nothing,
+    /// The point was chosen and is leased.
+    Selected {
+        /// The point.
+        point: PointId,
+        /// The source's wall clock at its cut.
+        at: Timestamp,
+        /// What the operator should know about the choice.
+        remarks: Vec<String>,
+    },
+    /// The disks are served.
+    Attached {
+        /// Where.
+        endpoints: Vec<Endpoint>,
+        /// From the trigger of the job to the first byte served, in microseconds.
+        rto_us: u64,
+    },
+    /// The images are written.
+    Written {
+        /// Which.
+        images: Vec<ImageFile>,
+    },
+}
+
+/// A job as its log tells it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Job {
+    /// Its id.
+    pub id: JobId,
+    /// What it is to do.
+    pub spec: JobSpec,
+    /// Who asked for it.
+    pub by: String,
+    /// When.
+    pub created_at: Timestamp,
+    /// Where it stands.
+    pub status: Status,
+    /// Its steps, in order.
+    pub steps: Vec<StepRecord>,
+    /// What the operator should read, oldest first, at most [`MESSAGES_MAX`].
+    pub messages: Vec<Message>,
+    /// Number of its last event.
+    pub last_event: u64,
+    /// When that was.
+    pub changed_at: Timestamp,
+}
+
+/// A step of a job.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepRecord {
+    /// Which.
+    pub kind: StepKind,
+    /// How far.
+    pub state: StepState,
+    /// When it (last) began.
+    pub started_at: Option<Timestamp>,
+    /// When it (last) ended, whichever way.
+    pub ended_at: Option<Timestamp>,
+    /// What it made.
+    pub output: Output,
+}
+
+/// How far a step is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StepState {
+    /// Not begun.
+    Waiting,
+    /// Being done, or interrupted while it was.
+    Running,
+    /// Done.
+    Done,
+    /// Failed.
+    Failed,
+    /// Taken back.
+    Undone,
+}
+
+/// A line for the operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Message {
+    /// When.
+    pub at: Timestamp,
+    /// What.
+    pub text: String,
+}
+
+impl Job {
+    /// The job that its first record makes.
+    ///
+    /// # Errors
+    /// The record is no first record.
+    pub fn begin(record: &Record) -> Result<Self, TransitionError> {
+        let Event::Created { spec, by, steps, holds } = &record.event else {
+            return Err(TransitionError::NotCreated);
+        };
+        let status = machine::begin(steps.len(), *holds)?;
+        let waiting = |kind: &StepKind| StepRecord {
+            kind: *kind,
+            state: StepState::Waiting,
+            started_at: None,
+            ended_at: None,
+            output: Output::Nothing,
+        };
+        Ok(Self {
+            id: record.job,
+            spec: spec.clone(),
+            by: by.clone(),
+            created_at: record.at,
+            status,
+            steps: steps.iter().map(waiting).collect(),
+            messages: Vec::new(),
+            last_event: record.number,
+            changed_at: record.at,
+        })
+    }
+
+    /// Takes the next record in.
+    ///
+    /// # Errors
+    /// It does not follow; the job is unchanged.
+    pub fn apply(&mut self, record: &Record) -> Result<(), TransitionError> {
+        if record.job != self.id || record.number != self.last_event + 1 {
+            return Err(TransitionError::Gap { expected: self.last_event + 1, found: record.number });
+        }
+        self.status = machine::next(&self.status, &record.event)?;
+        self.last_event = record.number;
+        self.changed_at = record.at;
+        self.note(record);
+        Ok(())
+    }
+
+    /// What an earlier step of this kind made.
+    #[must_use]
+    pub fn output(&self, kind: StepKind) -> Option<&Output> {
+        self.steps
+            .iter()
+            .find(|step| step.kind == kind && step.state == StepState::Done)
+            .map(|step| &step.output)
+    }
+
+    /// The point that was chosen.
+    #[must_use]
+    pub fn point(&self) -> Option<PointId> {
+        self.steps.iter().find_map(|step| match step.output {
+            Output::Selected { point, .. } => Some(point),
+            _ => None,
+        })
+    }
+
+    /// Brings steps and messages up to a record that the machine has accepted.
+    fn note(&mut self, record: &Record) {
+        let at = record.at;
+        match &record.event {
+            Event::StepStarted { step } => self.mark(*step, |step| {
+                (step.state, step.started_at, step.ended_at) = (StepState::Running, Some(at), None);
+                step.output = Output::Nothing;
+            }),
+            Event::StepDone { step, output } => self.mark(*step, |step| {
+                (step.state, step.ended_at) = (StepState::Done, Some(at));
+                step.output = output.clone();
+            }),
+            Event::StepFailed { step, message, .. } => {
+                self.mark(*step, |step| (step.state, step.ended_at) = (StepState::Failed, Some(at)));
+                self.say(at, message.clone());
+            }
+            Event::UndoDone { step } => self.mark(*step, |step| {
+                if step.state != StepState::Waiting {
+                    (step.state, step.ended_at) = (StepState::Undone, Some(at));
+                }
+            }),
+            Event::UndoFailed { message, .. } | Event::Message { text: message } => {
+                self.say(at, message.clone());
+            }
+            Event::CancelRequested { by } => self.say(at, format!("cancel was asked for by {by}")),
+            Event::RetryRequested { by } => self.say(at, format!("retry was asked for by {by}")),
+            Event::StepWaits { reason, .. } => self.say(at, reason.clone()),
+            Event::ContinueRequested { by } => self.say(at, format!("continued by {by}")),
+            Event::Created { .. } => {}
+        }
+    }
+
+    fn mark(&mut self, step: u32, change: impl FnOnce(&mut StepRecord)) {
+        if let Some(step) = usize::try_from(step).ok().and_then(|step| self.steps.get_mut(step)) {
+            change(step);
+        }
+    }
+
+    fn say(&mut self, at: Timestamp, text: String) {
+        if self.messages.len() == MESSAGES_MAX {
+            self.messages.remove(0);
+        }
+        self.messages.push(Message { at, text });
+    }
+}
+
+/// Messages kept in memory with a job; the log has them all.
+pub const MESSAGES_MAX: usize = 200;

@@ -1,0 +1,92 @@
+//! The contract of a step.
+//!
+//! Owns the contract only. Invariants that every step keeps (and that one test walks all steps for): [`Step::run`] may be
+//! repeated, also after it was interrupted anywhere; [`Step::undo`] may be repeated, and also follows a run that failed, was
+//! interrupted or never got anywhere; dropping either's future leaves something that a repetition copes with.
+
+use std::{error::Error, fmt, sync::Arc};
+
+use holdfast_common::clock::Clock;
+
+use super::{
+    job::{Job, JobSpec, Output, StepKind},
+    log::{self, Then},
+};
+use crate::compute::port::{BoxFuture, Task};
+
+/// What a step may know.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The job as it stands; outputs of earlier steps are in it.
+    pub job: Job,
+    /// Where to report progress to, and where cancellation comes from: a step ends soon after it.
+    pub task: Arc<Task>,
+    /// Whether the operator has answered the step's [`Outcome::Waits`].
+    pub continued: bool,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// How a run ended without failing.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Done.
+    Done(Output),
+    /// The operator has to do something; the step runs again afterwards.
+    Waits(String),
+}
+
+/// A step failed.
+#[derive(Debug)]
+pub struct StepError {
+    /// Why and what to do, for the operator.
+    pub message: String,
+    /// What follows; undoing ignores it.
+    pub then: Then,
+}
+
+impl StepError {
+    /// From an error and all its sources, in one line.
+    pub fn new(error: &dyn Error, then: Then) -> Self {
+        let mut message = error.to_string();
+        let mut source = error.source();
+        while let Some(error) = source {
+            message.push_str(": ");
+            message.push_str(&error.to_string());
+            source = error.source();
+        }
+        Self { message: log::bounded(message), then }
+    }
+}
+
+/// One step of a plan.
+pub trait Step: fmt::Debug + Send + Sync {
+    /// Does the step.
+    fn run<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Outcome, StepError>>;
+
+    /// Takes it back.
+    fn undo<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<(), StepError>>;
+
+    /// Brings back what the step keeps up while the job holds it, after a restart of the coordinator.
+    fn restore<'a>(&'a self, _context: &'a Context) -> BoxFuture<'a, Result<(), StepError>> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// The steps of a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// In order.
+    pub steps: Vec<StepKind>,
+    /// Whether the job holds something after the last one, until it is cancelled.
+    pub holds: bool,
+}
+
+/// All plans and steps of the program.
+pub trait Plans: fmt::Debug + Send + Sync {
+    /// The steps of a new job.
+    fn plan(&self, spec: &JobSpec) -> Plan;
+
+    /// The implementation of a step.
+    fn step(&self, kind: StepKind) -> Arc<dyn Step>;
+}
