@@ -6,5 +6,7 @@ pub mod inventory;
 pub mod capture;
 /// From changed blocks to sealed frames.
 pub mod batch;
+/// The capture thread: does what the cycle asks for.
+pub mod engine;
 /// Bringing frames to the coordinator.
 pub mod ship;

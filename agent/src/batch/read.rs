@@ -107,6 +107,35 @@ impl DiskFile {
         &self.file
     }
 
+    /// The parts of a range that are not holes, in whole blocks. A device or file system that knows no holes has one part.
+    #[must_use]
+    pub fn data_runs(&self, range: BlockRange) -> Vec<BlockRange> {
+        let end = range.end().byte_offset().min(self.size_bytes);
+        let mut runs: Vec<BlockRange> = Vec::new();
+        let mut at = range.start.byte_offset();
+        while at < end {
+            let start = match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(at)) {
+                Ok(start) => start,
+                Err(rustix::io::Errno::NXIO) => break,
+                Err(_) => at,
+            };
+            if start >= end {
+                break;
+            }
+            let stop = rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Hole(start))
+                .map_or(end, |stop| stop.min(end));
+            if let Some(run) = BlockRange::covering(start, stop.max(start + 1) - start).intersection(range) {
+                match runs.last_mut() {
+                    // Two parts of one block.
+                    Some(last) if last.end() > run.start => last.count.0 = run.end().0 - last.start.0,
+                    _ => runs.push(run),
+                }
+            }
+            at = stop.max(start + 1);
+        }
+        runs
+    }
+
     /// Reads a run into `buffer` (aligned to a block, exactly as long as the run).
     ///
     /// # Errors

@@ -8,6 +8,14 @@
 pub mod freeze;
 /// A set of blocks.
 pub mod block_set;
+/// How many bytes may be read now.
+pub mod rate;
+/// How far a comparison of source and replica has got.
+pub mod scan;
+/// Whether a disk was at rest.
+pub mod quiet;
+/// The pure engine of intervals and cuts.
+pub mod cycle;
 
 pub use block_set::BlockSet;
 
