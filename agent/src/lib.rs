@@ -1,5 +1,9 @@
 //! Holdfast's agent, in the order of the data path: capture, batch, ship.
 
+/// Key, certificate and coordinator of this machine.
+pub mod identity;
+/// From a token to an identity.
+pub mod enrol;
 /// What the machine is, and which device is which disk.
 pub mod inventory;
 /// Learning which blocks changed, and making cuts.

@@ -7,7 +7,7 @@
 
 use std::{fmt, sync::Arc};
 
-use rcgen::{CertificateParams, KeyPair, PKCS_ED25519};
+use rcgen::{CertificateParams, KeyPair, PKCS_ED25519, PublicKeyData as _};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     client::{
@@ -95,6 +95,12 @@ impl MachineKey {
     #[must_use]
     pub fn into_pair(self) -> KeyPair {
         self.0
+    }
+
+    /// The raw public key.
+    #[must_use]
+    pub fn public(&self) -> &[u8] {
+        self.0.der_bytes()
     }
 
     /// A certificate request for this key, DER. It carries no names: the coordinator decides what is certified.
