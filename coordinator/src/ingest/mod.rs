@@ -5,5 +5,18 @@
 //! Invariant: no frame is acknowledged before its sink says that it is durable.
 
 pub mod port;
+pub mod admit;
 pub mod session;
+pub mod cutter;
+pub mod verify;
 pub mod links;
+pub mod listen;
+mod ending;
+mod seats;
+mod enrolment;
+mod connection;
+mod control;
+mod receive;
+mod prepare;
+
+pub use listen::{Ingest, IngestError, IngestSettings};
