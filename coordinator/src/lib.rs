@@ -23,3 +23,5 @@ pub mod quickstart;
 pub mod compute;
 /// Jobs that turn points into something usable.
 pub mod failover;
+/// The operator's interface.
+pub mod api;

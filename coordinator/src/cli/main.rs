@@ -1,2 +1,79 @@
-//! placeholder
-fn main() {}
+//! `holdfast`, the operator's command.
+//!
+//! Owns the command line, the connection to the coordinator and what is printed. Does not know the coordinator's inside:
+//! it speaks the interface of `holdfast_coordinator::api`.
+//! Exit codes: 0 done; 1 refused or failed; 2 wrong arguments; 3 the coordinator cannot be reached; 4 the job failed.
+
+mod arguments;
+mod client;
+mod commands;
+mod duration;
+mod failover;
+mod manual;
+mod output;
+mod settings;
+mod tables;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use arguments::{Arguments, Command, JobCommand, MachineCommand, PointCommand, TokenCommand};
+use client::Client;
+use output::{Failure, Output};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let output = Output { json: arguments.json };
+    match run(arguments, output) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => output.failure(&failure),
+    }
+}
+
+fn run(arguments: Arguments, output: Output) -> Result<(), Failure> {
+    match &arguments.command {
+        Command::Completions { shell } => return manual::completions(*shell),
+        Command::Man { folder } => return manual::pages(folder, output),
+        Command::Quickstart(options) => return commands::quickstart(options, output),
+        _ => {}
+    }
+    let address = settings::address(arguments.coordinator.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("the program cannot start: {error}"), ""))?;
+    runtime.block_on(dispatch(arguments.command, Client::new(address), output))
+}
+
+async fn dispatch(command: Command, client: Client, output: Output) -> Result<(), Failure> {
+    match command {
+        Command::Token { command: TokenCommand::Create(options) } => {
+            commands::create_token(&client, output, options).await
+        }
+        Command::Machines => commands::machines(&client, output).await,
+        Command::Machine { command: MachineCommand::Show { machine } } => {
+            commands::show_machine(&client, output, &machine).await
+        }
+        Command::Machine { command: MachineCommand::Revoke { machine, yes } } => {
+            commands::revoke(&client, output, &machine, yes).await
+        }
+        Command::Protect(options) => commands::protect(&client, output, options).await,
+        Command::Unprotect { machine, disk } => commands::unprotect(&client, output, &machine, disk).await,
+        Command::Status { watch } => commands::status(&client, output, watch).await,
+        Command::Points { machine, limit } => commands::points(&client, output, &machine, limit).await,
+        Command::Point { command: PointCommand::Create { machine, wait, time_limit } } => {
+            let wait = wait.then_some(time_limit);
+            commands::create_point(&client, output, &machine, wait).await
+        }
+        Command::Failover(options) => failover::failover(&client, output, options).await,
+        Command::Jobs => failover::jobs(&client, output).await,
+        Command::Job { command: JobCommand::Show { job, follow } } => {
+            failover::show(&client, output, &job, follow).await
+        }
+        Command::Job { command: JobCommand::Cancel { job } } => failover::cancel(&client, output, &job).await,
+        Command::Job { command: JobCommand::Retry { job } } => failover::retry(&client, output, &job).await,
+        Command::Audit { limit } => commands::audit(&client, output, limit).await,
+        Command::Completions { .. } | Command::Man { .. } | Command::Quickstart(_) => Ok(()),
+    }
+}

@@ -104,11 +104,11 @@ fn reported(health: &DiskHealth, facts: &DiskFacts) -> Option<Finding> {
             ))
         }
         DiskHealth::Missing => Some(critical(
-            "the disk cannot be found on the machine",
+            "the disk is missing: it cannot be found on the machine",
             "attach the disk again, or end its protection with `holdfast unprotect`",
         )),
         DiskHealth::Resized { size_bytes } => Some(critical(
-            format!("the disk now has {size_bytes} bytes, its replica {}", facts.size_bytes),
+            format!("the disk was resized: it now has {size_bytes} bytes, its replica {}", facts.size_bytes),
             "run `holdfast protect` for the disk again: it begins a new line of history with the new size",
         )),
         DiskHealth::Failed(text) => Some(critical(

@@ -1,0 +1,136 @@
+//! Requests about recovery points.
+//!
+//! Owns the handlers, and the waiting for a point that was asked for. Limit: [`WAIT_MAX`] of waiting.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use axum::{
+    Json,
+    extract::{Path, Query, State},
+};
+use holdfast_common::ids::MachineId;
+use serde::Deserialize;
+
+use super::{
+    ApiError, ApiState,
+    shapes::{ArrivingShape, PointRequest, PointRequestShape, PointShape, PointsShape, VoidedCutShape},
+    views,
+};
+use crate::{
+    catalog::record::{PointState, VoidedCutRecord},
+    ingest::links::Push,
+};
+
+/// Most points in one answer if the operator does not say.
+const POINTS_DEFAULT: u32 = 10_000;
+/// Voided cuts shown.
+const VOIDED_SHOWN: u32 = 20;
+/// Longest wait for a point.
+const WAIT_MAX: Duration = Duration::from_mins(10);
+/// Points looked through for the one that answers a request.
+const RECENT: u32 = 50;
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ListQuery {
+    limit: Option<u32>,
+}
+
+pub(super) async fn list(
+    State(state): State<ApiState>,
+    Path(given): Path<String>,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<PointsShape>, ApiError> {
+    let machine = state.registry.resolve(&given)?;
+    let records = state.points.list(machine, query.limit.unwrap_or(POINTS_DEFAULT)).await?;
+    let (void, complete): (Vec<_>, Vec<_>) =
+        records.iter().partition(|point| point.state == PointState::Void);
+    let shapes = |records: Vec<_>| records.into_iter().map(|point| views::point(&state, point)).collect();
+    let arriving = state.points.arriving(machine).into_iter().map(|arriving| ArrivingShape {
+        id: arriving.record.point.to_string(),
+        at: views::time(arriving.record.at),
+        missing_disks: arriving.missing.iter().map(|disk| views::disk_path(&state, *disk)).collect(),
+    });
+    let voided = state.catalog.voided_cuts(machine, VOIDED_SHOWN).await?;
+    Ok(Json(PointsShape {
+        machine: machine.to_string(),
+        name: state.registry.machine(machine).map(|machine| machine.record.name).unwrap_or_default(),
+        points: shapes(complete),
+        void_points: shapes(void),
+        arriving: arriving.collect(),
+        voided_cuts: voided.into_iter().map(voided_cut).collect(),
+    }))
+}
+
+fn voided_cut(cut: VoidedCutRecord) -> VoidedCutShape {
+    VoidedCutShape { at: views::time(cut.at), request: cut.request, reason: cut.reason }
+}
+
+pub(super) async fn create(
+    State(state): State<ApiState>,
+    Path(given): Path<String>,
+    Json(body): Json<PointRequest>,
+) -> Result<Json<PointRequestShape>, ApiError> {
+    let machine = state.registry.resolve(&given)?;
+    if state.registry.protected_disks(machine).is_empty() {
+        let message = "no disk of the machine is protected";
+        return Err(ApiError::conflict(message, "protect one with `holdfast protect`"));
+    }
+    let mut changes = state.points.subscribe();
+    let request = next_request(&state);
+    state.links.push(machine, Push::MakePoint { request }).map_err(|error| {
+        ApiError::conflict(
+            error.to_string(),
+            "start the machine and its agent, and look at `holdfast status`",
+        )
+    })?;
+    let wait = Duration::from_millis(body.wait_ms).min(WAIT_MAX);
+    let deadline = state.clock.monotonic() + wait;
+    loop {
+        if let Some(point) = answer(&state, machine, request).await? {
+            return Ok(Json(PointRequestShape { request, point: Some(point) }));
+        }
+        let left = deadline.saturating_sub(state.clock.monotonic());
+        if left.is_zero() || wait_for_change(&mut changes, left).await.is_err() {
+            return Ok(Json(PointRequestShape { request, point: None }));
+        }
+    }
+}
+
+/// Waits for a change, but looks again after a second at the latest: voided cuts come on another way.
+async fn wait_for_change(
+    changes: &mut tokio::sync::watch::Receiver<u64>,
+    left: Duration,
+) -> Result<(), tokio::sync::watch::error::RecvError> {
+    let step = left.min(Duration::from_secs(1));
+    match tokio::time::timeout(step, changes.changed()).await {
+        Ok(changed) => changed,
+        Err(_elapsed) => Ok(()),
+    }
+}
+
+/// The point that carries the request's number.
+async fn answer(state: &ApiState, machine: MachineId, request: u64) -> Result<Option<PointShape>, ApiError> {
+    let recent = state.points.list(machine, RECENT).await?;
+    if let Some(point) = recent.iter().find(|point| point.request == Some(request)) {
+        return Ok(Some(views::point(state, point)));
+    }
+    let voided = state.catalog.voided_cuts(machine, RECENT).await?;
+    match voided.into_iter().find(|cut| cut.request == Some(request)) {
+        None => Ok(None),
+        Some(cut) => Err(ApiError::conflict(
+            format!("the cut is void: {}", cut.reason),
+            "ask again; nothing is lost, the changes go into the next point",
+        )),
+    }
+}
+
+/// A number that no request had before, also before a restart: the time, made to grow.
+fn next_request(state: &ApiState) -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let now = u64::try_from(state.clock.wall().0).unwrap_or(1);
+    let before = LAST.fetch_max(now, Ordering::Relaxed);
+    if before < now { now } else { LAST.fetch_add(1, Ordering::Relaxed) + 1 }
+}

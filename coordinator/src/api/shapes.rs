@@ -1,0 +1,543 @@
+//! Requests and answers as JSON; also what `holdfast --json` prints.
+//!
+//! Owns the names. They are a stable interface: within `/v1` fields are only added. Times are given twice where programs
+//! calculate: as RFC 3339 text and in microseconds since 1970 UTC (`_us`). Sizes are in bytes, durations say their unit.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::registry::health::{Finding, Level};
+
+/// An error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorShape {
+    /// For programs; never changes for the same cause.
+    pub code: String,
+    /// What happened.
+    pub message: String,
+    /// What to do; may be empty.
+    pub advice: String,
+}
+
+/// Asks for an enrolment token.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TokenRequest {
+    /// What the operator calls it.
+    pub label: String,
+    /// A machine that is to be enrolled again, by name or id; none for a new machine.
+    pub machine: Option<String>,
+    /// How long it may be used; an hour if not given.
+    pub life_seconds: Option<u64>,
+}
+
+/// A token. Shown once.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TokenShape {
+    /// The text for `holdfast-agent enroll --token`.
+    pub token: String,
+    /// When it ends.
+    pub expires_at: String,
+    /// Fingerprint of the coordinator's CA, which the token carries.
+    pub fingerprint: String,
+    /// Where the coordinator listens.
+    pub coordinator: String,
+}
+
+/// A machine in the list.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MachineShape {
+    /// Its id.
+    pub id: String,
+    /// Host name.
+    pub name: String,
+    /// "enrolled" or "revoked".
+    pub state: String,
+    /// Whether its agent is connected.
+    pub connected: bool,
+    /// Address of the agent, if it is connected.
+    pub address: Option<String>,
+    /// Why the last session ended, if none is open and this coordinator saw it end.
+    pub disconnect_reason: Option<String>,
+    /// Health of machine and disks together.
+    pub health: Level,
+    /// When it was enrolled.
+    pub enrolled_at: String,
+    /// When it last opened a session.
+    pub last_seen_at: Option<String>,
+    /// Version of its agent.
+    pub agent_version: String,
+    /// Operating system.
+    pub operating_system: String,
+    /// Number of protected disks.
+    pub protected_disks: usize,
+}
+
+/// All of a machine.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MachineDetailShape {
+    /// As in the list.
+    #[serde(flatten)]
+    pub machine: MachineShape,
+    /// Its rules.
+    pub policy: PolicyShape,
+    /// Its protected disks.
+    pub disks: Vec<DiskStatusShape>,
+    /// Its last inventory, as the agent sent it; null before the first session.
+    pub inventory: serde_json::Value,
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+}
+
+/// Rules of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyShape {
+    /// Time between cuts.
+    pub interval_ms: u64,
+    /// How long points are kept.
+    pub retention_seconds: u64,
+    /// Longest hold.
+    pub hold_ms_max: u64,
+    /// Bound of sending; zero means none.
+    pub send_bytes_per_second_max: u64,
+    /// Bound of scanning; zero means none.
+    pub scan_bytes_per_second_max: u64,
+}
+
+/// Disks to protect, rules to change.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProtectRequest {
+    /// Device nodes.
+    pub disks: Vec<String>,
+    /// New time between cuts.
+    pub interval_ms: Option<u64>,
+    /// New time that points are kept.
+    pub retention_seconds: Option<u64>,
+    /// New longest hold.
+    pub hold_ms_max: Option<u64>,
+    /// New bound of sending; zero means none.
+    pub send_bytes_per_second_max: Option<u64>,
+    /// New bound of scanning; zero means none.
+    pub scan_bytes_per_second_max: Option<u64>,
+}
+
+/// What is protected now.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ProtectShape {
+    /// The machine's id.
+    pub machine: String,
+    /// The named disks.
+    pub disks: Vec<DiskShape>,
+    /// The rules now.
+    pub policy: PolicyShape,
+}
+
+/// Disks to protect no more; all if none is named.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UnprotectRequest {
+    /// Device nodes or ids.
+    pub disks: Vec<String>,
+}
+
+/// What is protected no more.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UnprotectShape {
+    /// The machine's id.
+    pub machine: String,
+    /// The disks.
+    pub disks: Vec<DiskShape>,
+}
+
+/// A disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskShape {
+    /// Its id.
+    pub id: String,
+    /// Device node when it was protected.
+    pub path: String,
+    /// Size of the replica.
+    pub size_bytes: u64,
+    /// Line of history.
+    pub generation: u32,
+}
+
+/// Everything at a glance.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StatusShape {
+    /// Version of the coordinator.
+    pub version: String,
+    /// When it was started.
+    pub started_at: String,
+    /// Where agents connect to.
+    pub listen: String,
+    /// The worst of all.
+    pub health: Level,
+    /// What is wrong with the coordinator itself.
+    pub findings: Vec<Finding>,
+    /// Space of its data folder.
+    pub space: Option<SpaceShape>,
+    /// The machines.
+    pub machines: Vec<MachineStatusShape>,
+}
+
+/// Space of the data folder.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct SpaceShape {
+    /// Free bytes.
+    pub free_bytes: u64,
+    /// All bytes.
+    pub total_bytes: u64,
+}
+
+/// How a machine is doing.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MachineStatusShape {
+    /// Its id.
+    pub id: String,
+    /// Host name.
+    pub name: String,
+    /// Health of machine and disks together.
+    pub health: Level,
+    /// What is wrong with the machine as a whole.
+    pub findings: Vec<Finding>,
+    /// Whether its agent is connected.
+    pub connected: bool,
+    /// Time between cuts.
+    pub interval_ms: u64,
+    /// The newest complete point.
+    pub newest_point: Option<PointShape>,
+    /// Age of its cut, the clocks' difference taken out: what a failover now would lose.
+    pub lag_ms: Option<u64>,
+    /// Points that are not in the index yet.
+    pub pending_points: usize,
+    /// Cuts that have not arrived on all disks.
+    pub arriving_points: usize,
+    /// Bytes of its disks' logs.
+    pub stored_bytes: u64,
+    /// Bytes of them that are not in the index yet.
+    pub pending_bytes: u64,
+    /// Its link, if it is up.
+    pub link: Option<LinkShape>,
+    /// Its protected disks.
+    pub disks: Vec<DiskStatusShape>,
+}
+
+/// A link, from the agent's side: "sent" is what the agent sent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LinkShape {
+    /// Address of the agent.
+    pub address: String,
+    /// When the session was opened.
+    pub connected_at: String,
+    /// Round-trip time.
+    pub rtt_us: u64,
+    /// UDP payload bytes from the agent.
+    pub sent_bytes: u64,
+    /// UDP payload bytes to the agent.
+    pub received_bytes: u64,
+    /// Bytes of frames accepted.
+    pub frame_bytes: u64,
+    /// Packets to the agent that were lost.
+    pub lost_packets: u64,
+    /// Congestion window towards the agent.
+    pub congestion_window_bytes: u64,
+    /// Size of packets that the path carries.
+    pub mtu_bytes: u16,
+}
+
+/// How a disk is doing.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DiskStatusShape {
+    /// Its id.
+    pub id: String,
+    /// Device node now, or when it was protected.
+    pub path: String,
+    /// Size of the replica.
+    pub size_bytes: u64,
+    /// Line of history.
+    pub generation: u32,
+    /// "protected", "scanning", "missing", "resized", "failed", or "unknown" before the first report.
+    pub state: String,
+    /// Health.
+    pub health: Level,
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+    /// Mechanism of capture.
+    pub capture: String,
+    /// Bytes marked as changed on the source and not captured.
+    pub marked_bytes: u64,
+    /// Bytes captured and not acknowledged.
+    pub unacknowledged_bytes: u64,
+    /// Bytes written per second on the source.
+    pub written_bytes_per_second: u64,
+    /// How much of the disk has been compared, in percent; 100 if no scan is running.
+    pub scanned_percent: u8,
+    /// Bytes of its log.
+    pub stored_bytes: u64,
+    /// Bytes of it that are not in the index yet.
+    pub pending_bytes: u64,
+}
+
+/// A recovery point.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PointShape {
+    /// Its id.
+    pub id: String,
+    /// The machine's id.
+    pub machine: String,
+    /// "pending", "processed" or "void".
+    pub state: String,
+    /// The instant of the cut, by the source's clock.
+    pub at: String,
+    /// The same in microseconds.
+    pub at_us: i64,
+    /// When it became durable, by the coordinator's clock.
+    pub durable_at: String,
+    /// The same in microseconds.
+    pub durable_at_us: i64,
+    /// From the cut until it was durable.
+    pub rpo_us: u64,
+    /// How long writes were held.
+    pub hold_us: u64,
+    /// "crash" or "app".
+    pub consistency: String,
+    /// "freeze", "quiet-window" or "unchanged".
+    pub method: String,
+    /// Bytes of its interval, all disks together.
+    pub stored_bytes: u64,
+    /// The operator's request it answers.
+    pub request: Option<u64>,
+    /// Remarks.
+    pub notes: Vec<String>,
+    /// Why it is void.
+    pub void_reason: Option<String>,
+    /// Its disks.
+    pub disks: Vec<PointDiskShape>,
+}
+
+/// A disk of a point.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PointDiskShape {
+    /// Its id.
+    pub id: String,
+    /// Device node when it was protected.
+    pub path: String,
+    /// Line of history.
+    pub generation: u32,
+    /// Its cut frame in the log.
+    pub sequence: u64,
+    /// Bytes of its interval.
+    pub stored_bytes: u64,
+}
+
+/// A machine's points.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PointsShape {
+    /// The machine's id.
+    pub machine: String,
+    /// Its host name.
+    pub name: String,
+    /// Complete points, newest first.
+    pub points: Vec<PointShape>,
+    /// Points that may not be used any more, newest first.
+    pub void_points: Vec<PointShape>,
+    /// Cuts that have not arrived on all disks, oldest first.
+    pub arriving: Vec<ArrivingShape>,
+    /// Cuts that could not be made, newest first.
+    pub voided_cuts: Vec<VoidedCutShape>,
+}
+
+/// A cut that has not arrived on all disks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ArrivingShape {
+    /// The point it will be.
+    pub id: String,
+    /// The instant of the cut.
+    pub at: String,
+    /// Device nodes of the disks that lack it.
+    pub missing_disks: Vec<String>,
+}
+
+/// A cut that could not be made.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VoidedCutShape {
+    /// When it was tried.
+    pub at: String,
+    /// The operator's request it was for.
+    pub request: Option<u64>,
+    /// Why.
+    pub reason: String,
+}
+
+/// Asks for a point now.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PointRequest {
+    /// How long to wait for it; zero to return at once.
+    pub wait_ms: u64,
+}
+
+/// A point that was asked for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PointRequestShape {
+    /// The request's number; the point carries it.
+    pub request: u64,
+    /// The point, if it came in time.
+    pub point: Option<PointShape>,
+}
+
+/// What a point is made into.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind", deny_unknown_fields)]
+pub enum TargetShape {
+    /// Devices, served until the job is cancelled.
+    Attach,
+    /// Images in a folder on the coordinator's host.
+    Image {
+        /// The folder, absolute.
+        folder: PathBuf,
+        /// "raw" or "qcow2".
+        format: String,
+    },
+}
+
+/// Asks for a failover.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FailoverRequest {
+    /// "latest", "latest-processed" or a point's id.
+    pub point: String,
+    /// What to make of it.
+    pub target: TargetShape,
+}
+
+/// A job.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JobShape {
+    /// Its id.
+    pub id: String,
+    /// "failover".
+    pub kind: String,
+    /// The machine's id.
+    pub machine: String,
+    /// Its host name.
+    pub machine_name: String,
+    /// Who asked for it.
+    pub by: String,
+    /// Where it stands: "running", "holding" (serving until cancelled), "succeeded", "failed", "cancelling",
+    /// "cancelled".
+    pub state: String,
+    /// Whether it is over, or holds and needs nothing more to be useful.
+    pub settled: bool,
+    /// Whether it did what was asked.
+    pub ok: bool,
+    /// What was asked for.
+    pub selection: String,
+    /// The point that was chosen.
+    pub point: Option<String>,
+    /// The instant of its cut.
+    pub point_at: Option<String>,
+    /// What is made of it.
+    pub target: TargetShape,
+    /// When it was made.
+    pub created_at: String,
+    /// When it last changed.
+    pub changed_at: String,
+    /// Its steps.
+    pub steps: Vec<JobStepShape>,
+    /// What operators should read, oldest first.
+    pub messages: Vec<JobMessageShape>,
+    /// How far the running step is.
+    pub progress: Option<ProgressShape>,
+    /// Devices that are served.
+    pub exports: Vec<ExportShape>,
+    /// Images that were written.
+    pub images: Vec<ImageShape>,
+    /// From the trigger to the first byte served.
+    pub rto_us: Option<u64>,
+}
+
+/// A step of a job.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JobStepShape {
+    /// "check", "select-point", "process-point", "attach", "write-images".
+    pub kind: String,
+    /// "waiting", "running", "done", "failed", "undone".
+    pub state: String,
+    /// When it began.
+    pub started_at: Option<String>,
+    /// When it ended.
+    pub ended_at: Option<String>,
+}
+
+/// A line for the operator.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JobMessageShape {
+    /// When.
+    pub at: String,
+    /// What.
+    pub text: String,
+}
+
+/// How far a step is.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct ProgressShape {
+    /// Bytes done.
+    pub done_bytes: u64,
+    /// Bytes in all; zero if there is nothing to count.
+    pub total_bytes: u64,
+    /// Bytes per second.
+    pub bytes_per_second: u64,
+    /// Milliseconds left, if known.
+    pub left_ms: Option<u64>,
+}
+
+/// A device that is served.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ExportShape {
+    /// The disk's id.
+    pub disk: String,
+    /// Its device node on the source.
+    pub path: String,
+    /// Name of the export.
+    pub name: String,
+    /// What NBD clients open.
+    pub uri: String,
+    /// The unix socket, if it is one.
+    pub socket: Option<String>,
+    /// Size.
+    pub size_bytes: u64,
+}
+
+/// An image that was written.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ImageShape {
+    /// The disk's id.
+    pub disk: String,
+    /// Its device node on the source.
+    pub path: String,
+    /// The image file.
+    pub file: String,
+    /// Size of the disk.
+    pub size_bytes: u64,
+    /// Bytes of data in it.
+    pub data_bytes: u64,
+}
+
+/// An entry of the audit.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AuditShape {
+    /// When.
+    pub at: String,
+    /// Who.
+    pub who: String,
+    /// What.
+    pub what: String,
+    /// To what.
+    pub subject: String,
+    /// Particulars.
+    pub detail: String,
+}

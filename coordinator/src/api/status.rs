@@ -1,0 +1,155 @@
+//! Requests about how everything is doing.
+//!
+//! Owns the gathering of facts from registry, points, links and store; the rules of health are the registry's.
+
+use std::time::Duration;
+
+use axum::{
+    Json,
+    extract::{Query, State},
+};
+use holdfast_common::{clock::Timestamp, ids::Generation};
+use serde::Deserialize;
+
+use super::{
+    ApiError, ApiState,
+    shapes::{AuditShape, DiskStatusShape, MachineStatusShape, SpaceShape, StatusShape},
+    views,
+};
+use crate::{
+    catalog::record::{MachineState, PointRecord},
+    registry::{
+        DiskState, MachineStatus,
+        health::{Finding, Level, MachineFacts, machine_findings, worst},
+    },
+};
+
+/// Free space is worth a warning below this many times the reserve.
+const SPACE_WARNING_RESERVES: u64 = 4;
+
+pub(super) async fn status(State(state): State<ApiState>) -> Result<Json<StatusShape>, ApiError> {
+    let mut machines = Vec::new();
+    for machine in state.registry.machines() {
+        machines.push(machine_status(&state, &machine).await?);
+    }
+    let findings = own_findings(&state);
+    let health = machines.iter().map(|machine| machine.health).fold(worst(&findings), Ord::max);
+    Ok(Json(StatusShape {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at: views::time(state.started_at),
+        listen: state.listen.clone(),
+        health,
+        findings,
+        space: state
+            .store
+            .space()
+            .map(|space| SpaceShape { free_bytes: space.free_bytes, total_bytes: space.total_bytes }),
+        machines,
+    }))
+}
+
+/// What is wrong with the coordinator itself.
+fn own_findings(state: &ApiState) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = state
+        .store
+        .trouble()
+        .into_iter()
+        .map(|reason| Finding {
+            level: Level::Critical,
+            reason,
+            advice: "look at the coordinator's log for what was done about it".to_owned(),
+        })
+        .collect();
+    let Some(space) = state.store.space() else { return findings };
+    let free = space.free_bytes >> 20;
+    let advice =
+        "free space on the data folder's file system, enlarge it, or shorten the retention".to_owned();
+    if space.free_bytes <= space.reserve_bytes {
+        let reason = format!("no space left: {free} MiB are free, so nothing more is taken from agents");
+        findings.push(Finding { level: Level::Critical, reason, advice });
+    } else if space.free_bytes < space.reserve_bytes.saturating_mul(SPACE_WARNING_RESERVES) {
+        let reason = format!("space is nearly used up: {free} MiB are free");
+        findings.push(Finding { level: Level::Warning, reason, advice });
+    }
+    findings
+}
+
+/// How one machine is doing.
+pub(super) async fn machine_status(
+    state: &ApiState,
+    machine: &MachineStatus,
+) -> Result<MachineStatusShape, ApiError> {
+    let id = machine.record.id;
+    let connected = machine.connected_since.is_some();
+    let mut disks = Vec::new();
+    for disk in state.registry.protected_disks(id) {
+        let anew = compared_anew_because(state, &disk).await?;
+        disks.push(views::disk_status(state, &disk, connected, anew));
+    }
+    let newest = state.points.newest(id);
+    let lag = newest.as_ref().map(|point| lag(state, machine, point));
+    let facts = MachineFacts {
+        revoked: machine.record.state == MachineState::Revoked,
+        connected,
+        ever_connected: machine.record.last_seen_at.is_some(),
+        disk_count: disks.len(),
+        scans_complete: disks.iter().all(|disk| disk.state == "protected"),
+        point_age: lag,
+        interval: Duration::from_millis(machine.policy.interval_ms),
+        voided_since: state.points.voided_since(id),
+    };
+    let findings = machine_findings(&facts);
+    let health = disks.iter().map(|disk| disk.health).fold(worst(&findings), Ord::max);
+    let sum = |figure: fn(&DiskStatusShape) -> u64| disks.iter().map(figure).sum();
+    Ok(MachineStatusShape {
+        id: id.to_string(),
+        name: machine.record.name.clone(),
+        health,
+        findings,
+        connected,
+        interval_ms: machine.policy.interval_ms,
+        newest_point: newest.as_ref().map(|point| views::point(state, point)),
+        lag_ms: lag.map(|lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX)),
+        pending_points: state.points.pending_count(id),
+        arriving_points: state.points.arriving(id).len(),
+        stored_bytes: sum(|disk| disk.stored_bytes),
+        pending_bytes: sum(|disk| disk.pending_bytes),
+        link: state.links.figures(id).as_ref().map(views::link),
+        disks,
+    })
+}
+
+/// Age of a point's cut by our clock.
+fn lag(state: &ApiState, machine: &MachineStatus, point: &PointRecord) -> Duration {
+    let cut_here = Timestamp(point.cut_at.0.saturating_add(machine.clock_offset_us.unwrap_or(0)));
+    state.clock.wall().since(cut_here)
+}
+
+/// Why a disk is compared anew: the reason of its line of history, if it is not the first.
+async fn compared_anew_because(state: &ApiState, disk: &DiskState) -> Result<Option<String>, ApiError> {
+    if disk.record.generation <= Generation(1) {
+        return Ok(None);
+    }
+    let generations = state.catalog.generations(disk.record.id).await?;
+    Ok(generations.into_iter().next_back().map(|generation| generation.reason))
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct AuditQuery {
+    limit: Option<u32>,
+}
+
+pub(super) async fn audit(
+    State(state): State<ApiState>,
+    Query(query): Query<AuditQuery>,
+) -> Result<Json<Vec<AuditShape>>, ApiError> {
+    let entries = state.catalog.audit(query.limit.unwrap_or(100)).await?;
+    let shapes = entries.into_iter().map(|entry| AuditShape {
+        at: views::time(entry.at),
+        who: entry.who,
+        what: entry.what,
+        subject: entry.subject,
+        detail: entry.detail,
+    });
+    Ok(Json(shapes.collect()))
+}

@@ -1,0 +1,194 @@
+//! From records to shapes.
+//!
+//! Owns the conversion only. Pure.
+
+use holdfast_common::{
+    clock::Timestamp,
+    units::{BLOCK_BYTES, BlockCount},
+    wire::DiskHealth,
+};
+
+use super::{
+    ApiState,
+    port::DiskFigures,
+    shapes::{DiskShape, DiskStatusShape, LinkShape, MachineShape, PointDiskShape, PointShape, PolicyShape},
+};
+use crate::{
+    catalog::record::{DiskRecord, PointRecord, PolicyRecord, consistency_text, method_text},
+    ingest::links::LinkFigures,
+    registry::{
+        DiskState, MachineStatus,
+        health::{DiskFacts, Finding, Level, disk_findings, worst},
+    },
+};
+
+/// A time as RFC 3339 text, in UTC and with microseconds, so that texts sort as times do.
+pub(crate) fn time(at: Timestamp) -> String {
+    jiff::Timestamp::from_microsecond(at.0).map_or_else(|_| at.0.to_string(), |at| format!("{at:.6}"))
+}
+
+pub(super) fn policy(policy: &PolicyRecord) -> PolicyShape {
+    PolicyShape {
+        interval_ms: policy.interval_ms,
+        retention_seconds: policy.retention_seconds,
+        hold_ms_max: policy.hold_ms_max,
+        send_bytes_per_second_max: policy.send_bytes_per_second_max,
+        scan_bytes_per_second_max: policy.scan_bytes_per_second_max,
+    }
+}
+
+pub(super) fn disk(disk: &DiskRecord) -> DiskShape {
+    DiskShape {
+        id: disk.id.to_string(),
+        path: disk.path.clone(),
+        size_bytes: disk.size_bytes,
+        generation: disk.generation.0,
+    }
+}
+
+pub(super) fn machine(state: &ApiState, status: &MachineStatus, health: Level) -> MachineShape {
+    let link = state.links.figures(status.record.id);
+    MachineShape {
+        id: status.record.id.to_string(),
+        name: status.record.name.clone(),
+        state: status.record.state.text().to_owned(),
+        connected: status.connected_since.is_some(),
+        address: link.map(|link| link.peer.to_string()),
+        disconnect_reason: status.disconnect_reason.clone().filter(|_| status.connected_since.is_none()),
+        health,
+        enrolled_at: time(status.record.enrolled_at),
+        last_seen_at: status.record.last_seen_at.map(time),
+        agent_version: status.record.agent_version.clone(),
+        operating_system: status
+            .inventory
+            .as_ref()
+            .map(|inventory| inventory.operating_system.clone())
+            .unwrap_or_default(),
+        protected_disks: state.registry.protected_disks(status.record.id).len(),
+    }
+}
+
+pub(super) fn point(state: &ApiState, point: &PointRecord) -> PointShape {
+    let disks = point.disks.iter().map(|member| PointDiskShape {
+        id: member.disk.to_string(),
+        path: disk_path(state, member.disk),
+        generation: member.generation.0,
+        sequence: member.sequence.0,
+        stored_bytes: member.stored_bytes,
+    });
+    PointShape {
+        id: point.id.to_string(),
+        machine: point.machine.to_string(),
+        state: point.state.text().to_owned(),
+        at: time(point.cut_at),
+        at_us: point.cut_at.0,
+        durable_at: time(point.durable_at),
+        durable_at_us: point.durable_at.0,
+        rpo_us: point.rpo_us,
+        hold_us: point.hold_us,
+        consistency: consistency_text(point.consistency).to_owned(),
+        method: method_text(point.method).to_owned(),
+        stored_bytes: point.disks.iter().map(|disk| disk.stored_bytes).sum(),
+        request: point.request,
+        notes: point.notes.clone(),
+        void_reason: point.void_reason.clone(),
+        disks: disks.collect(),
+    }
+}
+
+pub(super) fn disk_path(state: &ApiState, disk: holdfast_common::ids::DiskId) -> String {
+    state.registry.disk(disk).map(|disk| disk.record.path).unwrap_or_default()
+}
+
+pub(super) fn link(figures: &LinkFigures) -> LinkShape {
+    LinkShape {
+        address: figures.peer.to_string(),
+        connected_at: time(figures.connected_at),
+        rtt_us: figures.rtt_us,
+        sent_bytes: figures.received_bytes,
+        received_bytes: figures.sent_bytes,
+        frame_bytes: figures.frame_bytes,
+        lost_packets: figures.lost_packets,
+        congestion_window_bytes: figures.congestion_window_bytes,
+        mtu_bytes: figures.mtu_bytes,
+    }
+}
+
+pub(super) fn disk_status(
+    state: &ApiState,
+    disk: &DiskState,
+    connected: bool,
+    anew: Option<String>,
+) -> DiskStatusShape {
+    let now = state.clock.monotonic();
+    let figures: DiskFigures = state.store.disk(disk.record.id);
+    let report = disk.report.as_ref();
+    let facts = DiskFacts {
+        connected,
+        report: report.map(|(report, at)| (report.health.clone(), now.saturating_sub(*at))),
+        size_bytes: disk.record.size_bytes,
+        compared_anew_because: anew,
+    };
+    let mut findings = disk_findings(&facts);
+    findings.extend(figures.trouble.map(|text| {
+        Finding {
+            level: Level::Critical,
+            reason: format!("the disk's log cannot be written: {text}"),
+            advice:
+                "look at the coordinator's disk space and log; it goes on by itself once the cause is gone"
+                    .to_owned(),
+        }
+    }));
+    let report = report.map(|(report, _)| report);
+    DiskStatusShape {
+        id: disk.record.id.to_string(),
+        path: report.map_or_else(|| disk.record.path.clone(), |report| report.path.clone()),
+        size_bytes: disk.record.size_bytes,
+        generation: disk.record.generation.0,
+        state: report.map_or("unknown", |report| health_text(&report.health)).to_owned(),
+        health: worst(&findings),
+        findings,
+        capture: report.map(|report| report.capture.clone()).unwrap_or_default(),
+        marked_bytes: report.map_or(0, |report| report.marked.0.saturating_mul(BLOCK_BYTES as u64)),
+        unacknowledged_bytes: report.map_or(0, |report| report.unacknowledged_bytes),
+        written_bytes_per_second: disk.written_bytes_per_second,
+        scanned_percent: report.map_or(0, |report| percent(report.scanned_to.0, disk.record.size_bytes)),
+        stored_bytes: figures.stored_bytes,
+        pending_bytes: figures.pending_bytes,
+    }
+}
+
+const fn health_text(health: &DiskHealth) -> &'static str {
+    match health {
+        DiskHealth::Protected => "protected",
+        DiskHealth::Scanning => "scanning",
+        DiskHealth::Missing => "missing",
+        DiskHealth::Resized { .. } => "resized",
+        DiskHealth::Failed(_) => "failed",
+    }
+}
+
+/// How many percent of the disk lie below a block, rounded down.
+fn percent(block: u64, size_bytes: u64) -> u8 {
+    let blocks = BlockCount::covering(size_bytes).0.max(1);
+    let percent = u128::from(block) * 100 / u128::from(blocks);
+    u8::try_from(percent.min(100)).unwrap_or(100)
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_common::clock::Timestamp;
+
+    use super::{percent, time};
+
+    #[test]
+    fn times_are_utc_with_microseconds() {
+        assert_eq!(time(Timestamp(0)), "1970-01-01T00:00:00.000000Z");
+        assert_eq!(time(Timestamp(1_700_000_000_123_456)), "2023-11-14T22:13:20.123456Z");
+    }
+
+    #[test]
+    fn percents_stay_in_their_bounds() {
+        assert_eq!([percent(0, 0), percent(1, 8192), percent(9, 8192)], [0, 50, 100]);
+    }
+}

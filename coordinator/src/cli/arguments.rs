@@ -1,0 +1,298 @@
+//! The command line.
+//!
+//! Owns arguments and their help; man pages and completions are made of it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::duration::parse_duration;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  the coordinator refused, or something failed
+  2  wrong arguments
+  3  the coordinator cannot be reached
+  4  the job failed or was cancelled
+
+MACHINE is a host name, an id, or the first digits of an id (at least 4).
+With --json every command prints one JSON document, errors included (on standard error:
+{\"code\", \"message\", \"advice\"}); fields are only ever added.
+
+Getting started:
+  holdfast quickstart                     see it work on this machine
+  holdfast token create                   then, on the machine to protect:
+                                          holdfast-agent enroll --coordinator HOST:PORT --token TOKEN
+  holdfast machine show web-1             choose its disks
+  holdfast protect web-1 --disk /dev/vda
+  holdfast status --watch
+  holdfast failover web-1 --point latest --attach";
+
+/// Protects machines continuously and fails them over.
+#[derive(Debug, Parser)]
+#[command(name = "holdfast", version, after_help = EXIT_CODES)]
+pub(crate) struct Arguments {
+    /// The coordinator: path of its socket, or of its data folder. Default: what the configuration file
+    /// (~/.config/holdfast/config.toml, /etc/holdfast/config.toml) says under `coordinator`, or
+    /// /var/lib/holdfast/holdfast.sock
+    #[arg(long, global = true, env = "HOLDFAST_COORDINATOR", value_name = "PATH")]
+    pub(crate) coordinator: Option<String>,
+
+    /// Print JSON, for programs
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Enrolment tokens
+    Token {
+        #[command(subcommand)]
+        command: TokenCommand,
+    },
+    /// List the machines
+    Machines,
+    /// Show or revoke a machine
+    Machine {
+        #[command(subcommand)]
+        command: MachineCommand,
+    },
+    /// Protect disks of a machine, or change how it is protected
+    #[command(after_help = "\
+Examples:
+  holdfast protect web-1 --disk /dev/vda --disk /dev/vdb
+  holdfast protect web-1 --disk /dev/vda --interval 5s --retention 72h
+  holdfast protect web-1 --interval 1s          changes the interval only
+
+The first copy begins at once; points are made once it is complete.")]
+    Protect(ProtectOptions),
+    /// End the protection of disks; what was replicated stays until its retention ends
+    #[command(after_help = "\
+Examples:
+  holdfast unprotect web-1 --disk /dev/vdb
+  holdfast unprotect web-1                      all its disks")]
+    Unprotect {
+        /// Name or id
+        machine: String,
+        /// Disk to protect no more (device node or id); all if none is named
+        #[arg(long, value_name = "PATH")]
+        disk: Vec<String>,
+    },
+    /// Health, lag, RPO and what is pending, for every machine and disk
+    Status {
+        /// Show it again every two seconds
+        #[arg(long)]
+        watch: bool,
+    },
+    /// List a machine's recovery points
+    Points {
+        /// Name or id
+        machine: String,
+        /// Most points to show, the newest
+        #[arg(long, value_name = "COUNT")]
+        limit: Option<u32>,
+    },
+    /// Make a recovery point now
+    Point {
+        #[command(subcommand)]
+        command: PointCommand,
+    },
+    /// Make a machine's recovery point usable
+    #[command(after_help = "\
+Examples:
+  holdfast failover web-1 --point latest --attach
+      serves the disks as read-only NBD exports at once; `holdfast job cancel ID` ends that
+  holdfast failover web-1 --point latest-processed --image /srv/images --format qcow2
+      writes verified images into a folder on the coordinator's host
+  holdfast failover web-1 --point 0192f0c1-... --attach
+
+Points:
+  latest             the newest complete one; processes it first if need be (least data lost)
+  latest-processed   the newest that is ready (least time lost)
+  ID                 this one; see `holdfast points`")]
+    Failover(FailoverOptions),
+    /// List the jobs
+    Jobs,
+    /// Show, cancel or retry a job
+    Job {
+        #[command(subcommand)]
+        command: JobCommand,
+    },
+    /// Who changed what, newest first
+    Audit {
+        /// Most entries to show
+        #[arg(long, value_name = "COUNT", default_value_t = 50)]
+        limit: u32,
+    },
+    /// See it all work on this machine: protect a disk, make points, fail over, check
+    Quickstart(QuickstartArguments),
+    /// Print shell completions
+    #[command(after_help = "Example:\n  holdfast completions bash > /etc/bash_completion.d/holdfast")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write man pages into a folder
+    #[command(after_help = "Example:\n  holdfast man /usr/local/share/man/man1")]
+    Man {
+        /// The folder; made if it does not exist
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct QuickstartArguments {
+    /// Seconds for which a writer runs and points are made
+    #[arg(long, default_value_t = 20)]
+    pub(crate) seconds: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a one-time token for `holdfast-agent enroll`
+    #[command(after_help = "\
+Examples:
+  holdfast token create
+  holdfast token create --life 15m --label \"web-1, ticket 4711\"
+  holdfast token create --machine web-1         enrols a machine again that was revoked or reinstalled")]
+    Create(TokenOptions),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TokenOptions {
+    /// How long it may be used (15m, 2h, 7d)
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "1h")]
+    pub(crate) life: Duration,
+    /// A remark for the audit
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub(crate) label: String,
+    /// A machine that is to be enrolled again and keeps its history
+    #[arg(long, value_name = "MACHINE")]
+    pub(crate) machine: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MachineCommand {
+    /// Show a machine, its hardware, disks and health
+    Show {
+        /// Name or id
+        machine: String,
+    },
+    /// Close a machine's connection and refuse it from now on; its history stays
+    Revoke {
+        /// Name or id
+        machine: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PointCommand {
+    /// Have a machine make a recovery point now
+    Create {
+        /// Name or id
+        machine: String,
+        /// Wait until it is durable
+        #[arg(long)]
+        wait: bool,
+        /// How long to wait at most
+        #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "2m")]
+        time_limit: Duration,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum JobCommand {
+    /// Show a job: steps, times, progress, messages
+    Show {
+        /// Its id, or an end of it that fits no other
+        job: String,
+        /// Follow it until it is over
+        #[arg(long)]
+        follow: bool,
+    },
+    /// End a job and undo what it did; ends an attachment
+    Cancel {
+        /// Its id, or an end of it that fits no other
+        job: String,
+    },
+    /// Try a failed job again from the step that failed
+    Retry {
+        /// Its id, or an end of it that fits no other
+        job: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ProtectOptions {
+    /// Name or id
+    pub(crate) machine: String,
+    /// Disk to protect: its device node on the machine, as `holdfast machine show` lists them
+    #[arg(long, value_name = "PATH")]
+    pub(crate) disk: Vec<String>,
+    /// Time between recovery points (1s to 24h; 10s if never set)
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) interval: Option<Duration>,
+    /// How long points are kept (24h if never set)
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) retention: Option<Duration>,
+    /// Longest time that writes may be held for a point (2s if never set)
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) hold: Option<Duration>,
+    /// Bound of sending in MiB per second; 0 means none
+    #[arg(long, value_name = "MIB")]
+    pub(crate) send_rate: Option<u64>,
+    /// Bound of reading for the first copy and resyncs, in MiB per second; 0 means none
+    #[arg(long, value_name = "MIB")]
+    pub(crate) scan_rate: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("target").required(true).args(["attach", "image"])))]
+pub(crate) struct FailoverOptions {
+    /// Name or id
+    pub(crate) machine: String,
+    /// latest, latest-processed, or a point's id
+    #[arg(long, value_name = "POINT")]
+    pub(crate) point: String,
+    /// Serve the disks as read-only NBD exports, until the job is cancelled
+    #[arg(long)]
+    pub(crate) attach: bool,
+    /// Write images into this folder on the coordinator's host
+    #[arg(long, value_name = "DIR")]
+    pub(crate) image: Option<PathBuf>,
+    /// Format of the images
+    #[arg(long, value_enum, default_value_t = ImageFormat::Raw)]
+    pub(crate) format: ImageFormat,
+    /// Return at once, without waiting for the job
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ImageFormat {
+    /// The bytes of the disk, with holes
+    Raw,
+    /// QEMU's format
+    Qcow2,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::Arguments;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+}

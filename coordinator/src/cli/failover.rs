@@ -1,0 +1,186 @@
+//! Commands about jobs: begin one, watch it, end it.
+//!
+//! Owns the progress bar and the wording. A job goes on without this program; watching may be broken off.
+
+use std::{fmt::Write as _, io::IsTerminal as _, time::Duration};
+
+use comfy_table::{Table, presets::NOTHING};
+use holdfast_coordinator::api::shapes::{FailoverRequest, JobShape, TargetShape};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::{
+    arguments::{FailoverOptions, ImageFormat},
+    client::{Client, escape},
+    duration,
+    output::{Failure, Output},
+    tables,
+};
+
+/// First pause between two looks at a job; doubled up to [`STEP_MAX`].
+const STEP_FIRST: Duration = Duration::from_millis(5);
+/// Longest pause between two looks at a job.
+const STEP_MAX: Duration = Duration::from_millis(250);
+
+pub(crate) async fn failover(
+    client: &Client,
+    output: Output,
+    options: FailoverOptions,
+) -> Result<(), Failure> {
+    let target = match options.image {
+        None => TargetShape::Attach,
+        Some(folder) => {
+            let folder = std::path::absolute(&folder).map_err(|error| {
+                Failure::usage(format!("the folder is unusable: {error}"), "give a full path")
+            })?;
+            let format = match options.format {
+                ImageFormat::Raw => "raw",
+                ImageFormat::Qcow2 => "qcow2",
+            };
+            TargetShape::Image { folder, format: format.to_owned() }
+        }
+    };
+    let path = format!("/v1/machines/{}/failover", escape(&options.machine));
+    let job: JobShape = client.post(&path, &FailoverRequest { point: options.point, target }).await?;
+    if options.no_wait {
+        return output
+            .answer(&job, |job| format!("Job {} was begun; follow it with `holdfast job show`.", job.id));
+    }
+    let job = watch(client, output, job).await?;
+    finish(output, &job)
+}
+
+pub(crate) async fn jobs(client: &Client, output: Output) -> Result<(), Failure> {
+    let jobs: Vec<JobShape> = client.get("/v1/jobs").await?;
+    output.answer(&jobs, |jobs| {
+        if jobs.is_empty() {
+            return "No jobs yet.".to_owned();
+        }
+        let mut table = Table::new();
+        table.load_style(NOTHING).set_header(["JOB", "KIND", "MACHINE", "STATE", "BEGUN", "POINT"]);
+        for job in jobs {
+            table.add_row([
+                job.id.clone(),
+                job.kind.clone(),
+                job.machine_name.clone(),
+                job.state.clone(),
+                tables::local(&job.created_at),
+                job.point.clone().unwrap_or_else(|| job.selection.clone()),
+            ]);
+        }
+        table.to_string()
+    })
+}
+
+pub(crate) async fn show(client: &Client, output: Output, job: &str, follow: bool) -> Result<(), Failure> {
+    let job: JobShape = client.get(&format!("/v1/jobs/{}", escape(job))).await?;
+    if !follow {
+        return output.answer(&job, describe);
+    }
+    let job = watch(client, output, job).await?;
+    finish(output, &job)
+}
+
+pub(crate) async fn cancel(client: &Client, output: Output, job: &str) -> Result<(), Failure> {
+    let job: JobShape = client.post(&format!("/v1/jobs/{}/cancel", escape(job)), &()).await?;
+    let job = until(client, job, |job| !matches!(&*job.state, "running" | "holding" | "cancelling"), |_| {})
+        .await?;
+    output.answer(&job, |job| format!("Job {} is {}.", job.id, job.state))
+}
+
+pub(crate) async fn retry(client: &Client, output: Output, job: &str) -> Result<(), Failure> {
+    let job: JobShape = client.post(&format!("/v1/jobs/{}/retry", escape(job)), &()).await?;
+    let job = watch(client, output, job).await?;
+    finish(output, &job)
+}
+
+/// Follows a job until it is settled, with a bar where somebody sees it.
+async fn watch(client: &Client, output: Output, job: JobShape) -> Result<JobShape, Failure> {
+    let bar = ProgressBar::hidden();
+    if !output.json && std::io::stderr().is_terminal() {
+        bar.set_draw_target(ProgressDrawTarget::stderr());
+    }
+    let style = "{msg:16} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+    bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let settled = until(
+        client,
+        job,
+        |job| job.settled,
+        |job| {
+            let running = job.steps.iter().find(|step| step.state == "running");
+            bar.set_message(running.map(|step| step.kind.clone()).unwrap_or_default());
+            if let Some(progress) = job.progress {
+                bar.set_length(progress.total_bytes);
+                bar.set_position(progress.done_bytes);
+            }
+        },
+    )
+    .await;
+    bar.finish_and_clear();
+    settled
+}
+
+async fn until(
+    client: &Client,
+    mut job: JobShape,
+    done: impl Fn(&JobShape) -> bool,
+    see: impl Fn(&JobShape),
+) -> Result<JobShape, Failure> {
+    let mut step = STEP_FIRST;
+    while !done(&job) {
+        see(&job);
+        tokio::time::sleep(step).await;
+        step = (step * 2).min(STEP_MAX);
+        job = client.get(&format!("/v1/jobs/{}", job.id)).await?;
+    }
+    Ok(job)
+}
+
+/// Prints a settled job; one that did not do what was asked is a failure.
+fn finish(output: Output, job: &JobShape) -> Result<(), Failure> {
+    if job.ok {
+        return output.answer(job, describe);
+    }
+    let reason = job.messages.last().map_or("no reason is known", |message| message.text.as_str());
+    let message = format!("job {} is {}: {reason}", job.id, job.state);
+    let advice =
+        format!("`holdfast job show {0}` has the particulars; `holdfast job retry {0}` tries again", job.id);
+    Err(Failure::job(message, advice))
+}
+
+/// A job as text.
+fn describe(job: &JobShape) -> String {
+    let mut text = format!("Job {} ({} of {}): {}\n", job.id, job.kind, job.machine_name, job.state);
+    if let Some(point) = &job.point {
+        let at = job.point_at.as_deref().map(tables::local).unwrap_or_default();
+        let _infallible = writeln!(text, "  point {point} of {at}");
+    }
+    for step in &job.steps {
+        let at = step.started_at.as_deref().map(tables::local).unwrap_or_default();
+        let _infallible = writeln!(text, "  {:<14} {:<8} {at}", step.kind, step.state);
+    }
+    for message in &job.messages {
+        let _infallible = writeln!(text, "  {} {}", tables::local(&message.at), message.text);
+    }
+    if let Some(progress) = job.progress {
+        let (done, total) = (tables::bytes(progress.done_bytes), tables::bytes(progress.total_bytes));
+        let _infallible =
+            writeln!(text, "  {done} of {total}, {}/s", tables::bytes(progress.bytes_per_second));
+    }
+    if let Some(rto) = job.rto_us {
+        let rto = duration::show(Duration::from_micros(rto));
+        let _infallible = writeln!(text, "  usable {rto} after it was asked for");
+    }
+    for export in &job.exports {
+        let _infallible =
+            writeln!(text, "{} ({}): {}", export.path, tables::bytes(export.size_bytes), export.uri);
+    }
+    for image in &job.images {
+        let size = tables::bytes(image.size_bytes);
+        let _infallible = writeln!(text, "{} ({size}): {}", image.path, image.file);
+    }
+    if !job.exports.is_empty() && job.state == "holding" {
+        let _infallible = writeln!(text, "Read-only NBD exports, for qemu, nbdcopy, nbd-client and others.");
+        let _infallible = writeln!(text, "They are served until `holdfast job cancel {}`.", job.id);
+    }
+    text
+}

@@ -1,0 +1,303 @@
+//! Answers as text for people.
+//!
+//! Owns tables and wording. Times are local, with their age where that is what counts.
+
+use std::{fmt::Write as _, time::Duration};
+
+use comfy_table::{Table, presets::NOTHING};
+use holdfast_coordinator::{
+    api::shapes::{
+        AuditShape, DiskStatusShape, MachineDetailShape, MachineShape, MachineStatusShape, PointsShape,
+        StatusShape,
+    },
+    registry::health::{Finding, Level},
+};
+use jiff::{Timestamp, tz::TimeZone};
+
+use crate::duration;
+
+/// Bytes in a unit that people read.
+pub(crate) fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut value = bytes as f64;
+    let mut name = "B";
+    for unit in UNITS {
+        if value < 1024.0 {
+            break;
+        }
+        (value, name) = (value / 1024.0, unit);
+    }
+    if name == "B" { format!("{bytes} B") } else { format!("{value:.1} {name}") }
+}
+
+/// A time of an answer as local time; as it is if it cannot be read.
+pub(crate) fn local(text: &str) -> String {
+    match text.parse::<Timestamp>() {
+        Ok(at) => at.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string(),
+        Err(_) => text.to_owned(),
+    }
+}
+
+/// A time of an answer as local time, and how long ago it was.
+fn with_age(text: &str) -> String {
+    let Ok(at) = text.parse::<Timestamp>() else { return text.to_owned() };
+    let age = Timestamp::now().duration_since(at);
+    let age = Duration::try_from(age).unwrap_or_default();
+    format!("{} ({} ago)", local(text), duration::show(age))
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(header.iter().copied());
+    table
+}
+
+const fn level(level: Level) -> &'static str {
+    match level {
+        Level::Healthy => "healthy",
+        Level::Warning => "WARNING",
+        Level::Critical => "CRITICAL",
+    }
+}
+
+fn findings(text: &mut String, of: &str, findings: &[Finding]) {
+    for finding in findings {
+        let _infallible = writeln!(text, "{} {of}: {}", level(finding.level), finding.reason);
+        let _infallible = writeln!(text, "  to do: {}", finding.advice);
+    }
+}
+
+/// `holdfast machines`.
+pub(crate) fn machines(machines: &[MachineShape]) -> String {
+    if machines.is_empty() {
+        return "No machines yet. `holdfast token create` makes a token to enrol one.".to_owned();
+    }
+    let mut table = table(&["NAME", "HEALTH", "CONNECTED", "DISKS", "LAST SEEN", "SYSTEM", "ID"]);
+    for machine in machines {
+        let connected = match (&*machine.state, machine.connected) {
+            ("revoked", _) => "revoked".to_owned(),
+            (_, true) => machine.address.clone().unwrap_or_else(|| "yes".to_owned()),
+            (_, false) => "no".to_owned(),
+        };
+        table.add_row([
+            machine.name.clone(),
+            level(machine.health).to_owned(),
+            connected,
+            machine.protected_disks.to_string(),
+            machine.last_seen_at.as_deref().map_or_else(|| "never".to_owned(), local),
+            machine.operating_system.clone(),
+            machine.id.clone(),
+        ]);
+    }
+    table.to_string()
+}
+
+/// `holdfast machine show`.
+pub(crate) fn machine(detail: &MachineDetailShape) -> String {
+    let machine = &detail.machine;
+    let field = |name: &str| match &detail.inventory[name] {
+        serde_json::Value::String(text) => text.clone(),
+        serde_json::Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    };
+    let mut text = format!("Machine {} ({})\n", machine.name, machine.id);
+    let _infallible = writeln!(text, "  state       {}, {}", machine.state, level(machine.health));
+    let _infallible = writeln!(text, "  enrolled    {}", with_age(&machine.enrolled_at));
+    if let Some(seen) = &machine.last_seen_at {
+        let _infallible = writeln!(text, "  last seen   {}", with_age(seen));
+    }
+    for (label, name) in [
+        ("system", "operating_system"),
+        ("kernel", "kernel"),
+        ("hardware", "hardware"),
+        ("platform", "platform"),
+        ("firmware", "firmware"),
+        ("CPUs", "processors"),
+    ] {
+        let _infallible = writeln!(text, "  {label:<11} {}", field(name));
+    }
+    let memory = detail.inventory["memory_bytes"].as_u64().map_or_else(|| "-".to_owned(), bytes);
+    let _infallible = writeln!(text, "  memory      {memory}");
+    let interval = duration::show(Duration::from_millis(detail.policy.interval_ms));
+    let retention = duration::show(Duration::from_secs(detail.policy.retention_seconds));
+    let _infallible = writeln!(text, "  policy      a point every {interval}, kept for {retention}\n");
+    text.push_str(&inventory_disks(detail));
+    text.push_str("\n\n");
+    findings(&mut text, &machine.name, &detail.findings);
+    for disk in &detail.disks {
+        findings(&mut text, &disk.path, &disk.findings);
+    }
+    text
+}
+
+/// All disks of a machine: those that could be protected, too.
+fn inventory_disks(detail: &MachineDetailShape) -> String {
+    let mut table = table(&["DISK", "SIZE", "PROTECTED", "MODEL", "USED FOR"]);
+    let known = detail.inventory["disks"].as_array().map(Vec::as_slice).unwrap_or_default();
+    for disk in known {
+        let path = disk["path"].as_str().unwrap_or_default();
+        let protected = detail.disks.iter().find(|shown| shown.path == path);
+        let systems = disk["file_systems"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let used: Vec<String> = systems
+            .iter()
+            .map(|system| {
+                let kind = system["kind"].as_str().unwrap_or_default();
+                let mounts = system["mount_points"].as_array().map(Vec::as_slice).unwrap_or_default();
+                let mount = mounts.first().and_then(|mount| mount.as_str()).unwrap_or_default();
+                format!("{kind} {mount}").trim_end().to_owned()
+            })
+            .collect();
+        table.add_row([
+            path.to_owned(),
+            bytes(disk["size_bytes"].as_u64().unwrap_or(0)),
+            protected.map_or_else(|| "no".to_owned(), |disk| disk.state.clone()),
+            disk["model"].as_str().unwrap_or_default().to_owned(),
+            used.join(", "),
+        ]);
+    }
+    if known.is_empty() {
+        "Its disks are not known yet: it has not connected.".to_owned()
+    } else {
+        table.to_string()
+    }
+}
+
+/// `holdfast status`.
+pub(crate) fn status(status: &StatusShape) -> String {
+    let mut text =
+        format!("Coordinator {}, on {} since {}", status.version, status.listen, local(&status.started_at));
+    if let Some(space) = status.space {
+        let _infallible = write!(text, ", {} of {} free", bytes(space.free_bytes), bytes(space.total_bytes));
+    }
+    text.push_str("\n\n");
+    if status.machines.is_empty() {
+        text.push_str("No machines yet. `holdfast token create` makes a token to enrol one.\n");
+    } else {
+        let mut rows = table(&[
+            "MACHINE", "DISK", "HEALTH", "STATE", "LAG", "RPO", "PENDING", "CHURN", "STORED", "LINK",
+        ]);
+        for machine in &status.machines {
+            machine_rows(&mut rows, machine);
+        }
+        text.push_str(&rows.to_string());
+        text.push_str("\n\n");
+    }
+    findings(&mut text, "coordinator", &status.findings);
+    for machine in &status.machines {
+        findings(&mut text, &machine.name, &machine.findings);
+        for disk in &machine.disks {
+            findings(&mut text, &format!("{} {}", machine.name, disk.path), &disk.findings);
+        }
+    }
+    text
+}
+
+fn machine_rows(table: &mut Table, machine: &MachineStatusShape) {
+    let link = machine.link.as_ref().map_or_else(
+        || if machine.connected { "up".to_owned() } else { "down".to_owned() },
+        |link| format!("rtt {}", duration::show(Duration::from_micros(link.rtt_us))),
+    );
+    let newest = machine.newest_point.as_ref();
+    let source = |disk: &DiskStatusShape| disk.marked_bytes.saturating_add(disk.unacknowledged_bytes);
+    table.add_row([
+        machine.name.clone(),
+        String::new(),
+        level(machine.health).to_owned(),
+        if machine.connected { "connected" } else { "not connected" }.to_owned(),
+        machine
+            .lag_ms
+            .map_or_else(|| "no point".to_owned(), |lag| duration::show(Duration::from_millis(lag))),
+        newest.map_or_else(|| "-".to_owned(), |point| duration::show(Duration::from_micros(point.rpo_us))),
+        bytes(machine.disks.iter().map(source).sum::<u64>().saturating_add(machine.pending_bytes)),
+        String::new(),
+        bytes(machine.stored_bytes),
+        link,
+    ]);
+    for disk in &machine.disks {
+        let state = match &*disk.state {
+            "scanning" => format!("scanning {} %", disk.scanned_percent),
+            other => other.to_owned(),
+        };
+        table.add_row([
+            String::new(),
+            disk.path.clone(),
+            level(disk.health).to_owned(),
+            state,
+            String::new(),
+            String::new(),
+            bytes(source(disk).saturating_add(disk.pending_bytes)),
+            format!("{}/s", bytes(disk.written_bytes_per_second)),
+            bytes(disk.stored_bytes),
+            disk.capture.clone(),
+        ]);
+    }
+}
+
+/// `holdfast points`.
+pub(crate) fn points(list: &PointsShape) -> String {
+    let mut text = String::new();
+    if list.points.is_empty() {
+        let _infallible = writeln!(text, "Machine {} has no complete point yet.", list.name);
+    } else {
+        let mut table = table(&["POINT", "CUT", "STATE", "KIND", "RPO", "HOLD", "SIZE", "REMARKS"]);
+        for point in &list.points {
+            table.add_row([
+                point.id.clone(),
+                with_age(&point.at),
+                point.state.clone(),
+                format!("{}-consistent, {}", point.consistency, point.method),
+                duration::show(Duration::from_micros(point.rpo_us)),
+                duration::show(Duration::from_micros(point.hold_us)),
+                bytes(point.stored_bytes),
+                point.notes.join("; "),
+            ]);
+        }
+        text.push_str(&table.to_string());
+        text.push('\n');
+    }
+    for arriving in &list.arriving {
+        let missing = arriving.missing_disks.join(", ");
+        let _infallible = writeln!(text, "Arriving: cut of {}, still without {missing}", local(&arriving.at));
+    }
+    for point in &list.void_points {
+        let reason = point.void_reason.as_deref().unwrap_or("unknown reason");
+        let _infallible = writeln!(text, "Void: {} of {}: {reason}", point.id, local(&point.at));
+    }
+    for cut in &list.voided_cuts {
+        let _infallible = writeln!(text, "Voided cut of {}: {}", local(&cut.at), cut.reason);
+    }
+    text
+}
+
+/// `holdfast audit`.
+pub(crate) fn audit(entries: &[AuditShape]) -> String {
+    let mut table = table(&["WHEN", "WHO", "WHAT", "ON", "PARTICULARS"]);
+    for entry in entries {
+        table.add_row([
+            local(&entry.at),
+            entry.who.clone(),
+            entry.what.clone(),
+            entry.subject.clone(),
+            entry.detail.clone(),
+        ]);
+    }
+    table.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{bytes, local};
+
+    #[test]
+    fn sizes_are_short() {
+        assert_eq!(
+            [bytes(0), bytes(1023), bytes(1536), bytes(5 << 30)],
+            ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]
+        );
+    }
+
+    #[test]
+    fn what_is_no_time_is_shown_as_it_is() {
+        assert_eq!(local("soon"), "soon");
+    }
+}
