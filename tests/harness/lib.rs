@@ -14,3 +14,5 @@ pub mod load;
 pub mod memory_view;
 /// Programs of the system, run and checked.
 pub mod program;
+/// Debian machines in QEMU.
+pub mod guest;

@@ -45,7 +45,7 @@ impl LoopDevice {
         let backing = folder.path().join("disk.img");
         let file = File::create_new(&backing).context("making the backing file")?;
         file.set_len(bytes).context("sizing the backing file")?;
-        let device = attach(&backing)?;
+        let device = attach(&backing, 0)?;
         Ok(Self { device, backing, _folder: Some(folder) })
     }
 
@@ -54,7 +54,16 @@ impl LoopDevice {
     /// # Errors
     /// No device is free, or the file does not allow direct IO.
     pub fn attach(backing: &Path) -> Result<Self> {
-        Ok(Self { device: attach(backing)?, backing: backing.to_owned(), _folder: None })
+        Self::attach_at(backing, 0)
+    }
+
+    /// Attaches a device on the part of an existing file that begins at byte `offset`, as of a partition in a disk
+    /// image. The file stays after the drop.
+    ///
+    /// # Errors
+    /// No device is free, or the file does not allow direct IO.
+    pub fn attach_at(backing: &Path, offset: u64) -> Result<Self> {
+        Ok(Self { device: attach(backing, offset)?, backing: backing.to_owned(), _folder: None })
     }
 
     /// The device node, for example `/dev/loop3`.
@@ -99,9 +108,10 @@ impl Drop for LoopDevice {
 }
 
 /// Has `losetup` choose a free device, which it prints.
-fn attach(backing: &Path) -> Result<PathBuf> {
+fn attach(backing: &Path, offset: u64) -> Result<PathBuf> {
     let output = Command::new("losetup")
         .args(["--find", "--show", "--direct-io=on"])
+        .arg(format!("--offset={offset}"))
         .arg(backing)
         .output()
         .context("running losetup (package mount)")?;

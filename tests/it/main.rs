@@ -5,3 +5,4 @@ mod file_systems;
 mod link;
 mod nbd;
 mod oracle;
+mod machine_boot;

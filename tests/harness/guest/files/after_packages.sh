@@ -1,0 +1,49 @@
+#!/bin/sh
+# Runs on the build host after all packages are installed into the new root, which is $1.
+# HOLDFAST_GUEST_FILES is the folder of this script, HOLDFAST_ROOT_UUID the file system's future UUID.
+set -eu
+root=$1
+
+echo holdfast-guest > "$root/etc/hostname"
+echo '127.0.0.1 localhost holdfast-guest' > "$root/etc/hosts"
+echo "UUID=$HOLDFAST_ROOT_UUID / ext4 defaults,errors=remount-ro 0 1" > "$root/etc/fstab"
+
+install -D -m 755 "$HOLDFAST_GUEST_FILES/control" "$root/usr/local/lib/holdfast-guest/control"
+install -D -m 644 "$HOLDFAST_GUEST_FILES/holdfast-guest.service" \
+    "$root/etc/systemd/system/holdfast-guest.service"
+chroot "$root" systemctl enable holdfast-guest.service
+
+# Nothing runs by itself later on: a test says what happens on the disk.
+for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
+    e2scrub_reap.service fstrim.timer systemd-tmpfiles-clean.timer systemd-pstore.service; do
+    chroot "$root" systemctl mask "$unit"
+done
+# Nor what no test needs and an emulated processor takes long for. The kernel replays the root's
+# journal when it mounts it; tests check file systems themselves.
+for unit in getty-static.service getty@tty1.service systemd-fsck-root.service systemd-update-utmp.service \
+    systemd-update-utmp-runlevel.service dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount \
+    sys-kernel-tracing.mount sys-kernel-config.mount sys-fs-fuse-connections.mount modprobe@configfs.service \
+    modprobe@dm_mod.service modprobe@fuse.service modprobe@loop.service; do
+    chroot "$root" systemctl mask "$unit"
+done
+chroot "$root" systemctl set-default multi-user.target
+# One cluster exists, made by the package; a test starts it. Its just-in-time compiler is left out of the image.
+chroot "$root" systemctl disable postgresql.service
+for settings in "$root"/etc/postgresql/*/main/postgresql.conf; do
+    printf "jit = off\nshared_buffers = 32MB\nlisten_addresses = ''\n" >> "$settings"
+done
+# A package of many files, for tests that install one while the disk is copied.
+mkdir -p "$root/var/cache/holdfast-guest"
+chroot "$root" sh -c 'cd /var/cache/holdfast-guest && apt-get download poppler-data'
+
+mkdir -p "$root/boot/extlinux"
+cat > "$root/boot/extlinux/extlinux.conf" <<CONF
+SERIAL 0 115200
+DEFAULT debian
+PROMPT 0
+TIMEOUT 0
+LABEL debian
+    KERNEL /vmlinuz
+    INITRD /initrd.img
+    APPEND root=UUID=$HOLDFAST_ROOT_UUID ro console=ttyS0,115200 net.ifnames=0 loglevel=5 panic=-1
+CONF
