@@ -7,3 +7,5 @@
 pub mod port;
 /// Views as network block devices.
 pub mod nbd;
+/// Views as image files.
+pub mod image;

@@ -1,0 +1,252 @@
+//! One image from begin to end: fresh, continued, or found complete.
+//!
+//! Owns the order of things. Invariant: the image gets its final name only after all of it is durable, and an existing file
+//! that is not this owner's is never touched. Blocks; runs on a blocking thread.
+//!
+//! ```text
+//!   record {written_to: 0} -> partial file -> ... sync, record {written_to: n} ... -> metadata -> sync
+//!     -> record {complete} -> rename partial to image
+//! ```
+//! A kill between any two arrows is continued from there by the next call.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::FileExt as _,
+    path::Path,
+};
+
+use holdfast_common::durable;
+
+use super::{
+    copy::{Copy, CopyError, Layout, RUN_CLUSTERS},
+    map::{CLUSTER, CLUSTER_BYTES, ClusterMap},
+    qcow2::Qcow2,
+    raw::Raw,
+    record::{self, ImagePaths, ImageRecord},
+};
+use crate::compute::port::{ComputeError, ImageFile, ImageFormat, ImageRequest, Task};
+
+/// Writes the image of a request.
+///
+/// # Errors
+/// See [`ComputeError`]; what was written so far is continued by the next call.
+pub(super) fn materialize(
+    request: &ImageRequest,
+    task: &Task,
+    threads: usize,
+) -> Result<ImageFile, ComputeError> {
+    let folder = &request.folder;
+    durable::create_folder(folder).map_err(|source| cannot("create folder", folder, source))?;
+    let view = request.disk.view.as_ref();
+    let map = ClusterMap::scan(view, &request.disk.name, task)?;
+    let paths = ImagePaths::of(request);
+    let wanted = wanted(request, &map);
+    let found = ImageRecord::load(&paths.record).map_err(|source| cannot("read", &paths.record, source))?;
+    task.add_total_bytes(wanted.data_bytes);
+    let record = match found {
+        Some(found) if found.owner != wanted.owner && paths.partial.exists() => {
+            return Err(ComputeError::Exists { path: paths.partial });
+        }
+        Some(found) if found.owner == wanted.owner && found.is_same_image(&wanted) => found,
+        _ => wanted.clone(),
+    };
+    if paths.image.exists() {
+        let ours = record.complete && !paths.partial.exists();
+        if !ours {
+            return Err(ComputeError::Exists { path: paths.image });
+        }
+        task.add_resumed_bytes(wanted.data_bytes);
+        return Ok(image_file(&paths, &record));
+    }
+    let layout: Box<dyn Layout> = match request.format {
+        ImageFormat::Raw => Box::new(Raw),
+        ImageFormat::Qcow2 => Box::new(Qcow2::new(&map)),
+    };
+    let image = Image { request, paths: &paths, map: &map, layout: layout.as_ref(), task, threads };
+    image.write(record)?;
+    Ok(image_file(&paths, &wanted))
+}
+
+fn wanted(request: &ImageRequest, map: &ClusterMap) -> ImageRecord {
+    ImageRecord {
+        version: record::VERSION,
+        owner: request.owner.clone(),
+        point: request.point,
+        disk: request.disk.disk,
+        format: request.format,
+        size_bytes: map.size_bytes(),
+        data_bytes: map.data_clusters() * CLUSTER,
+        map: map.digest().to_hex().to_string(),
+        written_to: 0,
+        complete: false,
+    }
+}
+
+fn image_file(paths: &ImagePaths, record: &ImageRecord) -> ImageFile {
+    ImageFile {
+        disk: record.disk,
+        path: paths.image.clone(),
+        size_bytes: record.size_bytes,
+        data_bytes: record.data_bytes,
+    }
+}
+
+/// An image being written.
+struct Image<'a> {
+    request: &'a ImageRequest,
+    paths: &'a ImagePaths,
+    map: &'a ClusterMap,
+    layout: &'a dyn Layout,
+    task: &'a Task,
+    threads: usize,
+}
+
+impl Image<'_> {
+    fn write(&self, mut record: ImageRecord) -> Result<(), ComputeError> {
+        let file = self.open(&mut record)?;
+        if !record.complete {
+            let left = (self.map.data_clusters() - self.map.rank(record.written_to)) * CLUSTER;
+            self.check_space(left)?;
+            self.copy(&file, &mut record)?;
+            self.finish(&file, &mut record)?;
+        }
+        durable::rename(&self.paths.partial, &self.paths.image)
+            .map_err(|source| cannot("name", &self.paths.image, source))
+    }
+
+    /// The partial file, and in the record from where it has to be continued.
+    fn open(&self, record: &mut ImageRecord) -> Result<File, ComputeError> {
+        let partial = &self.paths.partial;
+        let open_failed = |source| cannot("open", partial, source);
+        if record.written_to > 0 || record.complete {
+            match OpenOptions::new().read(true).write(true).open(partial) {
+                Ok(file) if record.complete || self.tail_is_good(&file, record.written_to)? => {
+                    self.task.add_resumed_bytes(self.map.rank(record.written_to) * CLUSTER);
+                    return Ok(file);
+                }
+                Ok(_) => {
+                    tracing::warn!(path = %partial.display(), "a half-written image is not what it should be; it is begun anew")
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(open_failed(error)),
+            }
+        }
+        (record.written_to, record.complete) = (0, false);
+        self.save(record)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(partial)
+            .map_err(open_failed)?;
+        file.set_len(self.layout.file_bytes(self.map)).map_err(open_failed)?;
+        Ok(file)
+    }
+
+    /// Whether the last data below `written_to` is in the file as the view has it.
+    fn tail_is_good(&self, file: &File, written_to: u64) -> Result<bool, ComputeError> {
+        let copy = self.copier(file);
+        let mut expected = vec![0; RUN_CLUSTERS * CLUSTER_BYTES];
+        let mut found = expected.clone();
+        let mut from = written_to.saturating_sub(TAIL_CLUSTERS);
+        while let Some(run) = self.map.next_run(from, RUN_CLUSTERS as u64) {
+            if run.start >= written_to {
+                break;
+            }
+            let run = run.start..run.end.min(written_to);
+            from = run.end;
+            let bytes =
+                copy.read(&run, &mut expected).map_err(|source| self.copy_failed(CopyError::View(source)))?;
+            let found = found.get_mut(..bytes.len()).unwrap_or_default();
+            let place = self.layout.place(self.map, run.start);
+            // The last cluster of a raw file may end early: what is missing reads as an error, and begins anew.
+            let end =
+                usize::try_from(self.layout.file_bytes(self.map).saturating_sub(place)).unwrap_or(usize::MAX);
+            let some = found.len().min(end);
+            let (Some(found), Some(bytes)) = (found.get_mut(..some), bytes.get(..some)) else {
+                return Ok(false);
+            };
+            if file.read_exact_at(found, place).is_err() || found != bytes {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn copy(&self, file: &File, record: &mut ImageRecord) -> Result<(), ComputeError> {
+        let mut reached = record.written_to;
+        let copied = self.copier(file).run(record.written_to, CHECKPOINT_BYTES, |cluster| {
+            durable::sync_data(file)?;
+            reached = cluster;
+            ImageRecord { written_to: cluster, ..record.clone() }.save(&self.paths.record)
+        });
+        record.written_to = reached;
+        copied.map_err(|error| self.copy_failed(error))
+    }
+
+    fn finish(&self, file: &File, record: &mut ImageRecord) -> Result<(), ComputeError> {
+        let failed = |source| self.copy_failed(CopyError::Write(source));
+        self.layout.finish(self.map, file).map_err(failed)?;
+        durable::sync_all(file).map_err(failed)?;
+        (record.written_to, record.complete) = (self.map.clusters(), true);
+        self.save(record)
+    }
+
+    fn copier<'a>(&'a self, file: &'a File) -> Copy<'a> {
+        Copy {
+            view: self.request.disk.view.as_ref(),
+            map: self.map,
+            layout: self.layout,
+            file,
+            task: self.task,
+            threads: self.threads,
+        }
+    }
+
+    /// Refuses at once what cannot fit; the file system may still fill up meanwhile.
+    fn check_space(&self, left_bytes: u64) -> Result<(), ComputeError> {
+        let Ok(space) = rustix::fs::statvfs(&self.request.folder) else { return Ok(()) };
+        let used = fs::metadata(&self.paths.partial)
+            .map(|metadata| std::os::unix::fs::MetadataExt::blocks(&metadata) * 512)
+            .unwrap_or(0);
+        let free = space.f_bavail.saturating_mul(space.f_frsize).saturating_add(used);
+        // What lies beyond the last checkpoint is in `used` and gets written again in place.
+        if free < left_bytes {
+            let missing_bytes = left_bytes - free;
+            return Err(ComputeError::NoSpace { path: self.paths.partial.clone(), missing_bytes });
+        }
+        Ok(())
+    }
+
+    fn save(&self, record: &ImageRecord) -> Result<(), ComputeError> {
+        record.save(&self.paths.record).map_err(|error| self.copy_failed(CopyError::Write(error)))
+    }
+
+    fn copy_failed(&self, error: CopyError) -> ComputeError {
+        match error {
+            CopyError::Cancelled => ComputeError::Cancelled,
+            CopyError::View(source) => ComputeError::View { name: self.request.disk.name.clone(), source },
+            CopyError::Write(error) if is_full(&error) => {
+                let progress = self.task.progress(std::time::Duration::ZERO);
+                let missing_bytes = progress.total_bytes - progress.done_bytes;
+                ComputeError::NoSpace { path: self.paths.partial.clone(), missing_bytes }
+            }
+            CopyError::Write(source) => cannot("write", &self.paths.partial, source),
+        }
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+fn cannot(action: &'static str, path: &Path, source: io::Error) -> ComputeError {
+    ComputeError::Io { action, path: path.into(), source }
+}
+
+/// Bytes written between two checkpoints: what a kill costs at most.
+const CHECKPOINT_BYTES: u64 = 256 << 20;
+/// Clusters below a checkpoint that are compared again before an image is continued.
+const TAIL_CLUSTERS: u64 = 1024;

@@ -1,0 +1,18 @@
+//! Images: views written out as files, sparse, verified, and in pieces that survive a kill.
+//!
+//! Knows views only. Invariant: a file with the final name is complete and durable; everything else has a `.partial` name.
+
+/// Which clusters of a disk hold data.
+mod map;
+/// Where each cluster goes, as raw bytes.
+mod raw;
+/// Where each cluster goes, as qcow2.
+mod qcow2;
+/// The file beside an image that says what it is and how far.
+mod record;
+/// Moves clusters from a view into a file, on all cores.
+mod copy;
+/// One image from begin to end.
+mod materialize;
+/// `WriteImage` over all this.
+pub mod writer;
