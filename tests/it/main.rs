@@ -2,6 +2,7 @@
 
 mod damage;
 mod file_systems;
+mod image;
 mod link;
 mod nbd;
 mod oracle;

@@ -1,1 +1,351 @@
-//! tests
+//! Doubles of everything that jobs use, with faults on demand; for tests.
+//!
+//! Invariant: what survives a crash of the coordinator is kept apart from what does not (see [`World::crash`]).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use holdfast_common::{
+    clock::Timestamp,
+    frame::cut::Consistency,
+    ids::{DiskId, JobId, MachineId, PointId},
+    units::BlockRange,
+};
+use tokio::sync::Notify;
+
+use super::{
+    job::{JobSpec, StepKind},
+    log::Then,
+    plans::failover::Services,
+    port::{JobStore, LogRecord, PointSource, PointsError, StoreError},
+    step::{Context, Outcome, Plan, Plans, Step, StepError},
+};
+use crate::{
+    compute::port::{
+        Attach, BoxFuture, ComputeError, DiskView, Endpoint, ImageFile, ImageRequest, Task, WriteImage,
+    },
+    points::{
+        selection::{Candidate, CandidateState},
+        view::{BlockView, ViewError, ViewExtent},
+    },
+};
+
+/// A store in memory that can die: from a chosen append on nothing is answered any more.
+#[derive(Debug, Default)]
+pub(super) struct MemoryStore {
+    records: Mutex<BTreeMap<(JobId, u64), LogRecord>>,
+    appends_left: Mutex<Option<usize>>,
+    pub died: Notify,
+}
+
+impl MemoryStore {
+    pub(super) fn die_after(&self, appends: usize) {
+        *self.appends_left.lock().unwrap() = Some(appends);
+    }
+
+    pub(super) fn revive(&self) {
+        *self.appends_left.lock().unwrap() = None;
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.records.lock().unwrap().len()
+    }
+
+    fn alive(&self) -> bool {
+        let mut left = self.appends_left.lock().unwrap();
+        match left.as_mut() {
+            Some(0) => return false,
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        true
+    }
+}
+
+impl JobStore for MemoryStore {
+    fn append(&self, record: LogRecord) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            if !self.alive() {
+                self.died.notify_one();
+                std::future::pending::<()>().await;
+            }
+            let (job, number) = (record.job, record.number);
+            let mut records = self.records.lock().unwrap();
+            if records.contains_key(&(job, number)) {
+                return Err(StoreError::Taken { job, number });
+            }
+            records.insert((job, number), record);
+            Ok(())
+        })
+    }
+
+    fn load(&self) -> BoxFuture<'_, Result<Vec<LogRecord>, StoreError>> {
+        Box::pin(async move { Ok(self.records.lock().unwrap().values().cloned().collect()) })
+    }
+
+    fn forget(&self, job: JobId) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            self.records.lock().unwrap().retain(|(of, _), _| *of != job);
+            Ok(())
+        })
+    }
+}
+
+/// Points, devices and images in memory.
+#[derive(Debug, Default)]
+pub(super) struct World {
+    inner: Mutex<Things>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Things {
+    pub leases: BTreeSet<(JobId, PointId)>,
+    pub processed: BTreeSet<PointId>,
+    pub served: BTreeSet<String>,
+    pub images: BTreeMap<PathBuf, String>,
+    pub newest: u8,
+}
+
+impl World {
+    pub(super) fn things(&self) -> MutexGuard<'_, Things> {
+        self.inner.lock().unwrap()
+    }
+
+    /// What a crash of the coordinator takes away: the devices.
+    pub(super) fn crash(&self) {
+        self.things().served.clear();
+    }
+
+    /// Whether nothing of any job is left.
+    pub(super) fn is_clean(&self) -> bool {
+        let things = self.things();
+        things.leases.is_empty() && things.served.is_empty() && things.images.is_empty()
+    }
+}
+
+#[derive(Debug)]
+struct Empty;
+
+impl BlockView for Empty {
+    fn size_bytes(&self) -> u64 {
+        4096
+    }
+
+    fn read(&self, _offset: u64, buffer: &mut [u8]) -> Result<(), ViewError> {
+        buffer.fill(0);
+        Ok(())
+    }
+
+    fn extents(&self, range: BlockRange) -> Result<Vec<ViewExtent>, ViewError> {
+        Ok(vec![ViewExtent { range, hole: true }])
+    }
+}
+
+pub(super) fn point(number: u8) -> PointId {
+    PointId::from_bytes([number; 16])
+}
+
+impl PointSource for World {
+    /// One pending point, and a newer one each time it is asked for.
+    fn candidates(&self, _machine: MachineId) -> BoxFuture<'_, Result<Vec<Candidate>, PointsError>> {
+        Box::pin(async move {
+            let mut things = self.things();
+            things.newest += 1;
+            let candidate = |number: u8| Candidate {
+                point: point(number),
+                at: Timestamp(i64::from(number)),
+                consistency: Consistency::Crash,
+                state: CandidateState::Pending,
+            };
+            Ok((1..=things.newest).map(candidate).collect())
+        })
+    }
+
+    fn process(
+        &self,
+        _machine: MachineId,
+        point: PointId,
+        _task: Arc<Task>,
+    ) -> BoxFuture<'_, Result<(), PointsError>> {
+        Box::pin(async move {
+            self.things().processed.insert(point);
+            Ok(())
+        })
+    }
+
+    fn lease(
+        &self,
+        _machine: MachineId,
+        point: PointId,
+        job: JobId,
+    ) -> BoxFuture<'_, Result<(), PointsError>> {
+        Box::pin(async move {
+            self.things().leases.insert((job, point));
+            Ok(())
+        })
+    }
+
+    fn release(&self, job: JobId) -> BoxFuture<'_, Result<(), PointsError>> {
+        Box::pin(async move {
+            self.things().leases.retain(|(of, _)| *of != job);
+            Ok(())
+        })
+    }
+
+    fn open(&self, _machine: MachineId, point: PointId) -> BoxFuture<'_, Result<Vec<DiskView>, PointsError>> {
+        Box::pin(async move {
+            let things = self.things();
+            assert!(things.processed.contains(&point), "opened before it was processed");
+            assert!(things.leases.iter().any(|(_, held)| *held == point), "opened without a lease");
+            let disk = DiskId::from_bytes([1; 16]);
+            Ok(vec![DiskView { disk, name: "sda".into(), view: Arc::new(Empty) }])
+        })
+    }
+}
+
+impl Attach for World {
+    fn attach(
+        &self,
+        name: String,
+        disks: Vec<DiskView>,
+    ) -> BoxFuture<'_, Result<Vec<Endpoint>, ComputeError>> {
+        Box::pin(async move {
+            let endpoint = |disk: DiskView| Endpoint {
+                disk: disk.disk,
+                uri: format!("{name}/{}", disk.name),
+                name: disk.name,
+                size_bytes: 4096,
+            };
+            let endpoints = disks.into_iter().map(endpoint).collect();
+            self.things().served.insert(name);
+            Ok(endpoints)
+        })
+    }
+
+    fn detach(&self, name: String) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(async move {
+            self.things().served.remove(&name);
+            Ok(())
+        })
+    }
+}
+
+impl WriteImage for World {
+    fn write(
+        &self,
+        request: ImageRequest,
+        task: Arc<Task>,
+    ) -> BoxFuture<'_, Result<ImageFile, ComputeError>> {
+        Box::pin(async move {
+            let path = request.folder.join(&request.disk.name);
+            self.things().images.insert(path.clone(), request.owner);
+            task.add_total_bytes(4096);
+            task.add_done_bytes(4096);
+            Ok(ImageFile { disk: request.disk.disk, path, size_bytes: 4096, data_bytes: 4096 })
+        })
+    }
+
+    fn discard(&self, folder: PathBuf, owner: String) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(async move {
+            self.things().images.retain(|path, by| !(path.starts_with(&folder) && *by == owner));
+            Ok(())
+        })
+    }
+}
+
+/// What goes wrong with which step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// Nothing.
+    None,
+    /// Every run and every undo happens twice.
+    Twice,
+    /// The run of this step does its work and then fails, this often.
+    Run(StepKind, u32),
+    /// The undo of this step does its work and then fails, this often.
+    Undo(StepKind, u32),
+    /// This step runs until it is cancelled.
+    Hang(StepKind),
+}
+
+/// The real plans over doubles, with a fault.
+#[derive(Clone, Debug)]
+pub(super) struct FaultyPlans {
+    pub services: Services,
+    pub fault: Arc<Mutex<Fault>>,
+}
+
+impl Plans for FaultyPlans {
+    fn plan(&self, spec: &JobSpec) -> Plan {
+        self.services.plan(spec)
+    }
+
+    fn step(&self, kind: StepKind) -> Arc<dyn Step> {
+        let fault = Arc::clone(&self.fault);
+        Arc::new(FaultyStep { kind, step: self.services.step(kind), fault })
+    }
+}
+
+#[derive(Debug)]
+struct FaultyStep {
+    kind: StepKind,
+    step: Arc<dyn Step>,
+    fault: Arc<Mutex<Fault>>,
+}
+
+impl FaultyStep {
+    /// Takes one failure of this step off the fault, if there is one left.
+    fn fails(&self, undo: bool) -> bool {
+        let mut fault = self.fault.lock().unwrap();
+        match &mut *fault {
+            Fault::Run(kind, left) if !undo && *kind == self.kind && *left > 0 => *left -= 1,
+            Fault::Undo(kind, left) if undo && *kind == self.kind && *left > 0 => *left -= 1,
+            _ => return false,
+        }
+        true
+    }
+
+    fn is(&self, fault: Fault) -> bool {
+        *self.fault.lock().unwrap() == fault
+    }
+}
+
+impl Step for FaultyStep {
+    fn run<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Outcome, StepError>> {
+        Box::pin(async move {
+            if self.is(Fault::Twice) {
+                self.step.run(context).await?;
+            }
+            let outcome = self.step.run(context).await?;
+            if self.is(Fault::Hang(self.kind)) {
+                while !context.task.is_cancelled() {
+                    tokio::task::yield_now().await;
+                }
+            }
+            if self.fails(false) {
+                return Err(StepError { message: "made to fail".into(), then: Then::Hold });
+            }
+            Ok(outcome)
+        })
+    }
+
+    fn undo<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<(), StepError>> {
+        Box::pin(async move {
+            if self.is(Fault::Twice) {
+                self.step.undo(context).await?;
+            }
+            self.step.undo(context).await?;
+            if self.fails(true) {
+                return Err(StepError { message: "made to fail".into(), then: Then::Hold });
+            }
+            Ok(())
+        })
+    }
+
+    fn restore<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<(), StepError>> {
+        self.step.restore(context)
+    }
+}

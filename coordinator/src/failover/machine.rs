@@ -8,8 +8,9 @@
 //!                 StepStarted             StepDone (not last)
 //!    Ready{i} ---------------> Running{i} -------------------> Ready{i+1}
 //!       ^                       |  |  |  ^  StepStarted (again after an interruption)
-//!       | Retry                 |  |  |  +---- Waiting{i} <-- StepWaits; ContinueRequested leads back
-//!    Held{i} <-- StepFailed hold+  |  |
+//!       |                       |  |  |  +---- Waiting{i} <-- StepWaits; ContinueRequested leads back
+//!       |     Held{i} <-- StepFailed hold; RetryRequested leads back
+//!       |                          |  |
 //!                                  |  +-- StepDone (last) --> Succeeded, or Holding while the job holds something
 //!                 StepFailed undo  |
 //!    any but the final ones -------+--Cancel--> Undoing{i} --UndoDone--> Undoing{i-1} ... --> Cancelled / Failed
@@ -205,7 +206,8 @@ fn cancelled(status: &Status) -> Option<State> {
 
 fn retried(state: State) -> Option<State> {
     match state {
-        State::Held { step } => Some(State::Ready { step }),
+        // Not `Ready`: the step was begun, and a cancel has to undo it.
+        State::Held { step } => Some(State::Running { step }),
         State::Stuck { step, ending } => Some(State::Undoing { step, ending }),
         State::Failed => Some(State::Ready { step: 0 }),
         _ => None,

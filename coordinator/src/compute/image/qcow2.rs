@@ -31,7 +31,8 @@ pub(super) struct Qcow2 {
 impl Qcow2 {
     /// The layout for a disk.
     pub(super) fn new(map: &ClusterMap) -> Self {
-        let l1_entries = map.clusters().div_ceil(TABLE_ENTRIES);
+        // Also a disk of no bytes has a table.
+        let l1_entries = map.clusters().div_ceil(TABLE_ENTRIES).max(1);
         let l2_tables = (0..l1_entries)
             .filter(|table| {
                 let run = map.next_run(table * TABLE_ENTRIES, 1);
@@ -42,7 +43,7 @@ impl Qcow2 {
             refcount_table_clusters: 1,
             refcount_blocks: 1,
             l1_entries,
-            l1_clusters: l1_entries.div_ceil(TABLE_ENTRIES).max(1),
+            l1_clusters: l1_entries.div_ceil(TABLE_ENTRIES),
             l2_tables,
             data_clusters: map.data_clusters(),
         };
