@@ -5,6 +5,8 @@
 //! coordinator; it leaves one place only after it has entered the next.
 //! Everything here blocks and runs on the capture thread, never on the async threads.
 
+/// eBPF programs mark changed blocks inside the kernel.
+pub mod tracked;
 pub mod freeze;
 /// A set of blocks.
 pub mod block_set;
