@@ -1,6 +1,6 @@
 //! The guard's arithmetic, alone and over random histories.
 
-use proptest::prelude::{Strategy as _, prop_assert, prop_assert_eq, proptest};
+use proptest::prelude::{prop_assert, prop_assert_eq, proptest};
 
 use super::*;
 
