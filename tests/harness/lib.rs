@@ -16,3 +16,7 @@ pub mod memory_view;
 pub mod program;
 /// Debian machines in QEMU.
 pub mod guest;
+/// Writers on raw devices, and the replica that follows them.
+pub mod raw_writers;
+/// A disk whose writes arrive late.
+pub mod delayed_disk;

@@ -7,3 +7,4 @@ mod link;
 mod nbd;
 mod oracle;
 mod machine_boot;
+mod tracking;

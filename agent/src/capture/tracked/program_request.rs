@@ -137,11 +137,10 @@ impl RequestPrograms<'_> {
         code.place(passthrough);
         raise(&mut code, self.counters, flag::PASSTHROUGH);
         code.jump(out);
-        code.place(many);
+        // The verifier refuses code that is never reached.
         if self.has_many_ranges {
+            code.place(many);
             self.mark_many_ranges(&mut code, mark, out);
-        } else {
-            code.jump(out);
         }
         let name = ("hf_issue", "btf_trace_block_rq_issue");
         finish_with_mark(code, name, mark, self.window.blocks(), self.marks, self.counters)

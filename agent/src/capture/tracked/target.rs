@@ -97,7 +97,8 @@ impl Target {
             statistics: File::open(folder.join("stat")).map_err(explain)?,
             size: File::open(folder.join("size")).map_err(explain)?,
             disk_statistics: File::open(disk.join("stat")).map_err(explain)?,
-            accounting: File::open(disk.join("queue/iostats")).ok(),
+            // zram counts whatever this switch says, and shows it as off.
+            accounting: File::open(disk.join("queue/iostats")).ok().filter(|_| !name.starts_with("zram")),
             disk_sequence: File::open(disk.join("diskseq")).ok(),
             device_number: number,
             device,
