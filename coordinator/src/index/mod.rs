@@ -1,1 +1,39 @@
-//! Which frame holds which block.
+//! Which frame holds which block: derived from the heads of durable frames.
+//!
+//! Owns the memory table of the open interval, the immutable runs of closed intervals, their ladder, and looking up.
+//! Does not know the network, jobs, or a block's bytes. Invariants: everything here can be deleted and is rebuilt from the
+//! journal; what is looked up at a cut is exactly the frames up to that cut, newest first; runs never change.
+//! Limits: [`entry::ENTRY_BYTES`] bytes per extent in a run; [`disk_index::SPILL_ENTRIES`] extents in memory per disk.
+
+/// One extent of the index, and its 16 bytes.
+pub mod entry;
+/// The extents of the interval that is not cut yet.
+pub mod memtable;
+/// The bytes of a run file.
+pub mod run_format;
+/// Writing a run.
+pub mod run_writer;
+/// Mapping a run's file.
+mod map;
+/// A run opened for looking up.
+pub mod run;
+/// Newest wins.
+pub mod merge;
+/// Which runs there are, and which ones make a cut.
+pub mod ladder;
+/// From a range of blocks to where their bytes are.
+pub mod lookup;
+/// What is remembered besides extents: cuts, scans, losses.
+pub mod records;
+/// The index of one disk.
+pub mod disk_index;
+/// The thread that follows the logs.
+pub mod follower;
+
+pub use disk_index::{DiskIndex, IndexProgress};
+pub use follower::Follower;
+pub use lookup::{BlockMap, IndexError, Piece, PieceSource};
+pub use records::{CutHead, ScanHead};
+
+#[cfg(test)]
+mod tests;

@@ -5,3 +5,8 @@ pub mod catalog;
 pub mod retention;
 pub mod selection;
 pub mod view;
+pub mod frame_cache;
+pub mod point_view;
+
+pub use frame_cache::FrameCache;
+pub use point_view::PointView;

@@ -8,6 +8,7 @@ use std::{
 use thiserror::Error;
 
 use holdfast_common::{
+    frame::FrameError,
     ids::{DiskId, Sequence},
     wire::{Refusal, RefusalCode},
 };
@@ -74,6 +75,15 @@ pub enum StoreError {
         #[source]
         source: WriteError,
     },
+    /// A frame passed its digest, yet does not decompress: its writer was at fault.
+    #[error("frame {sequence} cannot be decompressed")]
+    Payload {
+        /// The frame.
+        sequence: Sequence,
+        /// What is wrong.
+        #[source]
+        source: FrameError,
+    },
     /// No segment holds this frame.
     #[error("frame {0} is not in the log")]
     Missing(Sequence),
@@ -107,7 +117,7 @@ impl StoreError {
     pub fn is_damage(&self) -> bool {
         match self {
             Self::Segment { source, .. } => source.is_damage(),
-            Self::Missing(_) => true,
+            Self::Missing(_) | Self::Payload { .. } => true,
             _ => false,
         }
     }

@@ -1,0 +1,578 @@
+//! The index of one disk: follows its log, and answers what the disk held at each cut and holds now.
+//!
+//! Owns the memory table, the parts and the ladder, and the list of cuts. Does not know threads; [`super::follower`]
+//! drives it. Invariants: `processed` only grows; a cut is listed only when its run is on disk; readers never wait for
+//! file writing.
+//! Limits: [`SPILL_ENTRIES`] extents in memory, then they become a part; [`OPEN_RUNS_MAX`] runs are kept open.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use holdfast_common::{
+    codec,
+    frame::FrameKind,
+    ids::{Generation, Sequence},
+    units::BlockRange,
+};
+
+use super::{
+    entry::{SEQUENCE_MAX, entries_of},
+    ladder::{Ladder, merged_name},
+    lookup::{BlockMap, CutMap, IndexError, Piece, resolve},
+    memtable::Memtable,
+    merge::{Entries, merge_all},
+    records::{CutHead, Loss, RunRecords, ScanHead},
+    run::Run,
+    run_format::RunName,
+    run_writer::RunWriter,
+};
+use crate::{journal::tables::FrameHead, store::DiskLog};
+
+/// Extents of an open interval that are kept in memory; about 8 MiB.
+pub const SPILL_ENTRIES: usize = 1 << 17;
+
+/// Runs kept open besides those that views hold.
+pub const OPEN_RUNS_MAX: usize = 128;
+
+/// Bytes of heads taken from the log at a time.
+const BATCH_BYTES: usize = 1 << 20;
+
+/// How far the index is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IndexProgress {
+    /// Last frame that is indexed.
+    pub processed: Sequence,
+    /// Last frame that is durable.
+    pub durable: Sequence,
+    /// Bytes between the two.
+    pub pending_bytes: u64,
+}
+
+/// The index of one disk.
+#[derive(Debug)]
+pub struct DiskIndex {
+    log: Arc<DiskLog>,
+    folder: PathBuf,
+    spill_entries: usize,
+    state: RwLock<State>,
+    /// One thread works on it at a time.
+    working: Mutex<()>,
+    open: Mutex<OpenRuns>,
+}
+
+/// What readers see.
+#[derive(Debug, Default)]
+struct State {
+    processed: Sequence,
+    /// Last frame that is in a run or part; the memory table has those behind.
+    stored: Sequence,
+    memtable: Memtable,
+    /// Records since the last run or part.
+    records: RunRecords,
+    /// Runs of the open interval, oldest first.
+    parts: Vec<Arc<Run>>,
+    ladder: Ladder,
+    /// Runs of the newest cut, newest first.
+    newest: Vec<Arc<Run>>,
+    cuts: Vec<Arc<CutHead>>,
+    scan: Option<ScanHead>,
+    losses: Vec<Loss>,
+    unhealed: Option<Generation>,
+    loss_open: bool,
+}
+
+#[derive(Debug, Default)]
+struct OpenRuns {
+    tick: u64,
+    runs: BTreeMap<RunName, (Arc<Run>, u64)>,
+}
+
+impl DiskIndex {
+    /// Opens the index of a log. Runs that are damaged, foreign or do not fit are deleted; what they held is made again.
+    /// Reads the newest cut's runs and nothing else of the history. Follows the log only when told to.
+    ///
+    /// # Errors
+    /// The folder cannot be used.
+    pub fn open(log: Arc<DiskLog>) -> Result<Arc<Self>, IndexError> {
+        Self::open_with(log, SPILL_ENTRIES)
+    }
+
+    /// Like [`Self::open`], with another limit of extents in memory.
+    ///
+    /// # Errors
+    /// The folder cannot be used.
+    pub fn open_with(log: Arc<DiskLog>, spill_entries: usize) -> Result<Arc<Self>, IndexError> {
+        let index = Self {
+            folder: log.layout().index(),
+            log,
+            spill_entries,
+            state: RwLock::default(),
+            working: Mutex::default(),
+            open: Mutex::default(),
+        };
+        index.load()?;
+        Ok(Arc::new(index))
+    }
+
+    fn load(&self) -> Result<(), IndexError> {
+        let io = |source| IndexError::Io { path: self.folder.clone(), source };
+        let mut state = State::default();
+        let mut parts = Vec::new();
+        for file in fs::read_dir(&self.folder).map_err(io)? {
+            let file = file.map_err(io)?;
+            match file.file_name().to_str().and_then(RunName::parse) {
+                Some(name) if name.to > self.log.tail().sequence => self.delete(name),
+                Some(name) if name.part => parts.push(name),
+                Some(name) => state.ladder.add(name),
+                None => drop(fs::remove_file(file.path())),
+            }
+        }
+        self.load_chain(&mut state)?;
+        self.load_parts(&mut state, parts)?;
+        *self.write() = state;
+        Ok(())
+    }
+
+    /// Opens the runs of the newest cut; a run that cannot be used is replaced by finer ones.
+    fn load_chain(&self, state: &mut State) -> Result<(), IndexError> {
+        'again: loop {
+            state.cuts.clear();
+            state.newest.clear();
+            for name in state.ladder.chain(u64::MAX) {
+                let opened = self.run(name).and_then(|run| Ok((run.records()?, run)));
+                let (records, run) = match opened {
+                    Err(error) if error.is_damage() => {
+                        tracing::warn!(error = %error, "index");
+                        self.delete(name);
+                        state.ladder.remove(name);
+                        continue 'again;
+                    }
+                    other => other?,
+                };
+                state.take(&records);
+                state.stored = run.to();
+                state.newest.insert(0, run);
+            }
+            state.processed = state.stored;
+            return Ok(());
+        }
+    }
+
+    fn load_parts(&self, state: &mut State, mut parts: Vec<RunName>) -> Result<(), IndexError> {
+        // The one that reaches furthest comes first among those that begin at one place.
+        parts.sort_by_key(|name| (name.from, std::cmp::Reverse(name.to)));
+        for name in parts {
+            let fits = name.from == state.stored && name.last_cut == state.cuts.len() as u64;
+            match self.run(name).and_then(|run| Ok((run.records()?, run))) {
+                Ok((records, run)) if fits => {
+                    state.take(&records);
+                    state.stored = run.to();
+                    state.parts.push(run);
+                }
+                Err(error) if !error.is_damage() => return Err(error),
+                _ => self.delete(name),
+            }
+        }
+        state.processed = state.stored;
+        Ok(())
+    }
+
+    /// Throws everything away; the next calls of [`Self::advance`] make it again from the journal.
+    ///
+    /// # Errors
+    /// The folder cannot be used.
+    pub fn rebuild(&self) -> Result<(), IndexError> {
+        let _working = self.working();
+        let io = |source| IndexError::Io { path: self.folder.clone(), source };
+        for file in fs::read_dir(&self.folder).map_err(io)? {
+            fs::remove_file(file.map_err(io)?.path()).map_err(io)?;
+        }
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).runs.clear();
+        self.load()
+    }
+
+    /// Indexes the next frames, about a megabyte of heads. `true` if there may be more. Reads no payload. Blocks; any
+    /// thread may call it, also several.
+    ///
+    /// # Errors
+    /// The journal cannot be read or a run cannot be written; what was indexed stays.
+    pub fn advance(&self) -> Result<bool, IndexError> {
+        let _working = self.working();
+        let processed = self.read().processed;
+        if processed >= *self.log.durable().borrow() {
+            return Ok(false);
+        }
+        let batch = self.log.heads_after(processed, BATCH_BYTES)?;
+        for head in &batch.heads {
+            let lost_to = Sequence(head.header.sequence.0.saturating_sub(1));
+            self.account(lost_to, Some(head.header.generation));
+            self.index(head)?;
+        }
+        self.account(batch.up_to, None);
+        Ok(batch.up_to < *self.log.durable().borrow())
+    }
+
+    /// Indexes everything that is durable now.
+    ///
+    /// # Errors
+    /// As [`Self::advance`].
+    pub fn catch_up(&self) -> Result<Sequence, IndexError> {
+        while self.advance()? {}
+        Ok(self.read().processed)
+    }
+
+    /// Notes that frames up to here that were not seen are lost. `behind` is the generation of the frame behind them.
+    fn account(&self, up_to: Sequence, behind: Option<Generation>) {
+        let mut state = self.write();
+        if up_to > state.processed {
+            let loss = Loss { first: state.processed.next(), last: up_to };
+            tracing::error!(disk = %self.log.disk(), first = %loss.first, last = %loss.last, "frames are lost");
+            state.losses.push(loss);
+            state.records.losses.push(loss);
+            state.loss_open = true;
+            state.processed = up_to;
+        }
+        if let Some(generation) = behind.filter(|_| state.loss_open) {
+            state.loss_open = false;
+            state.unhealed = state.unhealed.max(Some(generation));
+        }
+    }
+
+    /// Indexes one frame.
+    fn index(&self, head: &FrameHead) -> Result<(), IndexError> {
+        let sequence = head.header.sequence;
+        if sequence.0 > SEQUENCE_MAX {
+            return Err(IndexError::Sequence(sequence));
+        }
+        match head.header.kind {
+            FrameKind::Data => return self.index_data(head),
+            FrameKind::Scan => match codec::decode(&head.record) {
+                Ok(record) => {
+                    let scan = ScanHead { sequence, generation: head.header.generation, record };
+                    let mut state = self.write();
+                    state.note_scan(scan);
+                    state.records.scan = Some(scan);
+                    state.seen(sequence);
+                    return Ok(());
+                }
+                Err(error) => self.unreadable(sequence, &error),
+            },
+            FrameKind::Cut => match codec::decode(&head.record) {
+                Ok(record) => return self.cut(head, record),
+                Err(error) => self.unreadable(sequence, &error),
+            },
+        }
+        self.write().seen(sequence);
+        Ok(())
+    }
+
+    /// A frame that passed its digest, yet holds no record: its writer is at fault. It makes no point and no progress.
+    fn unreadable(&self, sequence: Sequence, error: &codec::CodecError) {
+        tracing::error!(disk = %self.log.disk(), %sequence, error = %error, "a record in the log cannot be read");
+    }
+
+    fn index_data(&self, head: &FrameHead) -> Result<(), IndexError> {
+        if self.read().memtable.len() >= self.spill_entries {
+            self.spill()?;
+        }
+        let mut state = self.write();
+        for entry in entries_of(head.header.sequence, &head.extents) {
+            state.memtable.insert(entry);
+        }
+        state.seen(head.header.sequence);
+        Ok(())
+    }
+
+    /// Makes the memory table a part.
+    fn spill(&self) -> Result<(), IndexError> {
+        let state = self.read();
+        let name = RunName {
+            part: true,
+            level: 0,
+            last_cut: state.cuts.len() as u64,
+            from: state.stored,
+            to: state.processed,
+        };
+        let records = state.records_now();
+        self.write_run(name, Box::new(state.memtable.iter().map(Ok)), &records)?;
+        drop(state);
+        let run = self.run(name)?;
+        let mut state = self.write();
+        state.memtable.clear();
+        state.records = RunRecords::default();
+        state.stored = name.to;
+        state.parts.push(run);
+        drop(state);
+        self.merge_parts()
+    }
+
+    /// Merges the newest parts while two of one level stand side by side, so that there are few.
+    fn merge_parts(&self) -> Result<(), IndexError> {
+        loop {
+            let state = self.read();
+            let Some([older, newer]) = state.parts.last_chunk::<2>() else { return Ok(()) };
+            if older.name().level != newer.name().level {
+                return Ok(());
+            }
+            let (older, newer) = (Arc::clone(older), Arc::clone(newer));
+            drop(state);
+            let name = self.merge_runs(&older, &newer)?;
+            let run = self.run(name)?;
+            let mut state = self.write();
+            let kept = state.parts.len() - 2;
+            state.parts.truncate(kept);
+            state.parts.push(run);
+            drop(state);
+            self.delete(older.name());
+            self.delete(newer.name());
+        }
+    }
+
+    /// Closes the interval: memory table and parts become a run of level 0.
+    fn cut(&self, head: &FrameHead, record: holdfast_common::frame::CutRecord) -> Result<(), IndexError> {
+        let state = self.read();
+        let cut = Arc::new(CutHead {
+            sequence: head.header.sequence,
+            interval: head.header.interval,
+            generation: head.header.generation,
+            whole: state.unhealed.is_none() && !state.loss_open,
+            record,
+        });
+        let from = state.newest.first().map_or(Sequence(0), |run| run.to());
+        let last_cut = state.cuts.len() as u64 + 1;
+        let name = RunName { part: false, level: 0, last_cut, from, to: cut.sequence };
+        let mut records = RunRecords::default();
+        for part in &state.parts {
+            records = records.followed_by(part.records()?);
+        }
+        records = records.followed_by(state.records_now());
+        records.cuts.push(Arc::clone(&cut));
+        records.end.frames += 1;
+        let mut layers: Vec<Entries<'_>> = vec![Box::new(state.memtable.iter().map(Ok))];
+        layers.extend(state.parts.iter().rev().map(|part| -> Entries<'_> { Box::new(part.iter()) }));
+        self.write_run(name, merge_all(layers), &records)?;
+        drop(state);
+        let run = self.run(name)?;
+        let mut state = self.write();
+        state.ladder.add(name);
+        state.newest.insert(0, run);
+        state.cuts.push(cut);
+        state.memtable.clear();
+        state.records = RunRecords::default();
+        state.stored = name.to;
+        state.processed = name.to;
+        let parts = std::mem::take(&mut state.parts);
+        drop(state);
+        for part in parts {
+            self.delete(part.name());
+        }
+        Ok(())
+    }
+
+    /// Does one merge of the ladder that is due. `false` if none is.
+    ///
+    /// # Errors
+    /// A run cannot be read or written. A damaged one is dropped and made again by a rebuild.
+    pub fn compact(&self) -> Result<bool, IndexError> {
+        let _working = self.working();
+        let state = self.read();
+        let cuts = state.cuts.len() as u64;
+        let Some((older, newer)) = state.ladder.due(cuts) else { return Ok(false) };
+        drop(state);
+        let name = self.merge_runs(&*self.run(older)?, &*self.run(newer)?)?;
+        let mut state = self.write();
+        state.ladder.add(name);
+        let chain = state.ladder.chain(cuts);
+        drop(state);
+        let newest = chain.into_iter().rev().map(|name| self.run(name)).collect::<Result<_, _>>()?;
+        self.write().newest = newest;
+        Ok(true)
+    }
+
+    fn merge_runs(&self, older: &Run, newer: &Run) -> Result<RunName, IndexError> {
+        let name = merged_name(older.name(), newer.name());
+        let records = older.records()?.followed_by(newer.records()?);
+        let entries = merge_all(vec![Box::new(newer.iter()), Box::new(older.iter())]);
+        self.write_run(name, entries, &records)?;
+        Ok(name)
+    }
+
+    fn write_run(&self, name: RunName, entries: Entries<'_>, records: &RunRecords) -> Result<(), IndexError> {
+        let io = |source| IndexError::Io { path: name.path(&self.folder), source };
+        let mut writer = RunWriter::create(&self.folder, self.log.disk(), name).map_err(io)?;
+        for entry in entries {
+            writer.push(entry?).map_err(io)?;
+        }
+        writer.finish(records).map_err(io).map(drop)
+    }
+
+    /// A run, opened if need be.
+    fn run(&self, name: RunName) -> Result<Arc<Run>, IndexError> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.tick += 1;
+        let tick = open.tick;
+        if let Some((run, used)) = open.runs.get_mut(&name) {
+            *used = tick;
+            return Ok(Arc::clone(run));
+        }
+        let run = Arc::new(Run::open(&self.folder, self.log.disk(), name)?);
+        if open.runs.len() >= OPEN_RUNS_MAX {
+            let oldest = open.runs.iter().min_by_key(|(_, (_, used))| *used).map(|(name, _)| *name);
+            oldest.and_then(|oldest| open.runs.remove(&oldest));
+        }
+        open.runs.insert(name, (Arc::clone(&run), tick));
+        Ok(run)
+    }
+
+    fn delete(&self, name: RunName) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).runs.remove(&name);
+        // What cannot be deleted now is found and deleted at the next start.
+        let _ = fs::remove_file(name.path(&self.folder));
+    }
+
+    /// Where the disk's blocks were at the cut with this frame.
+    ///
+    /// # Errors
+    /// There is no such cut, or a run cannot be used (a rebuild makes it again).
+    pub fn at_cut(&self, cut: Sequence) -> Result<CutMap, IndexError> {
+        'again: loop {
+            let state = self.read();
+            let position = state.cuts.binary_search_by_key(&cut, |cut| cut.sequence);
+            let number = position.map_err(|_| IndexError::NoCut(cut))? as u64 + 1;
+            let chain = state.ladder.chain(number);
+            drop(state);
+            if chain.last().is_none_or(|last| last.to != cut) {
+                return Err(IndexError::Damaged { path: self.folder.clone() });
+            }
+            let mut runs = Vec::with_capacity(chain.len());
+            for name in chain.into_iter().rev() {
+                match self.run(name) {
+                    // Finer runs may make up for it.
+                    Err(error) if error.is_damage() => {
+                        tracing::warn!(error = %error, "index");
+                        self.write().ladder.remove(name);
+                        self.delete(name);
+                        continue 'again;
+                    }
+                    run => runs.push(run?),
+                }
+            }
+            return Ok(CutMap { runs });
+        }
+    }
+
+    /// The log that is followed.
+    #[must_use]
+    pub const fn log(&self) -> &Arc<DiskLog> {
+        &self.log
+    }
+
+    /// The cuts, ascending. A point exists where every member disk has its cut.
+    #[must_use]
+    pub fn cuts(&self) -> Vec<Arc<CutHead>> {
+        self.read().cuts.clone()
+    }
+
+    /// The cuts behind `after`, ascending.
+    #[must_use]
+    pub fn cuts_after(&self, after: Sequence) -> Vec<Arc<CutHead>> {
+        let state = self.read();
+        let from = state.cuts.partition_point(|cut| cut.sequence <= after);
+        state.cuts.get(from..).unwrap_or_default().to_vec()
+    }
+
+    /// The newest progress of comparing source and replica.
+    #[must_use]
+    pub fn newest_scan(&self) -> Option<ScanHead> {
+        self.read().scan
+    }
+
+    /// Frames that are missing in the log.
+    #[must_use]
+    pub fn losses(&self) -> Vec<Loss> {
+        self.read().losses.clone()
+    }
+
+    /// The generation that must be outgrown (by a complete scan of a newer one) before cuts are whole again.
+    #[must_use]
+    pub fn unhealed(&self) -> Option<Generation> {
+        let state = self.read();
+        if state.loss_open {
+            Some(state.unhealed.unwrap_or(self.log.tail().generation))
+        } else {
+            state.unhealed
+        }
+    }
+
+    /// How far the index is.
+    #[must_use]
+    pub fn progress(&self) -> IndexProgress {
+        let processed = self.read().processed;
+        let durable = *self.log.durable().borrow();
+        let pending_bytes = if processed < durable { self.log.bytes_after(processed) } else { 0 };
+        IndexProgress { processed, durable, pending_bytes }
+    }
+
+    /// Whether the disk was never written to, as far as indexed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let state = self.read();
+        state.memtable.is_empty() && state.parts.iter().chain(&state.newest).all(|run| run.is_empty())
+    }
+
+    fn working(&self) -> MutexGuard<'_, ()> {
+        self.working.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The newest indexed state; it moves on while it is used.
+impl BlockMap for DiskIndex {
+    fn resolve(&self, range: BlockRange) -> Result<Vec<Piece>, IndexError> {
+        let state = self.read();
+        let runs: Vec<Arc<Run>> = state.parts.iter().rev().chain(&state.newest).cloned().collect();
+        resolve(Some(&state.memtable), &runs, range)
+    }
+}
+
+impl State {
+    /// Takes over what a run or part remembers.
+    fn take(&mut self, records: &RunRecords) {
+        self.cuts.extend(records.cuts.iter().cloned());
+        self.losses.extend(&records.losses);
+        self.scan = records.scan.or(self.scan);
+        self.unhealed = records.end.unhealed;
+        self.loss_open = records.end.loss_open;
+    }
+
+    /// The records since the last run or part, with the state now.
+    fn records_now(&self) -> RunRecords {
+        let mut records = self.records.clone();
+        records.end.unhealed = self.unhealed;
+        records.end.loss_open = self.loss_open;
+        records
+    }
+
+    fn note_scan(&mut self, scan: ScanHead) {
+        self.scan = Some(scan);
+        if scan.record.complete && Some(scan.generation) > self.unhealed {
+            self.unhealed = None;
+        }
+    }
+
+    fn seen(&mut self, sequence: Sequence) {
+        self.processed = sequence;
+        self.records.end.frames += 1;
+    }
+}

@@ -1,0 +1,427 @@
+//! Index and view against a plain array, over random histories.
+
+use std::sync::Arc;
+
+use holdfast_common::{
+    clock::Timestamp,
+    frame::{
+        Consistency, CutMember, CutMethod, CutRecord, Extent, Frame, FrameIdentity, FrameSealer, ScanRecord,
+        seal::{seal_cut, seal_scan},
+    },
+    ids::{DiskId, Generation, Interval, MachineId, PointId, Sequence},
+    units::{BLOCK_BYTES, BlockIndex, BlockRange},
+};
+use proptest::prelude::{ProptestConfig, Strategy, any, prop_oneof, proptest};
+use tempfile::TempDir;
+
+use super::{DiskIndex, entry::IndexEntry, ladder::Ladder, run_format::RunName};
+use crate::{
+    points::{
+        FrameCache, PointView,
+        view::{BlockView as _, ViewError},
+    },
+    store::{DiskLog, DiskManifest, LogSink, Store, StoreSettings},
+};
+
+const DISK: DiskId = DiskId::from_bytes([0x66; 16]);
+const BLOCKS: u64 = 200;
+/// The last block is a partial one.
+const SIZE: u64 = (BLOCKS - 1) * BLOCK_BYTES as u64 + 1000;
+
+#[derive(Clone, Debug)]
+enum Op {
+    /// Blocks as (gap, count, fill); fill 0 is an extent of zeroes.
+    Write(Vec<(u64, u64, u8)>),
+    Cut,
+    NewGeneration,
+    Compact,
+    Restart,
+    Rebuild,
+    Check,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let extents = proptest::collection::vec((0u64..60, 1u64..40, 0u8..5), 1..6);
+    prop_oneof![
+        12 => extents.prop_map(Op::Write),
+        6 => proptest::strategy::Just(Op::Cut),
+        1 => proptest::strategy::Just(Op::NewGeneration),
+        3 => proptest::strategy::Just(Op::Compact),
+        1 => proptest::strategy::Just(Op::Restart),
+        1 => proptest::strategy::Just(Op::Rebuild),
+        1 => proptest::strategy::Just(Op::Check),
+    ]
+}
+
+/// A disk with its log, its index, and what they should say.
+struct World {
+    folder: TempDir,
+    store: Arc<Store>,
+    sink: Arc<LogSink>,
+    index: Arc<DiskIndex>,
+    cache: Arc<FrameCache>,
+    identity: FrameIdentity,
+    model: Vec<u8>,
+    cuts: Vec<(Sequence, Vec<u8>)>,
+    spill: usize,
+    runtime: tokio::runtime::Runtime,
+}
+
+fn settings() -> StoreSettings {
+    StoreSettings { segment_bytes: 100_000, reserve_bytes: 0, ..StoreSettings::default() }
+}
+
+fn open(folder: &TempDir, spill: usize) -> (Arc<Store>, Arc<DiskLog>, Arc<LogSink>, Arc<DiskIndex>) {
+    let (store, _) = Store::open(folder.path(), settings()).unwrap();
+    let manifest = DiskManifest { disk: DISK, machine: MachineId::from_bytes([1; 16]), size_bytes: SIZE };
+    let log = store.create_disk(&manifest).unwrap();
+    let sink = log.sink().unwrap();
+    let index = DiskIndex::open_with(Arc::clone(&log), spill).unwrap();
+    (store, log, sink, index)
+}
+
+impl World {
+    fn new(spill: usize) -> Self {
+        let folder = TempDir::new().unwrap();
+        let (store, _, sink, index) = open(&folder, spill);
+        let identity = FrameIdentity {
+            disk: DISK,
+            generation: Generation(1),
+            sequence: Sequence(0),
+            interval: Interval(1),
+        };
+        Self {
+            folder,
+            store,
+            sink,
+            index,
+            // So small that frames are dropped and read again all the time.
+            cache: FrameCache::new(1 << 20),
+            identity,
+            model: vec![0; usize::try_from(BLOCKS).unwrap()],
+            cuts: Vec::new(),
+            spill,
+            runtime: tokio::runtime::Builder::new_current_thread().build().unwrap(),
+        }
+    }
+
+    fn append(&mut self, seal: impl FnOnce(FrameIdentity) -> bytes::Bytes) {
+        self.identity.sequence = self.identity.sequence.next();
+        let frame = Frame::verify(seal(self.identity)).unwrap();
+        self.runtime.block_on(async {
+            self.sink.append(vec![frame]).await.unwrap();
+            self.sink.settle().await.unwrap();
+        });
+    }
+
+    fn write(&mut self, blocks: &[(u64, u64, u8)]) {
+        let (mut extents, mut plain, mut at) = (Vec::new(), Vec::new(), 0);
+        for (gap, count, fill) in blocks {
+            let start = (at + gap).min(BLOCKS - 1);
+            if start < at {
+                break;
+            }
+            let range = BlockRange::new(start, (*count).min(BLOCKS - start));
+            at = range.end().0;
+            for block in range.start.0..at {
+                self.model[usize::try_from(block).unwrap()] = *fill;
+            }
+            if *fill == 0 {
+                extents.push(Extent::zero(range));
+            } else {
+                extents.push(Extent::data(range));
+                plain.extend(std::iter::repeat_n(*fill, usize::try_from(range.bytes()).unwrap()));
+            }
+            if at == BLOCKS {
+                break;
+            }
+        }
+        self.append(|identity| {
+            FrameSealer::new(Some(1)).unwrap().seal_data(identity, &extents, &plain).unwrap()
+        });
+    }
+
+    fn cut(&mut self) {
+        let record = CutRecord {
+            point: PointId::from_bytes([9; 16]),
+            machine: MachineId::from_bytes([1; 16]),
+            at: Timestamp(5),
+            hold_us: 0,
+            method: CutMethod::QuietWindow,
+            consistency: Consistency::Crash,
+            members: vec![CutMember { disk: DISK, generation: self.identity.generation }],
+            notes: Vec::new(),
+            request: None,
+        };
+        self.append(|identity| seal_cut(identity, &record).unwrap());
+        self.cuts.push((self.identity.sequence, self.model.clone()));
+        self.identity.interval = self.identity.interval.next();
+    }
+
+    fn scanned(&mut self) {
+        let record = ScanRecord { scanned_to: BlockIndex(BLOCKS), complete: true };
+        self.append(|identity| seal_scan(identity, &record).unwrap());
+    }
+
+    fn restart(self) -> Self {
+        let Self { folder, store, sink, index, spill, .. } = self;
+        drop((index, sink));
+        wait_for_owner(store);
+        let (store, _, sink, index) = open(&folder, spill);
+        Self { folder, store, sink, index, cache: FrameCache::new(1 << 20), ..self }
+    }
+
+    fn apply(mut self, op: &Op) -> Self {
+        match op {
+            Op::Write(blocks) => self.write(blocks),
+            Op::Cut => self.cut(),
+            Op::NewGeneration => {
+                self.identity.generation = self.identity.generation.next();
+                self.scanned();
+            }
+            Op::Compact => {
+                self.index.catch_up().unwrap();
+                self.index.compact().unwrap();
+            }
+            Op::Restart => return self.restart(),
+            Op::Rebuild => self.index.rebuild().unwrap(),
+            Op::Check => self.check(),
+        }
+        self
+    }
+
+    fn check(&self) {
+        assert_eq!(self.index.catch_up().unwrap(), self.identity.sequence);
+        let cuts: Vec<_> = self.index.cuts().iter().map(|cut| (cut.sequence, cut.whole)).collect();
+        let expected: Vec<_> = self.cuts.iter().map(|(cut, _)| (*cut, true)).collect();
+        assert_eq!(cuts, expected);
+        for (cut, model) in &self.cuts {
+            let view = PointView::at_cut(&self.index, Arc::clone(&self.cache), *cut).unwrap();
+            check_view(&view, model);
+        }
+        check_view(&PointView::newest(&self.index, Arc::clone(&self.cache)), &self.model);
+    }
+}
+
+/// The writer's thread holds the log a little longer than its sink.
+fn wait_for_owner(store: Arc<Store>) {
+    for log in store.disks() {
+        drop(log.sink().unwrap());
+        while Arc::strong_count(&log) > 2 {
+            std::thread::yield_now();
+        }
+    }
+}
+
+fn check_view(view: &PointView, model: &[u8]) {
+    let mut expected: Vec<u8> = model.iter().flat_map(|fill| [*fill; BLOCK_BYTES]).collect();
+    expected.truncate(usize::try_from(SIZE).unwrap());
+    let mut found = vec![0xff; expected.len()];
+    view.read(0, &mut found).unwrap();
+    assert!(found == expected, "the view differs from the model");
+    for (offset, length) in [(1, 1), (4095, 2), (10_000, 70_001), (expected.len() - 1, 1)] {
+        let mut part = vec![0xff; length];
+        view.read(offset as u64, &mut part).unwrap();
+        assert!(part == expected[offset..offset + length]);
+    }
+    let mut at = 0;
+    while at < BLOCKS {
+        for extent in view.extents(BlockRange::new(at, BLOCKS - at)).unwrap() {
+            assert_eq!(extent.range.start.0, at);
+            at = extent.range.end().0;
+            if extent.hole {
+                let blocks = usize::try_from(extent.range.start.0).unwrap()..usize::try_from(at).unwrap();
+                assert!(model[blocks].iter().all(|fill| *fill == 0));
+            }
+        }
+    }
+    let digests = view.digest_ranges(BlockRange::new(64, BLOCKS - 64)).unwrap();
+    let mut padded = expected;
+    padded.resize(model.len() * BLOCK_BYTES, 0);
+    let chunks = padded[64 * BLOCK_BYTES..].chunks(64 * BLOCK_BYTES);
+    let expected: Vec<_> = chunks.map(|chunk| Some(*blake3::hash(chunk).as_bytes())).collect();
+    assert_eq!(digests, expected);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    #[test]
+    fn views_equal_a_plain_array(
+        ops in proptest::collection::vec(op(), 1..60),
+        spill in prop_oneof![proptest::strategy::Just(5usize), proptest::strategy::Just(1000)],
+    ) {
+        let mut world = World::new(spill);
+        for op in &ops {
+            world = world.apply(op);
+        }
+        world.check();
+        world = world.restart();
+        world.check();
+    }
+
+    #[test]
+    fn packing_loses_nothing(
+        start in 0u64..(1 << 42), count in 1u64..=(1 << 22), sequence in 0u64..(1 << 48),
+        plain in proptest::option::of(0u32..(1 << 15)),
+    ) {
+        let entry = IndexEntry { start, count, sequence: Sequence(sequence), plain };
+        assert_eq!(IndexEntry::unpack(entry.pack()), entry);
+    }
+
+    #[test]
+    fn a_cut_opens_with_few_runs(cuts in 1u64..5000, asked in any::<proptest::sample::Index>()) {
+        let mut ladder = Ladder::default();
+        for cut in 1..=cuts {
+            ladder.add(RunName { part: false, level: 0, last_cut: cut, from: Sequence(cut - 1), to: Sequence(cut) });
+            while let Some((older, newer)) = ladder.due(cut) {
+                ladder.add(super::ladder::merged_name(older, newer));
+            }
+        }
+        let cut = asked.index(usize::try_from(cuts).unwrap()) as u64 + 1;
+        let chain = ladder.chain(cut);
+        assert_eq!(chain.len(), cut.count_ones() as usize);
+        assert_eq!(chain.last().unwrap().to, Sequence(cut));
+        assert!(chain.iter().zip(chain.iter().skip(1)).all(|(older, newer)| older.to == newer.from));
+    }
+}
+
+#[test]
+fn golden_bytes_of_an_entry() {
+    let entry = IndexEntry { start: 5, count: 3, sequence: Sequence(9), plain: Some(2) };
+    let words = [(5u64 << 22 | 2).to_le_bytes(), (9u64 << 16 | 4).to_le_bytes()].concat();
+    assert_eq!(entry.pack().as_slice(), words);
+    let zero = IndexEntry { plain: None, ..entry };
+    assert_eq!(zero.pack()[8], 1);
+}
+
+#[test]
+fn a_run_takes_at_most_24_bytes_per_extent() {
+    let mut world = World::new(100_000);
+    for round in 0..40 {
+        // Every other block alone, in changing order, so that nothing can be joined.
+        let blocks: Vec<_> = (0..100).map(|at| (u64::from(at > 0), 1, (round % 4 + 1) as u8)).collect();
+        world.write(&blocks);
+    }
+    world.cut();
+    world.index.catch_up().unwrap();
+    let cut = world.index.at_cut(world.identity.sequence).unwrap();
+    let run = &cut.runs[0];
+    assert_eq!(run.len(), 100);
+    // Header, one page head, one first, and the records (the cut) are what is not per extent.
+    let records = run.records().unwrap().to_bytes().unwrap().len() as u64;
+    assert_eq!(run.file_bytes(), 192 + 16 + 100 * 16 + 8 + records);
+}
+
+#[test]
+fn a_damaged_run_is_made_up_for() {
+    let mut world = World::new(1000);
+    for fill in 1..=4 {
+        world.write(&[(u64::from(fill), 10, fill)]);
+        world.cut();
+        world.index.catch_up().unwrap();
+        while world.index.compact().unwrap() {}
+    }
+    let folder = world.index.log().layout().index();
+    let whole = std::fs::read_dir(&folder).unwrap().count();
+    assert_eq!(whole, 4 + 2 + 1);
+    let name = RunName { part: false, level: 2, last_cut: 4, from: Sequence(0), to: world.identity.sequence };
+    let good = std::fs::read(name.path(&folder)).unwrap();
+    for flipped in [0, 100, 170, 200, 210, good.len() - 1] {
+        let mut bytes = good.clone();
+        bytes[flipped] ^= 1;
+        std::fs::write(name.path(&folder), &bytes).unwrap();
+        world = world.restart();
+        let outcome = PointView::at_cut(&world.index, Arc::clone(&world.cache), world.identity.sequence);
+        let read = outcome.map_err(drop).and_then(|view| view.read(0, &mut [0; 8192]).map_err(drop));
+        if read.is_err() || flipped == 200 || flipped == 210 {
+            // Damage in a page is found when the page is used.
+            world.index.rebuild().unwrap();
+        }
+        world.check();
+        while world.index.compact().unwrap() {}
+        world.check();
+    }
+}
+
+#[test]
+fn a_damaged_frame_is_an_error_for_its_blocks_only() {
+    let mut world = World::new(1000);
+    world.write(&[(0, 4, 1)]);
+    world.write(&[(8, 4, 2)]);
+    world.cut();
+    world.check();
+    let log = Arc::clone(world.index.log());
+    let path = log.layout().segment(Sequence(1));
+    let mut bytes = std::fs::read(&path).unwrap();
+    // Both frames are small (they compress); hit the first one's payload: header 96, mark 64, frame header 96, table 16.
+    let at = 96 + 64 + 96 + 16 + 3;
+    bytes[at] ^= 0x40;
+    std::fs::write(&path, &bytes).unwrap();
+    let view = PointView::at_cut(&world.index, FrameCache::new(1 << 20), world.identity.sequence).unwrap();
+    let mut buffer = vec![0; 4 * BLOCK_BYTES];
+    let error = view.read(2 * BLOCK_BYTES as u64, &mut buffer[..100]).unwrap_err();
+    assert!(matches!(error, ViewError::Damaged { sequence: Sequence(1), .. }), "{error:?}");
+    view.read(4 * BLOCK_BYTES as u64, &mut buffer).unwrap();
+    assert!(buffer.iter().all(|byte| *byte == 0));
+    view.read(8 * BLOCK_BYTES as u64, &mut buffer).unwrap();
+    assert!(buffer.iter().all(|byte| *byte == 2));
+    assert_eq!(
+        view.digest_ranges(BlockRange::new(0, 128)).unwrap().iter().filter(|digest| digest.is_none()).count(),
+        1
+    );
+    // Repaired by the same blocks being sent again.
+    world.write(&[(0, 4, 3)]);
+    world.cut();
+    world.index.catch_up().unwrap();
+    let view = PointView::at_cut(&world.index, FrameCache::new(1 << 20), world.identity.sequence).unwrap();
+    view.read(0, &mut buffer).unwrap();
+    assert!(buffer.iter().all(|byte| *byte == 3));
+}
+
+#[test]
+fn after_lost_frames_no_cut_is_whole_until_a_newer_generation_was_compared() {
+    let mut world = World::new(1000);
+    world.write(&[(0, 4, 1)]);
+    world.cut();
+    world.write(&[(8, 4, 2)]);
+    world.cut();
+    let path = world.index.log().layout().segment(Sequence(1));
+    let Found { at, bytes } = third_frame(&path);
+    let mut damaged = bytes;
+    damaged[at + 10] ^= 1;
+    std::fs::write(&path, damaged).unwrap();
+    std::fs::remove_dir_all(world.index.log().layout().index()).unwrap();
+    std::fs::create_dir(world.index.log().layout().index()).unwrap();
+    world = world.restart();
+    let whole = |world: &World| {
+        world.index.catch_up().unwrap();
+        world.index.cuts().iter().map(|cut| cut.whole).collect::<Vec<_>>()
+    };
+    assert_eq!(whole(&world), [true, false]);
+    assert_eq!(world.index.losses().len(), 1);
+    assert_eq!(world.index.unhealed(), Some(Generation(1)));
+    world.scanned();
+    world.cut();
+    assert_eq!(whole(&world), [true, false, false]);
+    world = world.restart();
+    world.identity.generation = Generation(2);
+    world.scanned();
+    world.cut();
+    assert_eq!(whole(&world), [true, false, false, true]);
+    assert_eq!(world.index.unhealed(), None);
+}
+
+struct Found {
+    at: usize,
+    bytes: Vec<u8>,
+}
+
+/// Offset of the third frame in a segment.
+fn third_frame(path: &std::path::Path) -> Found {
+    let bytes = std::fs::read(path).unwrap();
+    let magic = holdfast_common::frame::header::FRAME_MAGIC;
+    let at =
+        bytes.windows(4).enumerate().filter(|(_, four)| *four == magic).map(|(at, _)| at).nth(2).unwrap();
+    Found { at, bytes }
+}
