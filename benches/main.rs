@@ -1,6 +1,7 @@
 //! Holdfast's benches: every figure as a ratio to a limit measured in the same run.
 
 mod machine;
+mod nbd;
 mod protection;
 mod report;
 mod stages;
@@ -39,8 +40,12 @@ pub(crate) struct Run {
 type Bench = fn(Run) -> anyhow::Result<Vec<Row>>;
 
 /// All benches, in the order in which they run.
-const BENCHES: &[(&str, Bench)] =
-    &[("rpo", protection::rpo), ("memory", protection::memory), ("hold", protection::hold)];
+const BENCHES: &[(&str, Bench)] = &[
+    ("rpo", protection::rpo),
+    ("memory", protection::memory),
+    ("hold", protection::hold),
+    ("nbd", nbd::nbd),
+];
 
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {

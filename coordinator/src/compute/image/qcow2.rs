@@ -116,7 +116,7 @@ impl Qcow2 {
     fn write_mapping(&self, map: &ClusterMap, file: &File) -> io::Result<()> {
         let mut tables = self.l2_tables.iter().zip(self.l2_at()..).peekable();
         let l1 = (0..self.l1_entries).map(|entry| match tables.next_if(|(table, _)| **table == entry) {
-            Some((_, at)) => at * CLUSTER | COPIED,
+            Some((_, at)) => (at * CLUSTER) | COPIED,
             None => 0,
         });
         Self::write_table(file, self.l1_at(), l1)?;

@@ -22,8 +22,9 @@ pub(super) struct Failure {
 /// are undefined.
 pub(super) fn read_around_damage(view: &dyn BlockView, offset: u64, buffer: &mut [u8]) -> Vec<Failure> {
     let mut failures = Vec::new();
-    let mut work = vec![offset..offset + buffer.len() as u64];
-    while let Some(range) = work.pop() {
+    let mut work = Vec::new();
+    let mut next = Some(offset..offset + buffer.len() as u64);
+    while let Some(range) = next.take().or_else(|| work.pop()) {
         let Some(part) = part_of(buffer, offset, &range) else { continue };
         let Err(error) = view.read(range.start, part) else { continue };
         let bad = match &error {

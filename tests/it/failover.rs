@@ -1,0 +1,199 @@
+//! Failover jobs with the real devices and images: a point in memory becomes an NBD export or a file, over a restart.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use holdfast_common::{
+    clock::{SystemClock, Timestamp},
+    entropy::SystemEntropy,
+    frame::cut::Consistency,
+    ids::{DiskId, JobId, MachineId, PointId},
+};
+use holdfast_coordinator::{
+    compute::{
+        image::writer::ImageWriter,
+        nbd::{
+            attach::NbdAttach,
+            server::{LogDamage, Settings},
+        },
+        port::{BoxFuture, DiskView, ImageFormat, Task},
+    },
+    failover::{
+        job::{FailoverSpec, JobSpec, Output, StepKind, Target},
+        machine::State,
+        plans::failover::Services,
+        port::{JobStore, LogRecord, PointSource, PointsError, StoreError},
+        runner::{Command, JobView, Jobs, Parts},
+    },
+    points::selection::{Candidate, CandidateState, Selection},
+};
+use holdfast_tests::{
+    memory_view::MemoryView,
+    program::{installed, run, run_ok},
+};
+use tempfile::TempDir;
+
+/// One machine with one point of two disks.
+#[derive(Debug)]
+struct OnePoint(Vec<(String, Arc<MemoryView>)>);
+
+impl PointSource for OnePoint {
+    fn candidates(&self, _machine: MachineId) -> BoxFuture<'_, Result<Vec<Candidate>, PointsError>> {
+        let point = PointId::from_bytes([1; 16]);
+        let state = CandidateState::Pending;
+        let candidate = Candidate { point, at: Timestamp(1), consistency: Consistency::Crash, state };
+        Box::pin(async move { Ok(vec![candidate]) })
+    }
+
+    fn process(
+        &self,
+        _machine: MachineId,
+        _point: PointId,
+        _task: Arc<Task>,
+    ) -> BoxFuture<'_, Result<(), PointsError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn lease(
+        &self,
+        _machine: MachineId,
+        _point: PointId,
+        _job: JobId,
+    ) -> BoxFuture<'_, Result<(), PointsError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn release(&self, _job: JobId) -> BoxFuture<'_, Result<(), PointsError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn open(
+        &self,
+        _machine: MachineId,
+        _point: PointId,
+    ) -> BoxFuture<'_, Result<Vec<DiskView>, PointsError>> {
+        let disk = |(number, (name, view)): (usize, &(String, Arc<MemoryView>))| DiskView {
+            disk: DiskId::from_bytes([u8::try_from(number).unwrap(); 16]),
+            name: name.clone(),
+            view: view.clone(),
+        };
+        let disks = self.0.iter().enumerate().map(disk).collect();
+        Box::pin(async move { Ok(disks) })
+    }
+}
+
+#[derive(Debug, Default)]
+struct MemoryStore(Mutex<BTreeMap<(JobId, u64), LogRecord>>);
+
+impl JobStore for MemoryStore {
+    fn append(&self, record: LogRecord) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            self.0.lock().unwrap().insert((record.job, record.number), record);
+            Ok(())
+        })
+    }
+
+    fn load(&self) -> BoxFuture<'_, Result<Vec<LogRecord>, StoreError>> {
+        Box::pin(async move { Ok(self.0.lock().unwrap().values().cloned().collect()) })
+    }
+
+    fn forget(&self, _job: JobId) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+async fn engine(store: &Arc<MemoryStore>, points: &Arc<OnePoint>, sockets: &Path) -> Jobs {
+    let attach = NbdAttach::new(sockets.into(), Settings::default(), Arc::new(LogDamage));
+    let images = ImageWriter::new(2);
+    let services = Services { points: points.clone(), attach: Arc::new(attach), images: Arc::new(images) };
+    let parts = Parts {
+        store: store.clone(),
+        plans: Arc::new(services),
+        clock: Arc::new(SystemClock::new()),
+        entropy: Arc::new(SystemEntropy::new()),
+    };
+    Jobs::start(parts).await.unwrap()
+}
+
+async fn settled(jobs: &Jobs, job: JobId) -> JobView {
+    let mut watch = jobs.watch(job).unwrap();
+    let settled = tokio::time::timeout(Duration::from_secs(60), watch.wait_for(JobView::is_settled)).await;
+    settled.expect("the job settles").unwrap().clone()
+}
+
+fn point() -> Arc<OnePoint> {
+    let disk = |name: &str, seed| (name.to_owned(), Arc::new(MemoryView::patchy(seed, 8 << 20)));
+    Arc::new(OnePoint(vec![disk("sda", 1), disk("sdb", 2)]))
+}
+
+fn spec(target: Target) -> JobSpec {
+    let machine = MachineId::from_bytes([9; 16]);
+    JobSpec::Failover(FailoverSpec { machine, selection: Selection::Latest, target })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attached_point_is_served_until_it_is_cancelled() {
+    if !installed(&["nbdcopy", "nbdinfo"]) {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let (store, points) = (Arc::default(), point());
+    let jobs = engine(&store, &points, folder.path()).await;
+    let job = jobs.submit(spec(Target::Attach), "test").await.unwrap();
+    let view = settled(&jobs, job).await;
+    assert_eq!(view.job.status.state, State::Holding, "{view:?}");
+    let Some(Output::Attached { endpoints, rto_us: 1.. }) = view.job.output(StepKind::Attach) else {
+        panic!("{view:?}")
+    };
+    let copy = folder.path().join("copy").display().to_string();
+    let copied = |endpoints: &[holdfast_coordinator::compute::port::Endpoint]| {
+        for (endpoint, (name, disk)) in endpoints.iter().zip(&points.0) {
+            assert_eq!(&endpoint.name, name);
+            let _text = run_ok("nbdcopy", &[&endpoint.uri, &copy]);
+            assert!(fs::read(&copy).unwrap() == disk.bytes());
+            fs::remove_file(&copy).unwrap();
+        }
+    };
+    copied(endpoints);
+
+    // A coordinator that starts again serves it again, in the same place.
+    drop(jobs);
+    let jobs = engine(&store, &points, folder.path()).await;
+    let deadline = std::iter::repeat_n((), 200);
+    for () in deadline {
+        if run("nbdinfo", &["--size", &endpoints[0].uri]).status.success() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    copied(endpoints);
+    jobs.command(job, Command::Cancel, "test").await.unwrap();
+    assert_eq!(settled(&jobs, job).await.job.status.state, State::Cancelled);
+    assert!(!run("nbdinfo", &["--size", &endpoints[0].uri]).status.success());
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "no socket is left");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_point_becomes_images() {
+    let folder = TempDir::new().unwrap();
+    let (store, points) = (Arc::default(), point());
+    let jobs = engine(&store, &points, folder.path()).await;
+    let images = folder.path().join("images");
+    let target = Target::Image { folder: images.clone(), format: ImageFormat::Raw };
+    let job = jobs.submit(spec(target), "test").await.unwrap();
+    let view = settled(&jobs, job).await;
+    assert_eq!(view.job.status.state, State::Succeeded, "{view:?}");
+    for (name, disk) in &points.0 {
+        assert!(fs::read(images.join(format!("{name}.raw"))).unwrap() == disk.bytes());
+    }
+    let relative = Target::Image { folder: "images".into(), format: ImageFormat::Raw };
+    let job = jobs.submit(spec(relative), "test").await.unwrap();
+    let view = settled(&jobs, job).await;
+    assert_eq!(view.job.status.state, State::Failed);
+    assert!(view.job.messages[0].text.contains("absolute"), "{view:?}");
+}
