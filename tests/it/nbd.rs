@@ -192,7 +192,15 @@ fn fio_verifies_what_it_reads_at_depth() {
     // Fio writes its own pattern into a file first; the view serves that file's bytes.
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("pattern.raw");
-    let common = ["--name=x", "--size=16m", "--bs=4k", "--rw=randwrite", "--verify=crc32c", "--randseed=7"];
+    let common = [
+        "--name=x",
+        "--size=16m",
+        "--bs=4k",
+        "--rw=randwrite",
+        "--verify=crc32c",
+        "--randseed=7",
+        "--verify_state_save=0",
+    ];
     let filename = format!("--filename={}", file.display());
     let mut write = common.to_vec();
     write.extend(["--ioengine=psync", &filename, "--do_verify=0"]);
