@@ -6,6 +6,7 @@
 
 use std::{
     ffi::OsStr,
+    io,
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, UNIX_EPOCH},
@@ -14,8 +15,8 @@ use std::{
 use anyhow::{Context as _, Result};
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite,
-    Request, WriteFlags,
+    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry,
+    ReplyOpen, ReplyWrite, Request, WriteFlags,
 };
 use tempfile::TempDir;
 
@@ -86,6 +87,13 @@ impl DelayedFile {
 }
 
 impl Filesystem for DelayedFile {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Without it the loop device waits for each write before it looks at the next request, reads included.
+        config
+            .add_capabilities(InitFlags::FUSE_ASYNC_DIO)
+            .map_err(|_| io::Error::other("this kernel's FUSE has no asynchronous direct IO"))
+    }
+
     fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
         if name == FILE_NAME {
             reply.entry(&KEEP, &self.attributes(FILE), Generation(0));

@@ -17,8 +17,8 @@ use holdfast_tests::{
 use super::{TestDisk, is_skipped, seed, stress_time};
 
 const BLOCKS: u64 = 16 * 1024;
-/// Few blocks, so that every block is written and taken again and again.
-const LATE_BLOCKS: u64 = 256;
+/// So many blocks that few are written again before the end, which would repair them.
+const LATE_BLOCKS: u64 = 8 * 1024;
 const ROUNDS_MIN: u64 = 20;
 const NO_FAULTS: Faults = Faults { drop_completion_every: 0, drop_issue_every: 0, ignore_slots: false };
 
@@ -89,7 +89,7 @@ fn writes_that_arrive_late_are_followed() -> Result<()> {
         return Ok(());
     }
     let disk = DelayedDisk::create(LATE_BLOCKS as usize * 4096, Duration::from_millis(5))?;
-    let load = Load { writers: 8, seed: seed(), discard_every: 0 };
+    let load = Load { writers: 16, seed: seed(), discard_every: 0 };
     assert_eq!(stress(disk.device().path(), LATE_BLOCKS, load, NO_FAULTS)?, 0);
     Ok(())
 }
