@@ -154,7 +154,6 @@ pub(super) fn count(marks: &[AtomicU64]) -> u64 {
     marks.iter().map(|word| u64::from(word.load(std::sync::atomic::Ordering::Relaxed).count_ones())).sum()
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "an index into memory that is mapped fits into usize")]
 fn word_of(block: u64) -> usize {
     (block / 64) as usize
 }
