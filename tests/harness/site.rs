@@ -239,7 +239,7 @@ impl Site {
                 all: point.clone(),
             });
         }
-        points.sort_by_key(|point| point.all["at"].to_string());
+        points.sort_by_key(|point| point.all["at_us"].as_i64());
         Ok(points)
     }
 
