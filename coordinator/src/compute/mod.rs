@@ -1,7 +1,7 @@
 //! Compute: what becomes of a view. Served over NBD, or written out as an image.
 //!
 //! Knows views only, neither where their blocks come from nor jobs. Invariant: what leaves here came out of a
-//! [`BlockView`](crate::points::view::BlockView) unchanged, or is an error for exactly the range that could not be read.
+//! `BlockView` unchanged, or is an error for exactly the range that could not be read.
 
 /// What failover uses of compute.
 pub mod port;

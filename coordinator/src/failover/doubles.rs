@@ -1,6 +1,6 @@
 //! Doubles of everything that jobs use, with faults on demand; for tests.
 //!
-//! Invariant: what survives a crash of the coordinator is kept apart from what does not (see [`World::crash`]).
+//! Invariant: what survives a crash of the coordinator is kept apart from what does not (see `World::crash`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -2,7 +2,7 @@
 //!
 //! Owns the job. Knows no step's content. Invariant: nothing follows from an event before the store has it; when the store
 //! refuses, the job stands still.
-//! Limits: a cancelled step has [`CANCEL_GRACE`] to end by itself; a failing store is asked again every [`STORE_PAUSE`].
+//! Limits: a cancelled step has `CANCEL_GRACE` to end by itself; a failing store is asked again every `STORE_PAUSE`.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,7 +1,7 @@
 //! A job: what was asked for, its steps, and how far it is.
 //!
 //! Owns the types of the request and of the steps' results, and the state that a job's log folds to. Knows no IO and no
-//! storage. Invariant: [`Job`] is a function of the log's records alone.
+//! storage. Invariant: `Job` is a function of the log's records alone.
 //! Format: the serialized types here are part of `log.rs`'s format: variants are only ever appended, fields only added
 //! with a default.
 

@@ -2,9 +2,9 @@
 //!
 //! Owns the format of events. Knows no storage. Invariant: what is written can be read by this and every later version;
 //! a newer version's log is refused, never guessed at.
-//! Limits: [`BODY_BYTES_MAX`] per event, [`TEXT_BYTES_MAX`] per text in it.
+//! Limits: `BODY_BYTES_MAX` per event, `TEXT_BYTES_MAX` per text in it.
 //!
-//! Format of a record's body: a JSON object `{"version": 1, "event": {"type": ..., ...}}`, fields as at [`Event`]. Records of a job
+//! Format of a record's body: a JSON object `{"version": 1, "event": {"type": ..., ...}}`, fields as at `Event`. Records of a job
 //! are numbered 1, 2, 3, ... in the order in which they happened; the number is the store's key beside the job's id.
 //! Version history: 1, the first.
 

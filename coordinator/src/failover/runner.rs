@@ -1,8 +1,8 @@
 //! The engine: all jobs of the coordinator.
 //!
-//! Owns the set of jobs and one task per job; [`super::driver`] runs a single one. Knows no plan's content and no storage.
+//! Owns the set of jobs and one task per job; `driver.rs` runs a single one. Knows no plan's content and no storage.
 //! Invariant: a job is driven by at most one task, and everything it does is in its log before the next thing begins.
-//! Limits: [`JOBS_MAX`] jobs; the oldest that are over are forgotten to make room.
+//! Limits: `JOBS_MAX` jobs; the oldest that are over are forgotten to make room.
 
 use std::{
     collections::BTreeMap,

@@ -1,7 +1,7 @@
 //! The contract of a step.
 //!
-//! Owns the contract only. Invariants that every step keeps (and that one test walks all steps for): [`Step::run`] may be
-//! repeated, also after it was interrupted anywhere; [`Step::undo`] may be repeated, and also follows a run that failed, was
+//! Owns the contract only. Invariants that every step keeps (and that one test walks all steps for): `Step::run` may be
+//! repeated, also after it was interrupted anywhere; `Step::undo` may be repeated, and also follows a run that failed, was
 //! interrupted or never got anywhere; dropping either's future leaves something that a repetition copes with.
 
 use std::{error::Error, fmt, sync::Arc};

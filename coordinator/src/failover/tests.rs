@@ -1,5 +1,5 @@
 //! Every kind of job: each step failing, repeated, undone twice, the coordinator killed at each event, cancelled at each
-//! event. One helper walks all of it; a new plan is one more call of [`walk`].
+//! event. One helper walks all of it; a new plan is one more call of `walk`.
 
 use std::{
     sync::{Arc, Mutex},

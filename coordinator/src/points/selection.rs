@@ -2,7 +2,7 @@
 //!
 //! Owns the choices and the rule for each. Pure: candidates in, choice or refusal out; knows no catalog and no clock.
 //! Invariant: an interval that has not fully arrived, or a void cut, is never chosen, by no selection.
-//! Format: [`Selection`] is persisted in jobs' logs; variants are only ever appended.
+//! Format: `Selection` is persisted in jobs' logs; variants are only ever appended.
 
 use std::{fmt, str::FromStr};
 

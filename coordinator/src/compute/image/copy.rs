@@ -1,9 +1,9 @@
 //! Moves the data clusters of a view into a file: threads take runs in ascending order, read (which verifies and
 //! decompresses) and write, so that reading and writing overlap on all cores.
 //!
-//! Owns the threads and their buffers. Knows a format only by its [`Layout`]. Invariant: when the checkpoint is called with
+//! Owns the threads and their buffers. Knows a format only by its `Layout`. Invariant: when the checkpoint is called with
 //! a cluster, all data clusters below it have been written (not synced).
-//! Limits: one buffer of [`RUN_CLUSTERS`] clusters per thread.
+//! Limits: one buffer of `RUN_CLUSTERS` clusters per thread.
 
 use std::{
     collections::BTreeMap,

@@ -2,7 +2,7 @@
 //!
 //! Owns one bit per cluster of 64 KiB. Knows no file. Invariant: the number of a data cluster among all data clusters
 //! (its rank) depends on the view alone, so an interrupted image finds every cluster in its old place.
-//! Limit: [`DISK_BYTES_MAX`], for which the map takes 128 MiB.
+//! Limit: `DISK_BYTES_MAX`, for which the map takes 128 MiB.
 
 use std::ops::Range;
 

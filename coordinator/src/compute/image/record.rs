@@ -2,7 +2,7 @@
 //!
 //! Owns the names of all files of an image and the record's format. Invariant: everything below `written_to` is durable in
 //! the image before the record says so.
-//! Format: a JSON object, fields as at [`ImageRecord`]. A reader refuses other versions and then starts over; a record that
+//! Format: a JSON object, fields as at `ImageRecord`. A reader refuses other versions and then starts over; a record that
 //! cannot be read counts as absent. Version history: 1, the first.
 
 use std::{

@@ -1,8 +1,8 @@
-//! [`WriteImage`]: images on blocking threads, one at a time per folder.
+//! `WriteImage`: images on blocking threads, one at a time per folder.
 //!
 //! Owns the folders' locks. Knows no format. Invariant: in one folder, writing and discarding never overlap, also not with
 //! a write whose caller has gone away.
-//! Limit: [`ImageWriter::new`]'s number of copying threads per image.
+//! Limit: `ImageWriter::new`'s number of copying threads per image.
 
 use std::{
     collections::HashMap,

@@ -1,8 +1,8 @@
-//! [`Attach`] over NBD: one unix socket per name, one export per disk.
+//! `Attach` over NBD: one unix socket per name, one export per disk.
 //!
 //! Owns the running servers and their sockets' folder. Does not know jobs: names come from the caller.
 //! Invariant: a name is served by at most one server; a repeated attach gives the same endpoints.
-//! Limit: a socket's path has at most [`SOCKET_PATH_BYTES_MAX`] bytes.
+//! Limit: a socket's path has at most `SOCKET_PATH_BYTES_MAX` bytes.
 
 use std::{
     collections::HashMap,

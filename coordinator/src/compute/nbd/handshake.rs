@@ -3,8 +3,8 @@
 //! Owns the decoding of options and the answers to them. Knows exports only by their descriptions; knows no socket and no
 //! clock (the deadline is the shell's).
 //! Invariant: every option but `ABORT` and `EXPORT_NAME` gets exactly one final reply; input never makes it panic or
-//! allocate more than [`OPTION_BYTES_MAX`].
-//! Limits: [`OPTIONS_MAX`] options of at most [`OPTION_BYTES_MAX`] bytes.
+//! allocate more than `OPTION_BYTES_MAX`.
+//! Limits: `OPTIONS_MAX` options of at most `OPTION_BYTES_MAX` bytes.
 //!
 //! ```text
 //!   ClientFlags --flags--> Options --GO / EXPORT_NAME--> transmission

@@ -1,6 +1,6 @@
 //! A minimal client: proves that an export serves, by reading its first block as any client would.
 //!
-//! Owns its connection. Invariant: it returns only after an answer to a read came. Limit: [`PROBE_DEADLINE`].
+//! Owns its connection. Invariant: it returns only after an answer to a read came. Limit: `PROBE_DEADLINE`.
 
 use std::{io, path::Path, time::Duration};
 

@@ -1,7 +1,7 @@
 //! Several chunks of one structured reply, collected to be sent by one system call.
 //!
 //! Owns the buffer that views read into and the headers around it. Does no IO on sockets. Invariant: the slices are whole
-//! chunks in the order they were added. Limit: [`BATCH_BYTES`] of data and [`CHUNKS_MAX`] chunks.
+//! chunks in the order they were added. Limit: `BATCH_BYTES` of data and `CHUNKS_MAX` chunks.
 
 use std::{io::IoSlice, ops::Range};
 

@@ -1,8 +1,8 @@
 //! Listening, negotiating, and the set of exports, which may change at any time.
 //!
-//! Owns sockets until negotiation is done; then [`super::worker`] has them. Knows neither jobs nor where blocks come from.
-//! Invariant: when [`ExportHandle::remove`] returns, no thread reads that export's view any more.
-//! Limits: [`Settings::connections_max`] connections, [`Settings::handshake_deadline`] for negotiating; for the rest see
+//! Owns sockets until negotiation is done; then `worker.rs` has them. Knows neither jobs nor where blocks come from.
+//! Invariant: when `ExportHandle::remove` returns, no thread reads that export's view any more.
+//! Limits: `Settings::connections_max` connections, `Settings::handshake_deadline` for negotiating; for the rest see
 //! `handshake.rs` and `worker.rs`. TLS is not spoken: unix sockets guard by file mode, TCP is for private networks.
 
 use std::{

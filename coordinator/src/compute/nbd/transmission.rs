@@ -1,8 +1,8 @@
 //! Requests and replies of the transmission phase, without IO.
 //!
 //! Owns the decoding of requests, the check of each against its export, and the layouts of replies. Knows no socket and
-//! no view. Invariant: a request that [`check`] lets pass lies inside the export and within the limits.
-//! Limits: reads of [`REQUEST_BYTES_MAX`] bytes; a write's payload of the same size is read over, a larger one ends the connection.
+//! no view. Invariant: a request that `check` lets pass lies inside the export and within the limits.
+//! Limits: reads of `REQUEST_BYTES_MAX` bytes; a write's payload of the same size is read over, a larger one ends the connection.
 
 use thiserror::Error;
 

@@ -4,8 +4,8 @@
 //! hands the reading on and serves its request to the end, answer included. So no request crosses a queue, what is in
 //! flight is bounded by the number of threads, and each thread reuses one buffer. Knows no listening and no set of exports.
 //! Invariant: chunks of different replies may interleave, bytes of one chunk never do (the writing lock).
-//! Limits: [`Settings::threads_per_connection_max`](super::server::Settings) requests in flight; memory of
-//! [`BATCH_BYTES`] per thread, and [`REQUEST_BYTES_MAX`] once per connection for clients without structured replies.
+//! Limits: `Settings::threads_per_connection_max` requests in flight; memory of
+//! `BATCH_BYTES` per thread, and `REQUEST_BYTES_MAX` once per connection for clients without structured replies.
 
 use std::{
     io::{self, IoSlice, Read as _, Write as _},
