@@ -3,6 +3,7 @@
 mod damage;
 mod failover;
 mod file_systems;
+mod freeze;
 mod image;
 mod link;
 mod nbd;

@@ -9,11 +9,23 @@ mod read;
 pub mod block;
 pub mod mounts;
 pub mod stack;
+mod table;
+mod disks;
+mod machine;
+mod network;
+mod locate;
 
 use std::{
-    fmt,
+    collections::BTreeSet,
+    fmt, io,
     path::{Path, PathBuf},
 };
+
+use holdfast_common::wire::Inventory;
+
+pub use locate::{LocateError, Located, locate};
+
+use self::stack::Stack;
 
 /// Most bytes read of any file of the system (a mount table of a host with many containers is the largest).
 pub const FILE_BYTES_MAX: u64 = 8 << 20;
@@ -53,6 +65,40 @@ impl Roots {
             etc: folder.join("etc"),
         }
     }
+}
+
+/// Describes the machine. `image_files` are plain files that may be protected like disks.
+///
+/// # Errors
+/// The block devices or the mount table cannot be read: the file, and why.
+pub fn collect(roots: &Roots, image_files: &[PathBuf]) -> Result<Inventory, (PathBuf, io::Error)> {
+    let stack = Stack::read(roots)?;
+    let mut disks = disks::disks(roots, &stack);
+    disks.extend(image_files.iter().filter_map(|path| disks::image_file(path)));
+    let network_cards = network::cards(roots);
+    let drivers: BTreeSet<String> = disks
+        .iter()
+        .map(|disk| &disk.driver)
+        .chain(network_cards.iter().map(|card| &card.driver))
+        .filter(|driver| !driver.is_empty())
+        .cloned()
+        .collect();
+    let (hardware, hardware_uuid) = machine::hardware(roots);
+    Ok(Inventory {
+        host_name: machine::host_name(roots),
+        operating_system: machine::operating_system(roots),
+        kernel: machine::kernel(roots),
+        boot_id: machine::boot_id(roots),
+        firmware: machine::firmware(roots),
+        platform: machine::platform(roots, machine::hypervisor_leaf().as_deref()),
+        hardware,
+        hardware_uuid,
+        processors: machine::processors(roots),
+        memory_bytes: machine::memory_bytes(roots),
+        network_cards,
+        disks,
+        drivers: drivers.into_iter().collect(),
+    })
 }
 
 /// Number of a block device, as the kernel prints it (`254:0`).
