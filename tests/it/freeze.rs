@@ -68,6 +68,7 @@ fn hold_under_load(kind: Kind, more: &[&str]) -> Result<()> {
         eprintln!("skipped: {reason}");
         return Ok(());
     }
+    let _alone = helper::alone();
     let disk = MountedDisk::create(kind, 400 * MIB)?;
     let device = disk_device(&disk.device)?;
     let _writer = Writer::start(disk.folder(), more)?;
@@ -121,6 +122,7 @@ fn a_hold_over_its_bound_is_thawed_and_void() -> Result<()> {
         eprintln!("skipped: {reason}");
         return Ok(());
     }
+    let _alone = helper::alone();
     let disk = MountedDisk::create(Kind::Ext4, 64 * MIB)?;
     let mut freezer = Freezer::start(settings()?)?;
     let plan = freezer.plan(&[disk_device(&disk.device)?])?;
@@ -139,6 +141,7 @@ fn dropping_a_hold_thaws() -> Result<()> {
         eprintln!("skipped: {reason}");
         return Ok(());
     }
+    let _alone = helper::alone();
     let disk = MountedDisk::create(Kind::Ext4, 64 * MIB)?;
     let mut freezer = Freezer::start(settings()?)?;
     let plan = freezer.plan(&[disk_device(&disk.device)?])?;
@@ -155,6 +158,7 @@ fn what_somebody_else_froze_is_refused_and_everything_else_thawed() -> Result<()
         eprintln!("skipped: {reason}");
         return Ok(());
     }
+    let _alone = helper::alone();
     let first = MountedDisk::create(Kind::Ext4, 64 * MIB)?;
     let second = MountedDisk::create(Kind::Ext4, 64 * MIB)?;
     let mut freezer = Freezer::start(settings()?)?;
@@ -199,6 +203,7 @@ fn stacked_file_systems_are_frozen_from_the_top_and_thawed_from_the_bottom() -> 
         eprintln!("skipped: {reason}");
         return Ok(());
     }
+    let _alone = helper::alone();
     let stacked = Stacked::create()?;
     let _inner = Writer::start(stacked.inner_mount.folder(), &["--size=32m", "--fsync=50"])?;
     let _outer = Writer::start(stacked.outer.folder(), &["--size=32m", "--direct=1"])?;
@@ -227,6 +232,7 @@ fn bind_mounts_are_frozen_once_and_hidden_file_systems_are_named() -> Result<()>
         eprintln!("skipped: {reason}");
         return Ok(());
     }
+    let _alone = helper::alone();
     let disk = MountedDisk::create(Kind::Ext4, 64 * MIB)?;
     fs::create_dir(disk.folder().join("part"))?;
     let mut freezer = Freezer::start(settings()?)?;
@@ -253,6 +259,7 @@ fn an_unmounted_disk_has_nothing_to_freeze() -> Result<()> {
         eprintln!("skipped: {reason}");
         return Ok(());
     }
+    let _alone = helper::alone();
     let device = LoopDevice::create(16 * MIB)?;
     let mut freezer = Freezer::start(settings()?)?;
     let plan = freezer.plan(&[disk_device(&device)?])?;

@@ -283,7 +283,7 @@ fn loop_devices_with_a_file_and_image_files_are_disks() {
     let machine = plain_guest("vda", "vdb");
     machine.file("disk.img", gpt(6, 512));
     let image = machine.path("disk.img");
-    let found = collect(&machine.roots(), &[image.clone()]).unwrap();
+    let found = collect(&machine.roots(), std::slice::from_ref(&image)).unwrap();
     let paths: Vec<&str> = found.disks.iter().map(|disk| disk.path.as_str()).collect();
     assert_eq!(paths[..3], ["/dev/loop0", "/dev/vda", "/dev/vdb"]);
     assert_eq!(found.disks[0].identity.backing_file.as_deref(), Some("/srv/disk.img"));

@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{
     BOUND, MIB, Stacked,
-    helper::{Holder, becomes, disk_device, is_frozen, settings},
+    helper::{Holder, alone, becomes, disk_device, is_frozen, settings},
 };
 
 const RCU_EXPEDITED: &str = "/sys/kernel/rcu_expedited";
@@ -40,6 +40,7 @@ fn a_killed_holder_leaves_nothing_frozen_and_the_switch_as_it_was() -> Result<()
         eprintln!("skipped: {reason}");
         return Ok(());
     }
+    let _alone = alone();
     for kind in [Kind::Ext4, Kind::Xfs] {
         let disk = MountedDisk::create(kind, 320 * MIB)?;
         let holder = Holder::start("holder", &env::current_exe()?, &[&disk.device], FOR_EVER, |_| ())?;
@@ -59,6 +60,7 @@ fn a_killed_holder_of_stacked_file_systems_leaves_nothing_frozen() -> Result<()>
         eprintln!("skipped: {reason}");
         return Ok(());
     }
+    let _alone = alone();
     let stacked = Stacked::create()?;
     let disks = [&stacked.outer.device];
     let holder = Holder::start("holder", &env::current_exe()?, &disks, FOR_EVER, |_| ())?;
@@ -78,6 +80,7 @@ fn a_stopped_holder_is_overruled_at_its_bound() -> Result<()> {
         eprintln!("skipped: {reason}");
         return Ok(());
     }
+    let _alone = alone();
     let disk = MountedDisk::create(Kind::Ext4, 64 * MIB)?;
     let bound = Duration::from_millis(1500);
     let mut holder = Holder::start("holder", &env::current_exe()?, &[&disk.device], bound, |cmd| {
@@ -97,6 +100,7 @@ fn a_killed_guardian_is_noticed_thawed_and_replaced() -> Result<()> {
         eprintln!("skipped: {reason}");
         return Ok(());
     }
+    let _alone = alone();
     let disk = MountedDisk::create(Kind::Ext4, 64 * MIB)?;
     let mut freezer = Freezer::start(settings()?)?;
     let guardian = freezer.guardian_process_id();
@@ -120,6 +124,7 @@ fn a_guardian_that_died_between_holds_is_replaced() -> Result<()> {
         eprintln!("skipped: {reason}");
         return Ok(());
     }
+    let _alone = alone();
     let disk = MountedDisk::create(Kind::Ext4, 64 * MIB)?;
     let mut freezer = Freezer::start(settings()?)?;
     let guardian = freezer.guardian_process_id();
@@ -141,6 +146,7 @@ fn when_both_are_killed_the_next_start_thaws() -> Result<()> {
         eprintln!("skipped: {reason}");
         return Ok(());
     }
+    let _alone = alone();
     if rcu_expedited().is_empty() {
         eprintln!("skipped: {RCU_EXPEDITED} is missing");
         return Ok(());

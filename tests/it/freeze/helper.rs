@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -28,6 +28,13 @@ const BOUND_MS: &str = "HOLDFAST_FREEZE_BOUND_MS";
 
 /// Longest wait for something that must happen.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One test of freezing at a time: the start after a death of both thaws whatever is frozen on the machine, also what
+/// another test has frozen from outside.
+pub(super) fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Polls until `condition` holds; false after [`PATIENCE`].
 pub(super) fn becomes(mut condition: impl FnMut() -> bool) -> bool {

@@ -13,7 +13,7 @@ use holdfast_tests::{
     loop_device,
 };
 
-use super::helper::{Holder, becomes};
+use super::helper::{Holder, alone, becomes};
 
 const MIB: u64 = 1 << 20;
 
@@ -23,6 +23,7 @@ fn an_agent_that_lives_on_what_it_freezes_goes_on() -> Result<()> {
         eprintln!("skipped: {reason}");
         return Ok(());
     }
+    let _alone = alone();
     let this = env::current_exe()?;
     let size = fs::metadata(&this)?.len();
     for kind in [Kind::Ext4, Kind::Xfs] {

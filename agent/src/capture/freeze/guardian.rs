@@ -109,6 +109,7 @@ impl Guardian<'_> {
     fn told(&mut self, message: Message) {
         match message {
             Message::Arm { hold, bound } => {
+                self.rcu.claim();
                 self.watch.arm(hold, self.folders.len(), bound, self.clock.monotonic());
                 self.answer(Message::Armed { hold });
             }
@@ -117,6 +118,7 @@ impl Guardian<'_> {
             Message::Released { hold } => {
                 let overran = self.watch.released(hold);
                 self.folders.clear();
+                self.rcu.disclaim();
                 self.answer(Message::Disarmed { hold, overran });
             }
             Message::Ready | Message::Armed { .. } | Message::Disarmed { .. } => self.watch.agent_gone(),

@@ -190,10 +190,10 @@ impl<'held> Hold<'held> {
         (held, error)
     }
 
-    /// What follows the thaw: the switch, the guardian, the log.
+    /// What follows the thaw: the guardian (which then gives up its claim on the switch), the switch, the log.
     fn end(&self) -> Result<bool, FreezeError> {
-        self.freezer.rcu.lower();
         let overran = self.freezer.guardian.disarm(self.number);
+        self.freezer.rcu.lower();
         if let Some(log) = &self.freezer.settings.log {
             log.release();
         }

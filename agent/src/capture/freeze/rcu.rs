@@ -3,7 +3,7 @@
 //! Owns the switch while something is held. A freeze mostly waits for RCU; expedited, 20 times shorter. Invariant: the
 //! switch ends as it was found, also after kill -9 of everybody. For that no memory is needed: the switch takes any
 //! number, and is only ever raised from 0, to [`MARK`]. So whoever finds the mark knows that 0 was there before. A shared
-//! lock on the file says that somebody alive is holding.
+//! lock on the file, kept by agent and guardian, says that somebody alive will lower it.
 
 use std::{
     fs::{File, OpenOptions},
@@ -42,6 +42,20 @@ impl RcuExpedited {
             if value_is(file, b"0") {
                 let _shorter_or_not = file.write_at(MARK, 0);
             }
+        }
+    }
+
+    /// Says that somebody alive will clean up; the guardian's part.
+    pub(super) fn claim(&self) {
+        if let Some(file) = &self.file {
+            let _only_others_would_wait = flock(file, FlockOperation::NonBlockingLockShared);
+        }
+    }
+
+    /// Takes the word back.
+    pub(super) fn disclaim(&self) {
+        if let Some(file) = &self.file {
+            let _closed_anyway_at_the_end = flock(file, FlockOperation::Unlock);
         }
     }
 
