@@ -14,7 +14,8 @@ fn a_machine_boots_on_either_bus_and_keeps_what_it_synced_over_a_power_cut() -> 
     }
     let folder = TempDir::new()?;
     let path = folder.path().join("disk.qcow2");
-    Image::obtain()?.overlay(&path)?;
+    let image = Image::obtain()?;
+    image.overlay(&path)?;
     let disk = |bus| vec![Disk::new(Source::Qcow2(path.clone()), bus, "root")];
 
     let bundle = Bundle::new()?;
@@ -35,5 +36,11 @@ fn a_machine_boots_on_either_bus_and_keeps_what_it_synced_over_a_power_cut() -> 
     assert_eq!(machine.run("cat /var/kept")?, "kept\n");
     // The kernel found a journal that nobody had closed.
     machine.run("dmesg | grep 'EXT4-fs.*recovery complete'")?;
-    machine.shut_down()
+    machine.shut_down()?;
+
+    let spec = MachineSpec::new("the same with a kernel and nothing else", disk(Bus::VirtioBlk));
+    let mut machine = Machine::boot(&spec.bare(&image).with_bundle(&bundle))?;
+    assert_eq!(machine.run("cat /proc/1/comm /var/kept")?, "control\nkept\n");
+    machine.run("test -d /sys/kernel/btf && findmnt /sys/fs/bpf && ip route | grep default")?;
+    Ok(())
 }

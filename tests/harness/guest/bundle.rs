@@ -79,6 +79,9 @@ impl Bundle {
     }
 }
 
-/// What the guest runs to unpack the archive; does not overwrite the modes of folders that are there.
-pub(super) const UNPACK: &str = "modprobe virtio_blk; udevadm settle; \
-     tar --extract --no-overwrite-dir --file /dev/disk/by-id/virtio-bundle --directory / && sync";
+/// What the guest runs to unpack the archive; does not touch the modes of folders that are there.
+pub(super) const UNPACK: &str = "for disk in /sys/block/vd*; do \
+         if [ \"$(cat $disk/serial)\" = bundle ]; then \
+             tar --extract --no-overwrite-dir --file /dev/${disk##*/} --directory / && sync && exit 0; \
+         fi; \
+     done; echo 'no disk with a bundle'; exit 1";

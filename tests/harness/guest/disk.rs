@@ -76,7 +76,9 @@ impl Disk {
             Bus::VirtioBlk => "virtio-blk-pci",
             Bus::Nvme => "nvme",
         };
-        let device = format!("{driver},drive=disk{number},serial={},bootindex={number}", self.serial);
+        // Index 0 is taken by QEMU itself when it starts a kernel without a boot loader.
+        let index = number + 1;
+        let device = format!("{driver},drive=disk{number},serial={},bootindex={index}", self.serial);
         vec!["-drive".to_owned(), drive, "-device".to_owned(), device]
     }
 }

@@ -23,6 +23,10 @@ use crate::loop_device::LoopDevice;
 pub const CACHE_VARIABLE: &str = "HOLDFAST_TEST_CACHE";
 /// Where Debian's package syslinux-common and extlinux keep the MBR code.
 const MBR_CODE: &[&str] = &["/usr/lib/syslinux/mbr/mbr.bin", "/usr/lib/EXTLINUX/mbr.bin"];
+/// The kernel beside the disk.
+const KERNEL: &str = "vmlinuz";
+/// Its initramfs.
+const INITRAMFS: &str = "initrd.img";
 
 /// A complete guest image in the cache.
 #[derive(Clone, Debug)]
@@ -66,6 +70,11 @@ impl Image {
         &self.path
     }
 
+    /// The kernel of this image and its initramfs, for machines that are started without a boot loader.
+    pub(super) fn kernel(&self) -> (PathBuf, PathBuf) {
+        (self.path.with_file_name(KERNEL), self.path.with_file_name(INITRAMFS))
+    }
+
     /// Makes a qcow2 file that begins as this image and takes the writes.
     ///
     /// # Errors
@@ -106,7 +115,13 @@ fn build(path: &Path) -> Result<()> {
     let mount_point = folder.path().join("root");
     fs::create_dir(&mount_point)?;
     run(Command::new("mount").arg(device.path()).arg(&mount_point))?;
-    let filled = fill_root(&archive, &mount_point);
+    let filled = fill_root(&archive, &mount_point).and_then(|()| {
+        for name in [KERNEL, INITRAMFS] {
+            let copied = fs::copy(mount_point.join(name), path.with_file_name(name));
+            copied.with_context(|| format!("the packages have installed no /{name}"))?;
+        }
+        Ok(())
+    });
     // Unmounted whatever happened before, or the loop device stays busy.
     run(Command::new("umount").arg(&mount_point))?;
     filled

@@ -52,8 +52,16 @@ pub(super) const BEFORE_PACKAGES: &str = "before_packages.sh";
 /// Name of the script that runs after they are.
 pub(super) const AFTER_PACKAGES: &str = "after_packages.sh";
 
+/// Kernel arguments of a machine that runs [`FILES`]' control program in place of init.
+pub(super) fn bare_arguments() -> String {
+    format!(
+        "root=UUID={ROOT_UUID} rw console=ttyS0,115200 net.ifnames=0 loglevel=5 panic=-1 \
+         init=/usr/local/lib/holdfast-guest/control"
+    )
+}
+
 /// Raised when the way the disk is put together changes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Debian's name for the release of the guest. The agent that runs inside is built on this host, so where the host is
 /// a Debian, the guest is the same one: its C library then is no older than the agent wants.
