@@ -9,4 +9,5 @@ mod link;
 mod nbd;
 mod oracle;
 mod machine_boot;
+mod machine_tracking;
 mod tracking;

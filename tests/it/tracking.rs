@@ -4,7 +4,7 @@
 
 mod identity;
 mod restart;
-mod stress;
+pub(crate) mod stress;
 mod zram;
 
 use std::{path::Path, time::Duration};

@@ -20,6 +20,10 @@ const BLOCKS: u64 = 16 * 1024;
 /// So many blocks that few are written again before the end, which would repair them.
 const LATE_BLOCKS: u64 = 8 * 1024;
 const ROUNDS_MIN: u64 = 20;
+/// Names a device for [`a_named_device_is_followed`].
+pub(crate) const NAMED_DEVICE: &str = "HOLDFAST_TEST_DEVICE";
+/// How large that device is.
+pub(crate) const NAMED_DEVICE_BLOCKS: u64 = 8 * 1024;
 const NO_FAULTS: Faults = Faults { drop_completion_every: 0, drop_issue_every: 0, ignore_slots: false };
 
 /// Blocks that differ after the writers have ended and the replica has caught up.
@@ -122,5 +126,16 @@ fn the_guard_notices_missed_writes() -> Result<()> {
     let found = error.downcast_ref::<CaptureError>();
     assert!(matches!(found, Some(CaptureError::Untrusted { .. })), "{error:#}");
     assert!(error.to_string().contains("sectors"), "{error:#}");
+    Ok(())
+}
+
+/// Not a test of its own: what `machine_tracking` runs inside a machine, on the device that the environment names.
+#[test]
+fn a_named_device_is_followed() -> Result<()> {
+    let Some(device) = std::env::var_os(NAMED_DEVICE) else { return Ok(()) };
+    let load = Load { writers: 4, seed: seed(), discard_every: 12 };
+    for faults in [NO_FAULTS, Faults { drop_completion_every: 100, ..NO_FAULTS }] {
+        assert_eq!(stress(Path::new(&device), NAMED_DEVICE_BLOCKS, load, faults)?, 0);
+    }
     Ok(())
 }
