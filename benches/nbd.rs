@@ -67,7 +67,7 @@ pub(crate) fn nbd(run: Run) -> Result<Vec<Row>> {
     let peer = Peer::start(&image, &theirs)?;
 
     let mut rows = Vec::new();
-    let seconds = if run.quick { 3 } else { 10 };
+    let seconds = if run.quick { 2 } else { 10 };
     let rounds = if run.quick { 3 } else { 7 };
     for (name, pattern, size, depth) in [
         ("sequential 1 MiB, depth 4", "read", "1m", 4),
@@ -124,7 +124,10 @@ fn fio(socket: &Path, export: &str, pattern: &str, size: &str, depth: u32, secon
     if !output.status.success() {
         bail!("fio failed: {}", String::from_utf8_lossy(&output.stderr));
     }
-    let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    // Fio puts remarks of its engines before the report.
+    let text = String::from_utf8_lossy(&output.stdout);
+    let report = text.find('{').and_then(|start| text.get(start..)).unwrap_or(&text);
+    let report: serde_json::Value = serde_json::from_str(report)?;
     let rate = report.pointer("/jobs/0/read/bw_bytes").and_then(serde_json::Value::as_f64);
     Ok(rate.context("fio reports no rate")? / 1e6)
 }
