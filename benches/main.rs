@@ -5,6 +5,7 @@ mod nbd;
 mod protection;
 mod report;
 mod stages;
+mod tracking;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -45,6 +46,7 @@ const BENCHES: &[(&str, Bench)] = &[
     ("memory", protection::memory),
     ("hold", protection::hold),
     ("nbd", nbd::nbd),
+    ("tracking", tracking::tracking),
 ];
 
 fn main() -> ExitCode {

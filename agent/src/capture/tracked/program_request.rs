@@ -124,7 +124,7 @@ impl RequestPrograms<'_> {
         code.copy(R2, R8);
         code.alu_register(Alu::Subtract, R2, R7);
         code.alu_register(Alu::Add, R1, R2);
-        code.atomic(Atomic::Exchange, R0, 0, R1);
+        fill_slot(&mut code);
         code.place(mark_now);
         code.copy(R1, R7);
         code.copy(R2, R8);
@@ -167,7 +167,7 @@ impl RequestPrograms<'_> {
         );
         self.find_slot(&mut code, out);
         code.alu(Alu::Move, R1, 0);
-        code.atomic(Atomic::Exchange, R0, 0, R1);
+        fill_slot(&mut code);
         leave(&mut code, out);
         finish_plain(code, "hf_complete", "btf_trace_block_rq_complete")
     }
@@ -250,7 +250,7 @@ impl RequestPrograms<'_> {
         self.count(code, false);
         self.find_slot(code, bad_slot);
         code.alu(Alu::Move, R1, -1);
-        code.atomic(Atomic::Exchange, R0, 0, R1);
+        fill_slot(code);
         code.jump(walk_start);
         code.place(bad_slot);
         raise(code, self.counters, flag::SLOT);
@@ -272,5 +272,15 @@ impl RequestPrograms<'_> {
         code.place(too_many);
         raise(code, self.counters, flag::MANY_RANGES);
         code.jump(out);
+    }
+}
+
+/// Slot at `R0` = `R1`, seen by others after the count and before the marks.
+fn fill_slot(code: &mut Assembler) {
+    if cfg!(target_arch = "x86_64") {
+        // Stores of one processor are seen in their order there, and each costs a tenth of an exchange.
+        code.store(Width::Eight, R0, 0, R1);
+    } else {
+        code.atomic(Atomic::Exchange, R0, 0, R1);
     }
 }
