@@ -20,3 +20,7 @@ pub mod guest;
 pub mod raw_writers;
 /// A disk whose writes arrive late.
 pub mod delayed_disk;
+/// A bad network between two ends.
+pub mod relay;
+/// Both ends of the transport, registry and store in memory.
+pub mod transport;

@@ -11,3 +11,4 @@ mod oracle;
 mod machine_boot;
 mod machine_tracking;
 mod tracking;
+mod transport;

@@ -239,10 +239,13 @@ async fn open(
         let _closed = send.set_priority(CONTROL_PRIORITY);
         tasks.spawn(control::write(Arc::clone(context), send, outgoing));
         tasks.spawn(control::read(Arc::clone(context), receive, requests));
-        tokio::select! {
-            request = asked.recv() => request.ok_or_else(|| Refusal::new(RefusalCode::PROTOCOL, "no hello")),
-            Some(Ok(Err(refusal))) = tasks.join_next() => Err(refusal),
-            () = context.ending.asked() => Err(context.ending.reason().unwrap_or_else(closing)),
+        if let Some(request) = asked.recv().await {
+            return Ok(request);
+        }
+        // The reader has ended; it knows why.
+        match tasks.join_next().await {
+            Some(Ok(Err(refusal))) => Err(refusal),
+            _ => Err(Refusal::new(RefusalCode::PROTOCOL, "no hello")),
         }
     };
     let request = tokio::time::timeout(HELLO_MAX, first).await;

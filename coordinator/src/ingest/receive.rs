@@ -62,7 +62,12 @@ pub(super) async fn receive(context: Arc<Context>, mut stream: RecvStream) -> Re
     cutter.push(&buffer.into_rest());
     let (batches, waiting) = mpsc::channel(BATCHES_MAX);
     let reading = read(&context, &mut stream, cutter, batches, &stop);
-    let appending = append(&context, start, sink.as_ref(), waiting, &stop);
+    let appending = async {
+        let appended = append(&context, start, sink.as_ref(), waiting, &stop).await;
+        // A reader that waits for bytes does not notice by itself that nobody wants them.
+        stop.cancel();
+        appended
+    };
     let (read, appended) = tokio::join!(reading, appending);
     appended.and(read)
 }

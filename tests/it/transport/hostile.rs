@@ -1,0 +1,112 @@
+//! Agents that break the protocol: the right refusal, and nobody else is hurt.
+
+use anyhow::Result;
+use holdfast_agent::identity::Identity;
+use holdfast_common::{
+    ids::{DiskId, Generation, Sequence},
+    wire::{AgentMessage, CoordinatorMessage, RefusalCode},
+};
+use holdfast_tests::transport::TransportSite;
+
+use super::raw;
+
+const DISK: DiskId = DiskId::from_bytes([1; 16]);
+const OTHER: DiskId = DiskId::from_bytes([2; 16]);
+
+async fn site() -> Result<(TransportSite, Identity)> {
+    let site = TransportSite::start()?;
+    let identity = site.enrol("hostile").await?;
+    site.directory.protect(identity.machine, DISK);
+    Ok((site, identity))
+}
+
+/// Bytes on a data stream, the refusal they earn, and a well-behaved neighbour that goes on.
+async fn check_data(bytes: &[u8], expected: RefusalCode) -> Result<()> {
+    let (site, identity) = site().await?;
+    let neighbour = site.enrol("neighbour").await?;
+    site.directory.protect(neighbour.machine, OTHER);
+    let (good, mut control) = raw::session(&site, &neighbour, 1).await?;
+    let mut stream = raw::data(&good, OTHER, &raw::frame(OTHER, Generation(1), 1).1).await?;
+    let (bad, _control) = raw::session(&site, &identity, 1).await?;
+    let _stream = raw::data(&bad, DISK, bytes).await?;
+    assert_eq!(raw::close_code(&bad).await, expected);
+    assert!(site.store.sink(DISK).digests().is_empty());
+    stream.write_all(&raw::frame(OTHER, Generation(1), 2).1).await?;
+    loop {
+        if control.hear().await? == (CoordinatorMessage::Acknowledge { disk: OTHER, sequence: Sequence(2) }) {
+            return Ok(());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_on_a_data_stream() -> Result<()> {
+    check_data(&[0x5a; 500], RefusalCode::PROTOCOL).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_oversized_frame() -> Result<()> {
+    let mut bytes = raw::frame(DISK, Generation(1), 1).1.to_vec();
+    bytes[48..52].copy_from_slice(&u32::MAX.to_le_bytes());
+    check_data(&bytes, RefusalCode::LIMIT).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_bit() -> Result<()> {
+    let mut bytes = raw::frame(DISK, Generation(1), 1).1.to_vec();
+    bytes[2000] ^= 4;
+    check_data(&bytes, RefusalCode::DAMAGED).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap() -> Result<()> {
+    check_data(&raw::frame(DISK, Generation(1), 2).1, RefusalCode::SEQUENCE).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frame_of_a_disk_that_is_not_its_own() -> Result<()> {
+    check_data(&raw::frame(OTHER, Generation(1), 1).1, RefusalCode::UNAUTHORIZED).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_a_disk_that_is_not_its_own_is_stopped() -> Result<()> {
+    let (site, identity) = site().await?;
+    let (connection, _control) = raw::session(&site, &identity, 1).await?;
+    let mut stream = raw::data(&connection, OTHER, &raw::frame(OTHER, Generation(1), 1).1).await?;
+    assert_eq!(stream.stopped().await?, Some(RefusalCode::FENCED.0.into()));
+    assert!(site.store.sink(OTHER).digests().is_empty());
+    let _ = stream.finish();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_oversized_control_message() -> Result<()> {
+    let (site, identity) = site().await?;
+    let (connection, mut control) = raw::session(&site, &identity, 1).await?;
+    control.send.write_all(&u32::MAX.to_le_bytes()).await?;
+    assert_eq!(raw::close_code(&connection).await, RefusalCode::PROTOCOL);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_before_the_hello() -> Result<()> {
+    let (site, identity) = site().await?;
+    let connection = raw::connect(&site, &identity).await?;
+    let mut control = raw::control(&connection).await?;
+    control
+        .say(&AgentMessage::Renew(holdfast_common::wire::RenewRequest { request_der: Vec::new() }))
+        .await?;
+    assert_eq!(raw::close_code(&connection).await, RefusalCode::PROTOCOL);
+    assert_eq!(site.directory.hellos(), 0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_version() -> Result<()> {
+    let (site, identity) = site().await?;
+    let connection = raw::connect(&site, &identity).await?;
+    let mut control = raw::control(&connection).await?;
+    control.say(&raw::hello(99)).await?;
+    assert_eq!(raw::close_code(&connection).await, RefusalCode::VERSION);
+    Ok(())
+}
