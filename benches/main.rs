@@ -3,7 +3,9 @@
 mod machine;
 mod nbd;
 mod protection;
+mod quic;
 mod report;
+mod sending;
 mod stages;
 mod tracking;
 
@@ -42,6 +44,7 @@ type Bench = fn(Run) -> anyhow::Result<Vec<Row>>;
 
 /// All benches, in the order in which they run.
 const BENCHES: &[(&str, Bench)] = &[
+    ("sending", sending::sending),
     ("rpo", protection::rpo),
     ("memory", protection::memory),
     ("hold", protection::hold),

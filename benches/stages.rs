@@ -74,6 +74,16 @@ pub(crate) fn read_pass(path: &Path) -> Result<Cost> {
     Ok(cost)
 }
 
+/// The test of every block for zeroes.
+pub(crate) fn zero_pass(sample: &[u8]) -> Result<Cost> {
+    let (zeroes, cost) = measure(|| {
+        let is_zero = |block: &&[u8]| block.iter().all(|byte| *byte == 0);
+        Ok(sample.chunks_exact(BLOCK_BYTES).filter(is_zero).count())
+    })?;
+    ensure!(zeroes < sample.len() / BLOCK_BYTES, "the sample is all zeroes");
+    Ok(cost)
+}
+
 /// Sealing at a level: zero test is left out, compression and hashing are in.
 pub(crate) fn seal_pass(sample: &[u8], level: Option<i32>) -> Result<(Sealed, Cost)> {
     measure(|| {
@@ -93,15 +103,6 @@ pub(crate) fn seal_pass(sample: &[u8], level: Option<i32>) -> Result<(Sealed, Co
         let bytes = frames.iter().map(|frame| frame.len() as u64).sum();
         Ok(Sealed { frames, bytes })
     })
-}
-
-/// One BLAKE3 pass over some bytes, 64 KiB at a time.
-pub(crate) fn hash_pass(sample: &[u8]) -> Result<Cost> {
-    let (digests, cost) = measure(|| {
-        Ok(sample.chunks(64 << 10).map(|chunk| blake3::hash(chunk).as_bytes()[0]).map(u64::from).sum::<u64>())
-    })?;
-    ensure!(digests > 0, "nothing was hashed");
-    Ok(cost)
 }
 
 /// Verification of frames, as ingest does it.

@@ -181,15 +181,17 @@ impl Site {
     /// # Errors
     /// Enrolment or start fails.
     pub fn add_agent(&self) -> Result<Agent> {
-        self.add_agent_with(&[])
+        self.add_agent_with(&[], "")
     }
 
-    /// Like `add_agent`; the agent's commands run behind `prefix` (for example `ip netns exec NAME`).
+    /// Like `add_agent`; the agent's commands run behind `prefix` (for example `ip netns exec NAME`), with these lines
+    /// in its settings file.
     ///
     /// # Errors
     /// Enrolment or start fails.
-    pub fn add_agent_with(&self, prefix: &[&str]) -> Result<Agent> {
+    pub fn add_agent_with(&self, prefix: &[&str], settings: &str) -> Result<Agent> {
         let folder = TempDir::with_prefix("holdfast-agent-")?;
+        fs::write(folder.path().join("agent.toml"), settings)?;
         let prefix = prefix.iter().map(ToString::to_string).collect();
         let mut agent = Agent { folder, prefix, process: None };
         let created = self.cli(&["token", "create"])?;
@@ -329,6 +331,7 @@ impl Agent {
             }
         };
         command.arg("--state").arg(self.folder.path().join("state"));
+        command.arg("--config").arg(self.folder.path().join("agent.toml"));
         command
     }
 

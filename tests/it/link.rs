@@ -37,7 +37,7 @@ fn a_minute_without_link_costs_lag_only() -> Result<()> {
     let site = Site::start_at(&namespace.outer_address(), None)?;
     let inside = namespace.command_prefix();
     let inside: Vec<_> = inside.iter().map(String::as_str).collect();
-    let agent = site.add_agent_with(&inside)?;
+    let agent = site.add_agent_with(&inside, "")?;
     let machine = site.only_machine()?;
     site.protect(&machine, &[disk.device.path()], "1s")?;
     let mut writer = load::start(&[&disk], 3, Duration::from_micros(100))?;

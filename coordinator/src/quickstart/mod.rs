@@ -114,7 +114,7 @@ impl<'a> Story<'a> {
 
     fn tell(&mut self) -> Result<Report> {
         let disk = self.disk()?;
-        let mut agent = self.agent()?;
+        let mut agent = self.agent(&disk)?;
         let machines = self.commands.ask(&["machines"])?;
         let machine = machines[0]["name"].as_str().context("the machine in the list")?.to_owned();
         let schedule = Schedule { seed: SEED, targets: vec![disk.target.clone()], slots: SLOTS };
@@ -154,7 +154,7 @@ impl<'a> Story<'a> {
         Ok(Disk { path, target, capture: "tracked", mount: Some(mount), _device: Some(device) })
     }
 
-    fn agent(&self) -> Result<Service> {
+    fn agent(&self, disk: &Disk) -> Result<Service> {
         self.commands.say("3. An agent on the source host, enrolled with a one-time token:");
         let created = self.commands.tell(&["token", "create"])?;
         let token = created["token"].as_str().context("the token")?;
@@ -165,7 +165,12 @@ impl<'a> Story<'a> {
         let program = self.commands.program("holdfast-agent");
         let enrol = ["--state", state.as_ref(), "enroll", "--coordinator", &self.address, "--token", token];
         scenery::run(&program.to_string_lossy(), enrol)?;
-        Service::start("agent", &program, ["--state", state.as_ref(), "run"], self.folder)
+        let image = disk.path.to_string_lossy();
+        let mut run = vec!["--state", state.as_ref(), "run"];
+        if disk.mount.is_none() {
+            run.extend(["--image", image.as_ref()]);
+        }
+        Service::start("agent", &program, run, self.folder)
     }
 
     /// Lets points be made for the chosen time.
