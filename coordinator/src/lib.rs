@@ -25,3 +25,7 @@ pub mod compute;
 pub mod failover;
 /// The operator's interface.
 pub mod api;
+/// Settings.
+pub mod config;
+/// The running program.
+pub mod app;

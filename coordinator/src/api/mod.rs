@@ -29,6 +29,7 @@ use tokio::net::{UnixListener, unix::UCred};
 
 pub use error::ApiError;
 use port::{JobControl, StoreFigures};
+pub(crate) use views::time as time_text;
 
 use crate::{
     authority::Authority, catalog::Catalog, ingest::links::LiveLinks, points::catalog::PointCatalog,

@@ -427,8 +427,8 @@ pub struct JobShape {
     pub machine_name: String,
     /// Who asked for it.
     pub by: String,
-    /// Where it stands: "running", "holding" (serving until cancelled), "succeeded", "failed", "cancelling",
-    /// "cancelled".
+    /// Where it stands: "running", "waiting" (for a manual step), "holding" (serving until cancelled), "held" (a step
+    /// failed; retry or cancel), "cancelling", "stuck" (an undo failed; retry), "succeeded", "failed", "cancelled".
     pub state: String,
     /// Whether it is over, or holds and needs nothing more to be useful.
     pub settled: bool,

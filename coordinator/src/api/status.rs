@@ -27,6 +27,9 @@ use crate::{
 /// Free space is worth a warning below this many times the reserve.
 const SPACE_WARNING_RESERVES: u64 = 4;
 
+/// Voided cuts looked at to tell whether the last ones all were.
+const VOIDED_LOOKED_AT: u32 = 20;
+
 pub(super) async fn status(State(state): State<ApiState>) -> Result<Json<StatusShape>, ApiError> {
     let mut machines = Vec::new();
     for machine in state.registry.machines() {
@@ -88,15 +91,18 @@ pub(super) async fn machine_status(
     }
     let newest = state.points.newest(id);
     let lag = newest.as_ref().map(|point| lag(state, machine, point));
+    let since = newest.as_ref().map_or(Timestamp(i64::MIN), |point| point.cut_at);
+    let voided = state.catalog.voided_cuts(id, VOIDED_LOOKED_AT).await?;
+    let voided_since = voided.iter().filter(|cut| cut.at > since).count();
     let facts = MachineFacts {
         revoked: machine.record.state == MachineState::Revoked,
         connected,
         ever_connected: machine.record.last_seen_at.is_some(),
         disk_count: disks.len(),
-        scans_complete: disks.iter().all(|disk| disk.state == "protected"),
+        scans_complete: !disks.is_empty() && disks.iter().all(|disk| disk.state == "protected"),
         point_age: lag,
         interval: Duration::from_millis(machine.policy.interval_ms),
-        voided_since: state.points.voided_since(id),
+        voided_since: u32::try_from(voided_since).unwrap_or(u32::MAX),
     };
     let findings = machine_findings(&facts);
     let health = disks.iter().map(|disk| disk.health).fold(worst(&findings), Ord::max);

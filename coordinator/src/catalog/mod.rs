@@ -69,8 +69,8 @@ pub enum Change {
     AddVoidedCut(VoidedCutRecord),
     /// Puts a lease.
     PutLease(LeaseRecord),
-    /// Ends a lease.
-    EndLease(PointId, String),
+    /// Ends all leases of a holder.
+    EndLeases(String),
     /// Adds an event. [`CatalogError::Conflict`] if the job has that number already.
     AddJobEvent(JobEventRow),
     /// Removes all events of a job.

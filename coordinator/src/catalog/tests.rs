@@ -187,7 +187,7 @@ async fn points_come_newest_first_and_a_leased_one_stays() {
     catalog.apply(vec![Change::PutLease(lease), Change::RemovePoints(all)]).await.unwrap();
     assert_eq!(ids(catalog.points(MACHINE, 9).await.unwrap()), [1]);
     let state = Change::SetPointState(point(1).id, PointState::Void, Some("damaged".to_owned()));
-    let end = Change::EndLease(point(1).id, "job".to_owned());
+    let end = Change::EndLeases("job".to_owned());
     catalog.apply(vec![state, end]).await.unwrap();
     let found = catalog.point(point(1).id).await.unwrap().unwrap();
     assert_eq!((found.state, found.void_reason.as_deref()), (PointState::Void, Some("damaged")));

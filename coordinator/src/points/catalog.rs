@@ -60,7 +60,6 @@ struct State {
     newest: HashMap<MachineId, PointRecord>,
     /// How far the index is, per disk.
     indexed: HashMap<DiskId, Sequence>,
-    voided_since: HashMap<MachineId, u32>,
 }
 
 impl PointCatalog {
@@ -131,6 +130,51 @@ impl PointCatalog {
         Ok(())
     }
 
+    /// A point must not be used any more.
+    ///
+    /// # Errors
+    /// The catalog fails.
+    pub async fn void(&self, point: PointId, reason: String) -> Result<(), CatalogError> {
+        let _one_at_a_time = self.changing.lock().await;
+        let known = self.catalog.point(point).await?;
+        let Some(known) = known.filter(|known| known.state != PointState::Void) else { return Ok(()) };
+        tracing::warn!(machine = %known.machine, %point, reason, "a point is void");
+        self.catalog.apply(vec![Change::SetPointState(point, PointState::Void, Some(reason))]).await?;
+        self.forget_void(&[point]).await?;
+        self.tell();
+        Ok(())
+    }
+
+    /// Takes void points out of the memory, and finds each machine's newest again.
+    async fn forget_void(&self, points: &[PointId]) -> Result<(), CatalogError> {
+        let machines: Vec<MachineId> = {
+            let mut state = self.state();
+            for point in points {
+                state.pending.remove(point);
+            }
+            let newest = state.newest.iter().filter(|(_, newest)| points.contains(&newest.id));
+            newest.map(|(machine, _)| *machine).collect()
+        };
+        for machine in machines {
+            let all = self.catalog.points(machine, ROWS_MAX).await?;
+            let newest = all.into_iter().find(|point| point.state != PointState::Void);
+            let mut state = self.state();
+            match newest {
+                Some(newest) => state.newest.insert(machine, newest),
+                None => state.newest.remove(&machine),
+            };
+        }
+        Ok(())
+    }
+
+    /// One point.
+    ///
+    /// # Errors
+    /// The catalog cannot be read.
+    pub async fn get(&self, point: PointId) -> Result<Option<PointRecord>, CatalogError> {
+        self.catalog.point(point).await
+    }
+
     /// A disk's log ends at `durable`: points that lie beyond have lost their data.
     ///
     /// # Errors
@@ -152,11 +196,7 @@ impl PointCatalog {
             .map(|point| Change::SetPointState(*point, PointState::Void, Some(reason.clone())))
             .collect();
         self.catalog.apply(changes).await?;
-        let mut state = self.state();
-        for point in &voided {
-            state.pending.remove(point);
-            state.newest.retain(|_, newest| newest.id != *point);
-        }
+        self.forget_void(&voided).await?;
         Ok(voided)
     }
 
@@ -186,42 +226,33 @@ impl PointCatalog {
         self.state().pending.values().filter(|point| point.machine == machine).count()
     }
 
-    /// Number of cuts that were voided since the newest point, as far as this process has seen.
-    #[must_use]
-    pub fn voided_since(&self, machine: MachineId) -> u32 {
-        self.state().voided_since.get(&machine).copied().unwrap_or(0)
-    }
-
-    /// A cut was voided on the source (it is recorded by the registry).
-    pub fn note_voided(&self, machine: MachineId) {
-        let mut state = self.state();
-        let count = state.voided_since.entry(machine).or_default();
-        *count = count.saturating_add(1);
-        drop(state);
-        self.tell();
-    }
-
     /// Changes whenever a point was made or has changed.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.version.subscribe()
     }
 
-    /// Keeps a point from retention; durable when it returns.
-    ///
-    /// # Errors
-    /// The catalog fails, or the point is gone.
-    pub async fn lease(&self, point: PointId, holder: String) -> Result<(), CatalogError> {
-        let since = self.clock.wall();
-        self.catalog.apply(vec![Change::PutLease(LeaseRecord { point, holder, since })]).await
-    }
-
-    /// Ends a lease; durable when it returns.
+    /// Keeps a point from retention; durable when it returns. Gives false if the point is gone.
     ///
     /// # Errors
     /// The catalog fails.
-    pub async fn release(&self, point: PointId, holder: String) -> Result<(), CatalogError> {
-        self.catalog.apply(vec![Change::EndLease(point, holder)]).await
+    pub async fn lease(&self, point: PointId, holder: String) -> Result<bool, CatalogError> {
+        // Not while retention is at work.
+        let _one_at_a_time = self.changing.lock().await;
+        if self.catalog.point(point).await?.is_none() {
+            return Ok(false);
+        }
+        let since = self.clock.wall();
+        self.catalog.apply(vec![Change::PutLease(LeaseRecord { point, holder, since })]).await?;
+        Ok(true)
+    }
+
+    /// Ends all leases of a holder; durable when it returns.
+    ///
+    /// # Errors
+    /// The catalog fails.
+    pub async fn release(&self, holder: String) -> Result<(), CatalogError> {
+        self.catalog.apply(vec![Change::EndLeases(holder)]).await
     }
 
     /// Ends the points of a machine that are older than `retention`, and says what it did.
@@ -301,7 +332,6 @@ impl PointCatalog {
         let reason = format!("the cut did not arrive on all disks: {reason}");
         let cut = VoidedCutRecord { machine, at: record.at, request: record.request, reason };
         self.catalog.apply(vec![Change::AddVoidedCut(cut)]).await?;
-        self.note_voided(machine);
         Ok(())
     }
 
@@ -321,7 +351,6 @@ impl State {
             self.pending.insert(point.id, point.clone());
         }
         if point.state != PointState::Void {
-            self.voided_since.remove(&point.machine);
             self.newest.insert(point.machine, point);
         }
     }

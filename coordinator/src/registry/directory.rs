@@ -55,7 +55,9 @@ impl Directory for Registry {
             self.commit(changes).await.map_err(|error| match error {
                 CatalogError::Conflict(text) => refused(RefusalCode::TOKEN, &text),
                 other => failed("an enrolment")(other),
-            })
+            })?;
+            self.describe_or_log(enrolment.machine).await;
+            Ok(())
         })
     }
 
@@ -79,7 +81,9 @@ impl Directory for Registry {
             let _one_at_a_time = self.changing.lock().await;
             self.not_revoked(machine)?;
             let change = Change::PutCertificate(certificate_row(machine, &certificate));
-            self.commit(vec![change]).await.map_err(failed("the record of a certificate"))
+            self.commit(vec![change]).await.map_err(failed("the record of a certificate"))?;
+            self.describe_or_log(machine).await;
+            Ok(())
         })
     }
 
@@ -175,6 +179,13 @@ impl Directory for Registry {
 }
 
 impl Registry {
+    /// The description is needed only if the catalog is lost; it is written again at the next start.
+    async fn describe_or_log(&self, machine: MachineId) {
+        if let Err(error) = self.describe(machine).await {
+            tracing::error!(%machine, %error, "the machine's description was not written");
+        }
+    }
+
     fn enrolment_changes(&self, enrolment: &Enrolment) -> Vec<Change> {
         let now = self.now();
         let before = self.machine(enrolment.machine).map(|status| status.record);

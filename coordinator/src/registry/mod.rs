@@ -6,6 +6,7 @@
 //! are made one at a time. Reports are in memory only.
 //! Limit: [`DISKS_PER_MACHINE_MAX`](holdfast_common::wire::limits::DISKS_PER_MACHINE_MAX) disks per machine.
 
+pub mod description;
 mod directory;
 pub mod health;
 pub mod identity;
@@ -27,14 +28,12 @@ use holdfast_common::{
 use thiserror::Error;
 
 use crate::{
-    catalog::{
-        Catalog, CatalogError, Change,
-        record::{AuditRecord, DiskRecord, MachineRecord},
-    },
+    catalog::{Catalog, CatalogError, Change, record::AuditRecord},
     compute::port::BoxFuture,
     ingest::links::LiveLinks,
 };
 
+use description::Description;
 pub use operator::{NewToken, Protect, Protected};
 use state::State;
 pub use state::{DiskState, MachineStatus};
@@ -57,8 +56,9 @@ pub trait DiskLogs: fmt::Debug + Send + Sync + 'static {
     /// How far the log has come, as of all frames that are durable now. A disk without a log is at sequence zero.
     fn state(&self, disk: DiskId, generation: Generation) -> BoxFuture<'_, anyhow::Result<LogState>>;
 
-    /// Keeps beside the log what is needed to rebuild the catalog from the store alone; durable when it returns.
-    fn describe(&self, machine: MachineRecord, disk: DiskRecord) -> BoxFuture<'_, anyhow::Result<()>>;
+    /// Keeps beside the logs what is needed to rebuild the catalog without its database, and makes the logs that do not
+    /// exist yet; durable when it returns.
+    fn describe(&self, description: Description) -> BoxFuture<'_, anyhow::Result<()>>;
 }
 
 /// Machines, disks and policies, in memory and in the catalog.
@@ -169,6 +169,19 @@ impl Registry {
         })
     }
 
+    /// Writes down what is known of a machine, beside the logs, and has its logs made.
+    ///
+    /// # Errors
+    /// The store fails; the catalog has everything nevertheless.
+    pub async fn describe(&self, machine: MachineId) -> Result<(), RegistryError> {
+        let Some(status) = self.machine(machine) else { return Ok(()) };
+        let disks: Vec<_> = self.disks().into_iter().map(|disk| disk.record).collect();
+        let mine: Vec<_> = disks.into_iter().filter(|disk| disk.machine == machine).collect();
+        let certificates = self.catalog.certificates(machine).await?;
+        let described = Description::new(&status.record, &status.policy, &mine, &certificates, self.now());
+        self.logs.describe(described).await.map_err(RegistryError::Store)
+    }
+
     /// Makes the changes in the catalog, then in memory.
     async fn commit(&self, changes: Vec<Change>) -> Result<(), CatalogError> {
         self.catalog.apply(changes.clone()).await?;
@@ -246,7 +259,7 @@ pub enum RegistryError {
     #[error("the catalog failed; nothing was changed")]
     Catalog(#[from] CatalogError),
     /// The store failed.
-    #[error("the store failed; nothing was changed")]
+    #[error("the change was recorded, but the store failed to follow; it is tried again at the next start")]
     Store(#[source] anyhow::Error),
 }
 

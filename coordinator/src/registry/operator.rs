@@ -9,7 +9,9 @@ use holdfast_common::{
     ids::{DiskId, Generation, MachineId},
     token::TokenHash,
     units::{BLOCKS_MAX, BlockCount},
-    wire::{DiskInventory, RefusalCode, limits::DISKS_PER_MACHINE_MAX},
+    wire::{
+        DiskHealth, DiskIdentity, DiskInventory, PartitionTable, RefusalCode, limits::DISKS_PER_MACHINE_MAX,
+    },
 };
 
 use super::{
@@ -98,7 +100,8 @@ impl Registry {
     }
 
     /// Protects disks of a machine, or changes its rules (with no disk named). A disk that is protected already stays as
-    /// it is, unless its size on the source has changed: then a new line of history is begun with the new size.
+    /// it is, unless its size on the source has changed: then it is protected as a new disk of the new size, and the old
+    /// one's points stay.
     ///
     /// # Errors
     /// Nothing was changed; the text says why and what to do.
@@ -119,7 +122,8 @@ impl Registry {
             if disks.iter().any(|disk: &DiskRecord| disk.path == found.path) {
                 continue;
             }
-            let (disk, reason) = self.disk_to_protect(machine, &found)?;
+            let (disk, replaced, reason) = self.disk_to_protect(machine, &found);
+            changes.extend(replaced.map(Change::PutDisk));
             if let Some(reason) = reason {
                 changes.push(Change::PutDisk(disk.clone()));
                 changes.push(Change::AddGeneration(GenerationRecord {
@@ -132,13 +136,12 @@ impl Registry {
             disks.push(disk);
         }
         self.check_count(&status, &disks)?;
-        for disk in &disks {
-            self.logs.describe(status.record.clone(), disk.clone()).await.map_err(RegistryError::Store)?;
-        }
         let detail = format!("{} every {} ms", wanted.paths.join(" "), policy.interval_ms);
         changes.push(self.audit(who, "protect", &status.record.name, detail));
         self.commit(changes).await?;
+        let described = self.describe(machine).await;
         drop(changing);
+        described?;
         self.reassign(machine).await;
         Ok(Protected { disks, policy })
     }
@@ -173,8 +176,10 @@ impl Registry {
         let detail = ended.iter().map(|disk| disk.path.as_str()).collect::<Vec<_>>().join(" ");
         changes.push(self.audit(who, "unprotect", name, detail));
         self.commit(changes).await?;
+        let described = self.describe(machine).await;
         drop(changing);
         self.reassign(machine).await;
+        described?;
         Ok(ended)
     }
 
@@ -191,10 +196,44 @@ impl Registry {
             self.audit(who, "revoke", &record.name, machine),
         ];
         self.commit(changes).await?;
+        let described = self.describe(machine).await;
         drop(changing);
         let text = "the operator has revoked this machine; enrol it again with a new token";
         self.links.close(machine, RefusalCode::REVOKED, text);
+        described?;
         Ok(record)
+    }
+
+    /// Takes over the sizes of disks that were protected without one, from the agents' reports. Called every second or so.
+    ///
+    /// # Errors
+    /// The catalog or the store fails; tried again at the next call.
+    pub async fn adopt_sizes(&self) -> Result<(), RegistryError> {
+        for disk in self.disks().into_iter().filter(|disk| disk.is_protected() && disk.record.size_bytes == 0)
+        {
+            let Some(DiskHealth::Resized { size_bytes }) = disk.report.map(|(report, _)| report.health)
+            else {
+                continue;
+            };
+            let machine = disk.record.machine;
+            let changing = self.changing.lock().await;
+            self.commit(vec![Change::PutDisk(DiskRecord { size_bytes, ..disk.record })]).await?;
+            self.describe(machine).await?;
+            drop(changing);
+            self.reassign(machine).await;
+        }
+        Ok(())
+    }
+
+    /// Begins a new line of history of a disk whose log has lost frames.
+    ///
+    /// # Errors
+    /// The catalog or the store fails, or the disk is unknown.
+    pub async fn history_lost(&self, disk: DiskId, reason: String) -> Result<(), RegistryError> {
+        let _one_at_a_time = self.changing.lock().await;
+        let known = self.disk(disk).map(|disk| disk.record);
+        let Some(known) = known.filter(|disk| disk.unprotected_at.is_none()) else { return Ok(()) };
+        self.new_generation("coordinator", known, reason).await.map(drop)
     }
 
     /// Begins a new line of history of a disk.
@@ -208,7 +247,9 @@ impl Registry {
         let generation = GenerationRecord { disk: disk.id, number, reason: reason.clone(), at: self.now() };
         let audit = self.audit(who, "new generation", &disk.path, format!("{number}: {reason}"));
         let disk = DiskRecord { generation: number, ..disk };
+        let machine = disk.machine;
         self.commit(vec![Change::PutDisk(disk), Change::AddGeneration(generation), audit]).await?;
+        self.describe(machine).await?;
         Ok(number)
     }
 
@@ -235,6 +276,9 @@ impl Registry {
     fn inventory_disk(&self, status: &MachineStatus, path: &str) -> Result<DiskInventory, RegistryError> {
         let name = status.record.name.clone();
         let inventory = status.inventory.as_ref().ok_or(RegistryError::NeverConnected { name })?;
+        if let Some(image) = image_file(&inventory.disks, path) {
+            return Ok(image);
+        }
         let found = find_disk(&inventory.disks, path).ok_or_else(|| RegistryError::DiskUnknown {
             name: status.record.name.clone(),
             path: path.to_owned(),
@@ -251,22 +295,14 @@ impl Registry {
         Ok(found.clone())
     }
 
-    /// The record to write for a disk, and the reason of its new generation; no reason if nothing is to be written.
+    /// The record to write for a disk, the record of the disk that it takes the place of, and the reason of its new
+    /// generation; no reason if nothing is to be written.
     fn disk_to_protect(
         &self,
         machine: MachineId,
         found: &DiskInventory,
-    ) -> Result<(DiskRecord, Option<String>), RegistryError> {
+    ) -> (DiskRecord, Option<DiskRecord>, Option<String>) {
         let now = self.now();
-        let state = self.state();
-        let mut mine = state.disks.values().map(|disk| &disk.record).filter(|disk| disk.machine == machine);
-        let known = mine.find(|disk| {
-            if is_telling(&found.identity) && is_telling(&disk.identity) {
-                same_disk(&disk.identity, &found.identity)
-            } else {
-                disk.path == found.path
-            }
-        });
         let fresh = |id, generation| DiskRecord {
             id,
             machine,
@@ -277,20 +313,37 @@ impl Registry {
             protected_at: now,
             unprotected_at: None,
         };
-        Ok(match known {
-            None => {
-                let id = DiskId(self.entropy.uuid(now));
-                (fresh(id, Generation(1)), Some("protected for the first time".to_owned()))
+        let same: Vec<DiskRecord> = self.same_disks(machine, found);
+        let protected = same.iter().find(|disk| disk.unprotected_at.is_none());
+        let usable = |disk: &&DiskRecord| disk.size_bytes == found.size_bytes || disk.size_bytes == 0;
+        if let Some(disk) = protected.filter(usable) {
+            return (disk.clone(), None, None);
+        }
+        let replaced = protected.map(|disk| DiskRecord { unprotected_at: Some(now), ..disk.clone() });
+        // The newest of those that were protected before and still fit.
+        if let Some(disk) = same.iter().rev().find(|disk| disk.size_bytes == found.size_bytes) {
+            let reason = "protected again".to_owned();
+            return (fresh(disk.id, disk.generation.next()), replaced, Some(reason));
+        }
+        let reason = match &replaced {
+            None => "protected for the first time".to_owned(),
+            Some(old) => format!("resized from {} to {} bytes", old.size_bytes, found.size_bytes),
+        };
+        (fresh(DiskId(self.entropy.uuid(now)), Generation(1)), replaced, Some(reason))
+    }
+
+    /// All records of a disk of the machine, in order of their ids, which is the order of their making.
+    fn same_disks(&self, machine: MachineId, found: &DiskInventory) -> Vec<DiskRecord> {
+        let state = self.state();
+        let mine = state.disks.values().map(|disk| &disk.record).filter(|disk| disk.machine == machine);
+        let same = mine.filter(|disk| {
+            if is_telling(&found.identity) && is_telling(&disk.identity) {
+                same_disk(&disk.identity, &found.identity)
+            } else {
+                disk.path == found.path
             }
-            Some(disk) if disk.unprotected_at.is_some() => {
-                (fresh(disk.id, disk.generation.next()), Some("protected again".to_owned()))
-            }
-            Some(disk) if disk.size_bytes != found.size_bytes => {
-                let reason = format!("resized from {} to {} bytes", disk.size_bytes, found.size_bytes);
-                (fresh(disk.id, disk.generation.next()), Some(reason))
-            }
-            Some(disk) => (disk.clone(), None),
-        })
+        });
+        same.cloned().collect()
     }
 
     fn check_count(&self, status: &MachineStatus, named: &[DiskRecord]) -> Result<(), RegistryError> {
@@ -305,6 +358,24 @@ impl Registry {
         }
         Ok(())
     }
+}
+
+/// A plain file that is to be protected as a disk: it is in no inventory, and its size is learnt from the agent's first
+/// report.
+fn image_file(disks: &[DiskInventory], path: &str) -> Option<DiskInventory> {
+    let is_file = path.starts_with('/') && !path.starts_with("/dev/") && find_disk(disks, path).is_none();
+    is_file.then(|| DiskInventory {
+        path: path.to_owned(),
+        identity: DiskIdentity { backing_file: Some(path.to_owned()), ..DiskIdentity::default() },
+        size_bytes: 0,
+        logical_block_bytes: 512,
+        read_only: false,
+        model: "image file".to_owned(),
+        driver: String::new(),
+        table: PartitionTable::None,
+        partitions: Vec::new(),
+        file_systems: Vec::new(),
+    })
 }
 
 fn is_meant(disk: &DiskRecord, given: &str) -> bool {

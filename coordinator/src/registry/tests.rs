@@ -15,14 +15,14 @@ use holdfast_common::{
 };
 
 use super::{
-    DiskLogs, LogState, NewToken, Protect, Registry, RegistryError, RegistryParts,
+    Description, DiskLogs, LogState, NewToken, Protect, Registry, RegistryError, RegistryParts,
     health::{DiskFacts, Level, MachineFacts, disk_findings, machine_findings, worst},
     identity::same_disk,
 };
 use crate::{
     catalog::{
         SqliteCatalog,
-        record::{DiskRecord, MachineRecord, MachineState},
+        record::{DiskRecord, MachineState},
     },
     compute::port::BoxFuture,
     ingest::{
@@ -46,7 +46,7 @@ impl DiskLogs for FixedLogs {
         })
     }
 
-    fn describe(&self, _machine: MachineRecord, _disk: DiskRecord) -> BoxFuture<'_, anyhow::Result<()>> {
+    fn describe(&self, _description: Description) -> BoxFuture<'_, anyhow::Result<()>> {
         Box::pin(async { Ok(()) })
     }
 }
@@ -214,9 +214,12 @@ async fn protecting_again_keeps_the_disk_and_raises_its_generation() {
     // The disk has another name after a reboot, and has grown.
     fixture.hello(vec![disk("/dev/vdc", "A", 2 << 30)]).await;
     let grown = fixture.protect(&["/dev/vdc"]).await.unwrap().remove(0);
-    assert_eq!((grown.id, grown.generation, grown.size_bytes), (first.id, Generation(3), 2 << 30));
-    let reasons = fixture.registry.catalog.generations(first.id).await.unwrap();
-    assert_eq!(reasons.len(), 3);
+    // A resized disk is another disk; the points of the old one stay.
+    assert_ne!(grown.id, first.id);
+    assert_eq!((grown.generation, grown.size_bytes), (Generation(1), 2 << 30));
+    assert_eq!(fixture.registry.protected_disks(MACHINE).len(), 1);
+    assert_eq!(fixture.registry.catalog.generations(first.id).await.unwrap().len(), 2);
+    let reasons = fixture.registry.catalog.generations(grown.id).await.unwrap();
     assert!(reasons.last().unwrap().reason.starts_with("resized from"));
 }
 

@@ -74,9 +74,9 @@ fn statement(change: &Change) -> Result<Statement<'_>, CatalogError> {
         .bind(lease.point.into_bytes().to_vec())
         .bind(lease.holder.as_str())
         .bind(lease.since.0),
-        Change::EndLease(point, holder) => sqlx::query("DELETE FROM leases WHERE point = $1 AND holder = $2")
-            .bind(point.into_bytes().to_vec())
-            .bind(holder.as_str()),
+        Change::EndLeases(holder) => {
+            sqlx::query("DELETE FROM leases WHERE holder = $1").bind(holder.as_str())
+        }
         Change::ForgetJob(job) => {
             sqlx::query("DELETE FROM job_events WHERE job = $1").bind(job.into_bytes().to_vec())
         }

@@ -1,0 +1,271 @@
+//! The coordinator as a running program: everything is built and wired here.
+//!
+//! Owns the order of starting and stopping, pools, and the tasks that belong to no part. Knows no business rule.
+//! Order: data folder (locked) -> CA, catalog, store (recovered) -> points, logs, registry -> jobs -> ingest -> operators'
+//! interface. Stopping goes the other way: no frame that was taken is dropped.
+//! Pools: async threads, blocking threads (files, views), `verify` threads (frames), one `index` thread; sizes are settings.
+
+mod adapters;
+mod data;
+mod housekeeping;
+mod jobs;
+mod logs;
+mod points;
+mod rebuild;
+
+use std::{future::Future, path::Path, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result};
+use holdfast_common::{
+    clock::{Clock, SystemClock},
+    entropy::{Entropy, SystemEntropy},
+};
+use tokio::{net::UnixListener, runtime::Handle};
+use tokio_util::sync::CancellationToken;
+
+use adapters::{Comparer, Figures, IngestStore, RegistryLogs};
+use data::DataFolder;
+use logs::Logs;
+
+use crate::{
+    api::{self, ApiState, Peer},
+    authority::Authority,
+    catalog::{Catalog, SqliteCatalog},
+    compute::{
+        image::writer::ImageWriter,
+        nbd::{
+            attach::NbdAttach,
+            server::{LogDamage, Settings as NbdSettings},
+        },
+    },
+    config::Settings,
+    failover::{
+        plans::failover::Services,
+        runner::{Jobs, Parts},
+    },
+    ingest::{
+        Ingest, IngestSettings,
+        links::LiveLinks,
+        port::{Directory, FrameStore, Ports, ReplicaComparer},
+    },
+    points::{catalog::PointCatalog, frame_cache::FrameCache},
+    registry::{Registry, RegistryParts},
+    store::{DiskRecovery, Store, StoreSettings},
+};
+
+pub use rebuild::{Rebuilt, rebuild_catalog};
+
+/// Name of the operators' socket.
+pub const SOCKET: &str = "holdfast.sock";
+/// Bytes of decompressed frames kept for views.
+const FRAME_CACHE_BYTES: usize = 32 << 20;
+/// How long requests of operators may go on when the coordinator ends.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Everything that runs.
+struct Running {
+    catalog: Arc<SqliteCatalog>,
+    logs: Arc<Logs>,
+    jobs: Arc<Jobs>,
+    ingest: Ingest,
+    state: ApiState,
+}
+
+/// Runs the coordinator until `stop` resolves.
+///
+/// # Errors
+/// It cannot start; the text says why and what to do. Nothing was changed then but for what recovery did.
+pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result<()> {
+    settings.check()?;
+    tracing::info!(settings = serde_json::to_string(&settings)?, "effective settings");
+    let opening = settings.data.clone();
+    let data = tokio::task::spawn_blocking(move || DataFolder::open(&opening)).await??;
+    let running = start(&settings, &data).await?;
+    let socket = settings.sockets().join(SOCKET);
+    let listener = listen(&socket)?;
+    let closing = CancellationToken::new();
+    let keeping = tokio::spawn(housekeeping::run(
+        Arc::clone(&running.state.registry),
+        Arc::clone(&running.state.points),
+        closing.clone(),
+    ));
+    let service = api::router(running.state.clone()).into_make_service_with_connect_info::<Peer>();
+    let drained = closing.clone();
+    let server = tokio::spawn(async move {
+        axum::serve(listener, service).with_graceful_shutdown(drained.cancelled_owned()).await
+    });
+    tracing::info!(agents = running.state.listen, operators = %socket.display(), "the coordinator is running");
+    stop.await;
+    tracing::info!("stopping");
+    closing.cancel();
+    let _removed = std::fs::remove_file(&socket);
+    // A request that waits for a point must not hold the end up.
+    let _drained = tokio::time::timeout(DRAIN, server).await;
+    keeping.await?;
+    finish(running).await;
+    Ok(())
+}
+
+async fn start(settings: &Settings, data: &DataFolder) -> Result<Running> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy::new());
+    let started_at = clock.wall();
+    let life = Duration::from_hours(24) * settings.certificate_days;
+    let authority = Authority::open(&data.authority(), life, Arc::clone(&clock), Arc::clone(&entropy));
+    let authority = Arc::new(authority.context("opening the coordinator's CA")?);
+    let catalog = Arc::new(SqliteCatalog::open(&data.catalog()).await.context("opening the catalog")?);
+    let (store, recoveries) = open_store(settings, data).await?;
+    let shared: Arc<dyn Catalog> = Arc::clone(&catalog) as Arc<dyn Catalog>;
+    let points = Arc::new(PointCatalog::load(Arc::clone(&shared), Arc::clone(&clock)).await?);
+    let logs = Logs::new(store, Arc::clone(&points))?;
+    let links = LiveLinks::default();
+    let registry_logs = RegistryLogs { logs: Arc::clone(&logs), machines: data.machines() };
+    let registry = Registry::load(RegistryParts {
+        catalog: Arc::clone(&shared),
+        logs: Arc::new(registry_logs),
+        links: links.clone(),
+        clock: Arc::clone(&clock),
+        entropy: Arc::clone(&entropy),
+    });
+    let registry = Arc::new(registry.await?);
+    let trouble = recover(&registry, &recoveries).await?;
+    logs.set_registry(Arc::clone(&registry));
+    let cache = FrameCache::new(FRAME_CACHE_BYTES);
+    let source = points::Source {
+        points: Arc::clone(&points),
+        registry: Arc::clone(&registry),
+        logs: Arc::clone(&logs),
+        cache: Arc::clone(&cache),
+    };
+    let services = Services {
+        points: Arc::new(source),
+        attach: Arc::new(attach(settings)?),
+        images: Arc::new(ImageWriter::new(settings.image_threads)),
+    };
+    let jobs = Arc::new(
+        Jobs::start(Parts {
+            store: Arc::new(jobs::CatalogJobs(Arc::clone(&shared))),
+            plans: Arc::new(services),
+            clock: Arc::clone(&clock),
+            entropy: Arc::clone(&entropy),
+        })
+        .await
+        .context("going on with jobs")?,
+    );
+    let ports = Ports {
+        directory: Arc::clone(&registry) as Arc<dyn Directory>,
+        store: Arc::new(IngestStore(Arc::clone(&logs.store))) as Arc<dyn FrameStore>,
+        replica: Arc::new(Comparer { logs: Arc::clone(&logs), cache }) as Arc<dyn ReplicaComparer>,
+    };
+    let ingest = Ingest::start(
+        &ingest_settings(settings),
+        Arc::clone(&authority),
+        ports,
+        links.clone(),
+        Arc::clone(&clock),
+        entropy,
+        &Handle::current(),
+    )?;
+    let state = ApiState {
+        jobs: Arc::new(jobs::Control { jobs: Arc::clone(&jobs), registry: Arc::clone(&registry) }),
+        store: Arc::new(Figures { logs: Arc::clone(&logs), trouble }),
+        listen: ingest.local_address()?.to_string(),
+        registry,
+        points,
+        catalog: shared,
+        authority,
+        links,
+        clock,
+        started_at,
+    };
+    Ok(Running { catalog, logs, jobs, ingest, state })
+}
+
+/// Ends everything in order: agents first, so that what they sent is durable; then what looks at it.
+async fn finish(running: Running) {
+    running.ingest.shutdown().await;
+    running.jobs.stop().await;
+    running.logs.stop().await;
+    running.catalog.close().await;
+    tracing::info!("stopped");
+}
+
+async fn open_store(settings: &Settings, data: &DataFolder) -> Result<(Arc<Store>, Vec<DiskRecovery>)> {
+    let folder = data.store();
+    let store_settings = StoreSettings {
+        segment_bytes: settings.segment_bytes,
+        store_queue_bytes: settings.queue_bytes,
+        disk_queue_bytes: settings.queue_bytes.min(16 << 20),
+        reserve_bytes: settings.reserve_bytes,
+        ..StoreSettings::default()
+    };
+    let opened = tokio::task::spawn_blocking(move || Store::open(&folder, store_settings)).await?;
+    opened.context("opening the store")
+}
+
+/// Brings registry and logs together, and says what recovery found. Disks that lost frames are compared anew.
+async fn recover(registry: &Registry, recoveries: &[DiskRecovery]) -> Result<Vec<String>> {
+    let mut trouble = Vec::new();
+    for machine in registry.machines() {
+        let id = machine.record.id;
+        if let Err(error) = registry.describe(id).await {
+            tracing::error!(machine = %id, error = format!("{:#}", anyhow::Error::from(error)), "a machine's logs cannot be used");
+            trouble.push(format!("the logs of machine {} cannot be used; see the log", machine.record.name));
+        }
+    }
+    for found in recoveries {
+        let disk = found.disk;
+        tracing::info!(%disk, torn_bytes = found.torn_bytes, damaged_parts = found.damage.len(), "recovered a disk's log");
+        if let Some(error) = &found.error {
+            trouble.push(format!("the log of disk {disk} cannot be used: {error}"));
+        }
+        if !found.damage.is_empty() {
+            let files: Vec<String> = found.damage.iter().map(|(path, _)| file_name(path)).collect();
+            let reason = format!("its log is damaged in {}", files.join(", "));
+            tracing::error!(%disk, reason, "stored data is damaged; the disk is compared with its source anew");
+            trouble.push(format!("disk {disk}: {reason}; it is compared with its source anew"));
+            registry.history_lost(disk, reason).await?;
+        }
+    }
+    Ok(trouble)
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn ingest_settings(settings: &Settings) -> IngestSettings {
+    IngestSettings {
+        connections_max: settings.connections_max,
+        receive_window_bytes: settings.receive_window_bytes,
+        agent_budget_bytes: settings.agent_budget_bytes,
+        verify_threads: settings.verify_threads,
+        ..IngestSettings::new(settings.listen)
+    }
+}
+
+/// Serves exports on sockets in a folder that only the coordinator's user may enter.
+fn attach(settings: &Settings) -> Result<NbdAttach> {
+    let folder = settings.sockets().join("nbd");
+    let made = holdfast_common::durable::create_folder(&folder);
+    made.with_context(|| format!("making the folder {}", folder.display()))?;
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    std::fs::set_permissions(&folder, mode)?;
+    Ok(NbdAttach::new(folder, NbdSettings::default(), Arc::new(LogDamage)))
+}
+
+/// The operators' socket; what a killed coordinator left is removed (the data folder is locked by us).
+fn listen(socket: &Path) -> Result<UnixListener> {
+    match std::fs::remove_file(socket) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("removing the old {}", socket.display()));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket).with_context(|| {
+        format!("listening on {} (paths of sockets are short; see the setting `sockets`)", socket.display())
+    })?;
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(socket, mode)?;
+    Ok(listener)
+}
