@@ -10,6 +10,8 @@ pub mod tracked;
 pub mod freeze;
 /// A set of blocks.
 pub mod block_set;
+/// Changes of a plain image file, found by comparing.
+pub mod image_file;
 /// How many bytes may be read now.
 pub mod rate;
 /// How far a comparison of source and replica has got.
