@@ -79,6 +79,9 @@ pub trait Host: Send {
     /// The disk is not captured any more. Tracking itself goes on unless the disk is protected no more.
     fn close(&mut self, disk: DiskId);
 
+    /// Only these disks are protected: tracking of others is ended.
+    fn keep_only(&mut self, disks: &[DiskId]);
+
     /// Finds what to freeze. Returns whether there is anything.
     ///
     /// # Errors

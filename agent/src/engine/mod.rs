@@ -11,6 +11,8 @@ mod copy;
 mod cut;
 mod disk;
 mod host;
+mod incarnation;
+mod linux;
 mod report;
 mod scan;
 
@@ -25,6 +27,7 @@ use holdfast_common::{
 };
 
 pub use host::{Held, HoldCheck, Host, HostDisk, Mechanism};
+pub use linux::{LinuxHost, LinuxParts};
 pub use report::{DiskStatus, StatusBoard, StatusReport};
 
 use crate::{
@@ -92,6 +95,8 @@ pub struct Engine {
     scan_rate: RateLimit,
     zeroes: scan::ZeroDigests,
     reporter: report::Reporter,
+    /// The assignment changed: tracking of other disks is ended when there is time.
+    tidy: bool,
 }
 
 impl std::fmt::Debug for Engine {
@@ -118,6 +123,7 @@ impl Engine {
             scan_rate: RateLimit::new(0),
             zeroes: scan::ZeroDigests::default(),
             reporter: report::Reporter::new(parts.status),
+            tidy: false,
         }
     }
 
@@ -157,6 +163,7 @@ impl Engine {
         let now = self.clock.monotonic();
         self.cycle.inbound(&inbound, now);
         self.scan_rate.set(self.cycle.settings().scan_bytes_per_second_max);
+        self.tidy |= matches!(inbound, Inbound::Connected(_) | Inbound::Assigned(_));
         match inbound {
             Inbound::ScanAnswer(answer) => {
                 if let Some(disk) = self.disks.get_mut(&answer.disk) {
@@ -192,6 +199,10 @@ impl Engine {
         self.report(now);
         let action = self.cycle.next(now);
         if let Action::Wait { until } = action {
+            if std::mem::take(&mut self.tidy) {
+                let disks: Vec<DiskId> = self.cycle.disks().map(|(capture, _)| capture.disk).collect();
+                self.host.keep_only(&disks);
+            }
             return Ok(Some(until.min(self.reporter.due())));
         }
         if let Some(event) = self.perform(action)? {
@@ -255,3 +266,6 @@ impl Engine {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

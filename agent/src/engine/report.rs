@@ -11,7 +11,7 @@ use holdfast_common::{
     units::{BLOCK_BYTES, BlockCount, BlockIndex},
     wire::{AgentMessage, DiskHealth, DiskReport},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Engine;
 
@@ -22,7 +22,7 @@ const REPORT_EVERY: Duration = Duration::from_secs(3);
 const SECTOR_BYTES: u64 = 512;
 
 /// State of a disk, for people and programs on this machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskStatus {
     /// The disk.
     pub disk: DiskId,
@@ -45,7 +45,7 @@ pub struct DiskStatus {
 }
 
 /// State of the agent.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusReport {
     /// Whether a session with the coordinator is open.
     pub connected: bool,
