@@ -14,3 +14,7 @@ pub mod batch;
 pub mod engine;
 /// Bringing frames to the coordinator.
 pub mod ship;
+/// Settings.
+pub mod config;
+/// The agent as a running program.
+pub mod app;
