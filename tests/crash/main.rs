@@ -1,3 +1,4 @@
 //! Tests by breaking: kill -9, torn writes, damage.
 
 mod kill;
+mod store;

@@ -24,3 +24,7 @@ pub mod delayed_disk;
 pub mod relay;
 /// Both ends of the transport, registry and store in memory.
 pub mod transport;
+/// Frames and disks for tests of the journal.
+pub mod journal;
+/// Every decoder, for fuzzing and mutation tests.
+pub mod decoders;
