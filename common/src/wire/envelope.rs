@@ -42,6 +42,7 @@ impl MessageBuffer {
     ///
     /// # Errors
     /// The length is over the limit, or the bytes are not a message. The stream cannot be read on.
+    #[expect(clippy::should_implement_trait, reason = "an iterator could not name the type to decode")]
     pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, CodecError> {
         let Some(length) = self.bytes.get(..LENGTH_BYTES) else { return Ok(None) };
         let length = length.iter().rev().fold(0_usize, |sum, byte| (sum << 8) | usize::from(*byte));

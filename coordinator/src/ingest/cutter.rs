@@ -29,6 +29,7 @@ impl FrameCutter {
     ///
     /// # Errors
     /// What comes next is no frame; the stream cannot be read on.
+    #[expect(clippy::should_implement_trait, reason = "more may come after None, unlike with an iterator")]
     pub fn next(&mut self) -> Result<Option<Bytes>, FrameError> {
         if self.bytes.len() < FRAME_HEADER_BYTES {
             return Ok(None);
