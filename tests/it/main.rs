@@ -1,6 +1,7 @@
 //! Tests with real parts, one module per subject. All need a Linux host; most need root, and say so when they are skipped.
 
 mod agent_engine;
+mod coordinator;
 mod damage;
 mod failover;
 mod file_systems;

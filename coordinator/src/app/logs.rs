@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use holdfast_common::{
     codec,
-    frame::{CutRecord, FrameKind},
+    frame::{CutRecord, FRAME_HEADER_BYTES, FrameHeader, FrameKind, extent::EXTENT_BYTES},
     ids::{DiskId, Generation, Interval, Sequence},
     units::BlockIndex,
 };
@@ -31,6 +31,12 @@ use crate::{
 
 /// Heads read at a time.
 const BATCH_BYTES: usize = 1 << 20;
+
+/// What a frame takes in the log.
+fn frame_bytes(header: &FrameHeader) -> u64 {
+    let table = u64::from(header.extent_count).saturating_mul(EXTENT_BYTES as u64);
+    FRAME_HEADER_BYTES as u64 + table + u64::from(header.stored_bytes)
+}
 
 /// The logs and their indexes.
 #[derive(Debug)]
@@ -183,7 +189,7 @@ impl Logs {
 
     async fn take(&self, position: &mut Position, head: &FrameHead) -> Result<()> {
         let header = &head.header;
-        let stored_bytes = position.since_cut_bytes.saturating_add(header.stored_bytes.into());
+        let stored_bytes = position.since_cut_bytes.saturating_add(frame_bytes(header));
         if header.kind != FrameKind::Cut {
             position.since_cut_bytes = stored_bytes;
             return Ok(());

@@ -1,0 +1,262 @@
+//! A real coordinator process, driven by the real `holdfast`, with an agent's link that sends hand-made frames. No root.
+
+use std::{
+    path::Path,
+    process::{Command, Output},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use holdfast_agent::{
+    enrol::enrol,
+    identity::IdentityStore,
+    ship::{
+        self, ShipHandle, ShipParts, ShipSettings,
+        port::{Inbound, OutgoingFrame},
+    },
+};
+use holdfast_common::{
+    clock::{Clock, SystemClock},
+    entropy::{Entropy, SystemEntropy},
+    frame::{
+        Consistency, CutMember, CutMethod, CutRecord, Extent, FrameIdentity, FrameSealer, ScanRecord,
+        seal::{seal_cut, seal_scan},
+    },
+    ids::{Interval, PointId, Sequence},
+    units::{BlockIndex, BlockRange},
+    wire::{Assignment, Capture, DiskIdentity, DiskInventory, PartitionTable},
+};
+use holdfast_tests::{
+    site::{Site, program, wait_for},
+    transport::inventory,
+};
+use tokio::runtime::Runtime;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const BLOCKS: u64 = 16;
+const DISK: &str = "/dev/vda";
+
+fn holdfast(coordinator: &Path, arguments: &[&str]) -> Result<(i32, String)> {
+    let Output { status, stderr, .. } =
+        Command::new(program("holdfast")).arg("--coordinator").arg(coordinator).args(arguments).output()?;
+    Ok((status.code().unwrap_or(-1), String::from_utf8_lossy(&stderr).into_owned()))
+}
+
+#[test]
+fn mistakes_are_named_and_have_their_exit_codes() -> Result<()> {
+    let mut site = Site::start()?;
+    let socket = site.data().join("holdfast.sock");
+    let check = |arguments: &[&str], code: i32, words: &[&str]| -> Result<()> {
+        let (found, said) = holdfast(&socket, arguments)?;
+        ensure!(found == code, "{arguments:?} gave {found}: {said}");
+        ensure!(words.iter().all(|word| said.contains(word)), "{arguments:?} said: {said}");
+        Ok(())
+    };
+    check(&["machine", "show", "nope"], 1, &["no machine `nope`", "holdfast machines"])?;
+    check(&["job", "show", "0123abcd"], 1, &["no single job", "holdfast jobs"])?;
+    check(&["token", "create", "--life", "soon"], 2, &["500ms, 10s"])?;
+    check(&["token", "create", "--life", "400d"], 1, &["use 1s to 30d"])?;
+    check(&["failover", "web-1", "--point", "latest"], 2, &["--attach"])?;
+    check(&["protect", "web-1"], 2, &["nothing to do"])?;
+    check(&["--json", "machine", "show", "nope"], 1, &["\"code\":\"machine-unknown\""])?;
+    site.stop_coordinator()?;
+    check(&["machines"], 3, &["holdfast-coordinator serve"])?;
+    let (code, said) = holdfast(Path::new("https://example.org"), &["machines"])?;
+    ensure!(code == 2 && said.contains("unix socket"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn two_coordinators_do_not_share_a_folder() -> Result<()> {
+    let site = Site::start()?;
+    let second = Command::new(program("holdfast-coordinator"))
+        .args(["serve", "--listen", "127.0.0.1:0", "--data"])
+        .arg(site.data())
+        .output()?;
+    let said = String::from_utf8_lossy(&second.stderr);
+    ensure!(!second.status.success() && said.contains("another coordinator"), "{said}");
+    Ok(())
+}
+
+/// An agent's link with one disk and frames made by hand.
+struct Link {
+    runtime: Runtime,
+    handle: ShipHandle,
+    disk: Capture,
+    next: Sequence,
+    interval: Interval,
+    content: Vec<u8>,
+}
+
+impl Link {
+    /// Enrols, connects, has the disk protected, and declares it scanned.
+    fn open(site: &Site, folder: &Path) -> Result<Self> {
+        let runtime = Runtime::new()?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy::new());
+        let created = site.cli(&["token", "create"])?;
+        let token = created["token"].as_str().context("token")?.parse()?;
+        let store = IdentityStore::new(folder);
+        let (clock_used, address) = (Arc::clone(&clock), site.address());
+        runtime.block_on(enrol(address, &token, "web-1", &store, clock_used, entropy.as_ref()))?;
+        let inventory = Arc::new(|| {
+            let mut found = inventory("web-1");
+            found.disks.push(disk());
+            found
+        });
+        let parts = ShipParts { store, inventory, clock, entropy };
+        let (handle, inbound) = ship::start(ShipSettings::default(), parts, runtime.handle())?;
+        wait_for("the machine to connect", PATIENCE, || {
+            let machines = site.cli(&["machines"])?;
+            Ok((machines[0]["connected"] == true).then_some(()))
+        })?;
+        site.cli(&["protect", "web-1", "--disk", DISK, "--retention", "1h"])?;
+        let assigned = |event: Inbound| match event {
+            Inbound::Connected(welcome) => Some(welcome.assignment),
+            Inbound::Assigned(assignment) => Some(assignment),
+            _ => None,
+        };
+        let disk = loop {
+            let event = inbound.recv_timeout(PATIENCE).context("the assignment")?;
+            let disks = assigned(event).map(|Assignment { disks, .. }| disks).unwrap_or_default();
+            if let Some(disk) = disks.into_iter().next() {
+                break disk;
+            }
+        };
+        std::thread::spawn(move || inbound.iter().for_each(drop));
+        ensure!(disk.replica_empty && disk.durable == Sequence(0), "a new disk: {disk:?}");
+        let content = vec![0; usize::try_from(BLOCKS)? * 4096];
+        let interval = disk.interval;
+        Ok(Self { runtime, handle, disk, next: Sequence(1), interval, content })
+    }
+
+    fn identity(&mut self) -> FrameIdentity {
+        let (disk, generation) = (self.disk.disk, self.disk.generation);
+        let identity = FrameIdentity { disk, generation, sequence: self.next, interval: self.interval };
+        self.next = self.next.next();
+        identity
+    }
+
+    fn write(&mut self, block: usize, byte: u8) -> Result<()> {
+        let plain = vec![byte; 4096];
+        self.content[block * 4096..][..4096].copy_from_slice(&plain);
+        let identity = self.identity();
+        let range = BlockRange::new(block as u64, 1);
+        let bytes = FrameSealer::new(Some(1))?.seal_data(identity, &[Extent::data(range)], &plain)?;
+        Ok(self.handle.send_frame(OutgoingFrame { identity, bytes })?)
+    }
+
+    fn scanned(&mut self) -> Result<()> {
+        let identity = self.identity();
+        let bytes = seal_scan(identity, &ScanRecord { scanned_to: BlockIndex(BLOCKS), complete: true })?;
+        Ok(self.handle.send_frame(OutgoingFrame { identity, bytes })?)
+    }
+
+    fn cut(&mut self, site: &Site) -> Result<String> {
+        let identity = self.identity();
+        let clock = SystemClock::new();
+        let machine = site.only_machine()?.parse()?;
+        let point = PointId(SystemEntropy::new().uuid(clock.wall()));
+        let member = CutMember { disk: identity.disk, generation: identity.generation };
+        let record = CutRecord {
+            point,
+            machine,
+            at: clock.wall(),
+            hold_us: 5_000,
+            method: CutMethod::Freeze,
+            consistency: Consistency::Crash,
+            members: vec![member],
+            notes: vec!["made by hand".to_owned()],
+            request: None,
+        };
+        let bytes = seal_cut(identity, &record)?;
+        self.handle.send_frame(OutgoingFrame { identity, bytes })?;
+        self.interval = self.interval.next();
+        Ok(point.to_string())
+    }
+}
+
+fn disk() -> DiskInventory {
+    DiskInventory {
+        path: DISK.to_owned(),
+        identity: DiskIdentity { serial: Some("A1".to_owned()), ..DiskIdentity::default() },
+        size_bytes: BLOCKS * 4096,
+        logical_block_bytes: 512,
+        read_only: false,
+        model: "test".to_owned(),
+        driver: String::new(),
+        table: PartitionTable::None,
+        partitions: Vec::new(),
+        file_systems: Vec::new(),
+    }
+}
+
+/// Waits until the machine has this point, processed.
+fn processed(site: &Site, point: &str) -> Result<()> {
+    wait_for("the point to be processed", PATIENCE, || {
+        let points = site.points("web-1")?;
+        Ok(points.iter().any(|found| found.id == point && found.state == "processed").then_some(()))
+    })
+}
+
+/// What must be the same before and after a restart or a rebuild of the catalog.
+fn kept(site: &Site) -> Result<serde_json::Value> {
+    let points = site.cli(&["points", "web-1"])?;
+    let short = |point: &serde_json::Value| {
+        serde_json::json!({ "id": point["id"], "at": point["at"], "hold": point["hold_us"], "notes": point["notes"],
+            "disks": point["disks"], "state": point["state"] })
+    };
+    let shown = site.cli(&["machine", "show", "web-1"])?;
+    let list: Vec<_> = points["points"].as_array().context("points")?.iter().map(short).collect();
+    let disk = &shown["disks"][0];
+    Ok(serde_json::json!({ "id": shown["id"], "policy": shown["policy"], "points": list, "disk": disk["id"],
+        "size": disk["size_bytes"], "generation": disk["generation"] }))
+}
+
+fn check_point(site: &Site, point: &str, expected: &[u8]) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let copies = site.copy_point("web-1", point, folder.path())?;
+    let (path, copy) = copies.first().context("a disk")?;
+    ensure!(path == DISK, "{path}");
+    ensure!(std::fs::read(copy)? == expected, "point {point} is not what was sent");
+    Ok(())
+}
+
+#[test]
+fn points_of_a_machine_are_kept_attached_and_found_again() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut site = Site::start()?;
+    let mut link = Link::open(&site, folder.path())?;
+    link.write(3, 0xaa)?;
+    link.scanned()?;
+    let first = link.cut(&site)?;
+    let first_content = link.content.clone();
+    link.write(3, 0xbb)?;
+    link.write(9, 0xcc)?;
+    let second = link.cut(&site)?;
+    processed(&site, &second)?;
+    check_point(&site, &first, &first_content)?;
+    check_point(&site, "latest", &link.content)?;
+    link.runtime.block_on(link.handle.shutdown());
+
+    let before = kept(&site)?;
+    ensure!(before["points"].as_array().map(Vec::len) == Some(2), "{before}");
+    site.kill_coordinator()?;
+    site.start_coordinator()?;
+    ensure!(kept(&site)? == before, "after kill -9: {} was {before}", kept(&site)?);
+    ensure!(site.cli(&["jobs"])?.as_array().map(Vec::len) == Some(2), "the jobs are kept");
+
+    site.stop_coordinator()?;
+    let rebuilt = Command::new(program("holdfast-coordinator"))
+        .arg("rebuild-catalog")
+        .arg("--data")
+        .arg(site.data())
+        .output()?;
+    let said = String::from_utf8_lossy(&rebuilt.stderr);
+    ensure!(rebuilt.status.success() && said.contains("1 machines, 1 disks, 2 points"), "{said}");
+    site.start_coordinator()?;
+    ensure!(kept(&site)? == before, "after the rebuild: {} was {before}", kept(&site)?);
+    check_point(&site, &first, &first_content)?;
+    Ok(())
+}
