@@ -200,6 +200,12 @@ impl Site {
         enrol.args(["enroll", "--coordinator", &self.listen, "--token", token]);
         run(&mut enrol)?;
         agent.start()?;
+        wait_for("the agent to connect", Duration::from_secs(30), || {
+            let machines = self.cli(&["machines"])?;
+            let connected = |machine: &Value| machine["connected"].as_bool().unwrap_or(false);
+            Ok(machines.as_array().is_some_and(|list| list.iter().all(connected)).then_some(()))
+        })
+        .with_context(|| format!("the agent's log: {}", agent.log()))?;
         Ok(agent)
     }
 

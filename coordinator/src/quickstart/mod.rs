@@ -115,8 +115,12 @@ impl<'a> Story<'a> {
     fn tell(&mut self) -> Result<Report> {
         let disk = self.disk()?;
         let mut agent = self.agent(&disk)?;
-        let machines = self.commands.ask(&["machines"])?;
-        let machine = machines[0]["name"].as_str().context("the machine in the list")?.to_owned();
+        let machine = self.commands.wait("the agent to connect", PATIENCE, || {
+            agent.check()?;
+            let machines = self.commands.ask(&["machines"])?;
+            let connected = machines[0]["connected"].as_bool().unwrap_or(false);
+            Ok(machines[0]["name"].as_str().filter(|_| connected).map(str::to_owned))
+        })?;
         let schedule = Schedule { seed: SEED, targets: vec![disk.target.clone()], slots: SLOTS };
         let mut writer = BackgroundWriter::start(schedule, WRITER_PAUSE)?;
         self.commands.say("4. The disk is protected while the writer runs:");
