@@ -9,6 +9,8 @@ use axum::{
     extract::{ConnectInfo, Path, State},
 };
 
+use holdfast_common::ids::MachineId;
+
 use super::{
     ApiError, ApiState, Who,
     error::chain,
@@ -23,6 +25,9 @@ use crate::registry::{NewToken, Protect};
 
 /// Life of a token if the operator does not say.
 const TOKEN_LIFE_DEFAULT: Duration = Duration::from_hours(1);
+
+/// How long `protect` waits for the first session of a machine.
+const FIRST_SESSION: Duration = Duration::from_secs(10);
 
 pub(super) async fn create_token(
     State(state): State<ApiState>,
@@ -102,12 +107,22 @@ pub(super) async fn protect(
         send_bytes_per_second_max: request.send_bytes_per_second_max,
         scan_bytes_per_second_max: request.scan_bytes_per_second_max,
     };
+    wait_for_inventory(&state, machine, &wanted).await;
     let protected = state.registry.protect(&peer.name(), machine, wanted).await?;
     Ok(Json(ProtectShape {
         machine: machine.to_string(),
         disks: protected.disks.iter().map(views::disk).collect(),
         policy: views::policy(&protected.policy),
     }))
+}
+
+/// An agent that was started a moment ago is about to tell its disks: waits for that, for a bounded time.
+async fn wait_for_inventory(state: &ApiState, machine: MachineId, wanted: &Protect) {
+    let deadline = state.clock.monotonic() + FIRST_SESSION;
+    let unknown = || state.registry.machine(machine).is_some_and(|machine| machine.inventory.is_none());
+    while !wanted.paths.is_empty() && unknown() && state.clock.monotonic() < deadline {
+        tokio::time::sleep(FIRST_SESSION / 100).await;
+    }
 }
 
 pub(super) async fn unprotect(
