@@ -170,6 +170,13 @@ impl Authority {
         &self.certificate
     }
 
+    /// A key for another purpose, which is named by `context` (written once in the code, never built at run time). It is
+    /// the same as long as the CA is, and tells nothing about the CA's own key.
+    #[must_use]
+    pub fn derived_key(&self, context: &'static str) -> [u8; 32] {
+        blake3::derive_key(context, &self.issuer.key().serialize_der())
+    }
+
     /// A new enrolment token. The caller stores its hash and when it expires, then shows the text once.
     #[must_use]
     pub fn new_token(&self) -> EnrolToken {

@@ -40,6 +40,7 @@ pub struct Weather {
 pub struct Relay {
     address: SocketAddr,
     weather: Arc<Mutex<Weather>>,
+    server: Arc<Mutex<SocketAddr>>,
     _end: tokio_util::sync::DropGuard,
 }
 
@@ -50,15 +51,22 @@ impl Relay {
         let address = front.local_addr()?;
         let weather = Arc::new(Mutex::new(Weather::default()));
         let end = CancellationToken::new();
-        let task = run(front, server, Arc::clone(&weather), seed, end.clone());
+        let server = Arc::new(Mutex::new(server));
+        let task = run(front, Arc::clone(&server), Arc::clone(&weather), seed, end.clone());
         runtime.spawn(task);
-        Ok(Self { address, weather, _end: end.drop_guard() })
+        Ok(Self { address, weather, server, _end: end.drop_guard() })
     }
 
     /// Where clients connect to.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Leads all packets to another server from now on; what the one before still says is lost. To clients this is one
+    /// server that was killed and started again.
+    pub fn replace_server(&self, server: SocketAddr) {
+        *self.server.lock().unwrap() = server;
     }
 
     /// Changes the weather.
@@ -69,7 +77,7 @@ impl Relay {
 
 async fn run(
     front: Arc<UdpSocket>,
-    server: SocketAddr,
+    server: Arc<Mutex<SocketAddr>>,
     weather: Arc<Mutex<Weather>>,
     seed: u64,
     end: CancellationToken,
@@ -85,9 +93,10 @@ async fn run(
         let Ok((length, client)) = received else { continue };
         if !clients.contains_key(&client) {
             let Ok(back) = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.map(Arc::new) else { continue };
-            let up = Direction::start(Arc::clone(&back), server, &weather, &random);
-            let down = Direction::start(Arc::clone(&front), client, &weather, &random);
-            tokio::spawn(answers(Arc::clone(&back), down, end.clone()));
+            let up = Direction::start(Arc::clone(&back), &server, &weather, &random);
+            let to_client = Arc::new(Mutex::new(client));
+            let down = Direction::start(Arc::clone(&front), &to_client, &weather, &random);
+            tokio::spawn(answers(Arc::clone(&back), Arc::clone(&server), down, end.clone()));
             clients.insert(client, (back, up));
         }
         if let Some((_, up)) = clients.get_mut(&client) {
@@ -97,13 +106,19 @@ async fn run(
 }
 
 /// Carries what the server says back to one client.
-async fn answers(back: Arc<UdpSocket>, mut down: Direction, end: CancellationToken) {
+async fn answers(
+    back: Arc<UdpSocket>,
+    server: Arc<Mutex<SocketAddr>>,
+    mut down: Direction,
+    end: CancellationToken,
+) {
     let mut bytes = vec![0; 65_536];
     loop {
         tokio::select! {
             () = end.cancelled() => return,
-            received = back.recv_from(&mut bytes) => if let Ok((length, _)) = received {
-                down.send(&bytes[..length]);
+            received = back.recv_from(&mut bytes) => match received {
+                Ok((length, from)) if from == *server.lock().unwrap() => down.send(&bytes[..length]),
+                _ => {}
             },
         }
     }
@@ -121,14 +136,16 @@ struct Direction {
 impl Direction {
     fn start(
         socket: Arc<UdpSocket>,
-        to: SocketAddr,
+        to: &Arc<Mutex<SocketAddr>>,
         weather: &Arc<Mutex<Weather>>,
         random: &Arc<SeededEntropy>,
     ) -> Self {
         let (packets, mut waiting) = mpsc::channel::<(Instant, Vec<u8>)>(PACKETS_MAX);
+        let to = Arc::clone(to);
         tokio::spawn(async move {
             while let Some((at, bytes)) = waiting.recv().await {
                 tokio::time::sleep_until(at).await;
+                let to = *to.lock().unwrap();
                 let _lost = socket.send_to(&bytes, to).await;
             }
         });

@@ -256,6 +256,7 @@ pub struct TransportSite {
     /// The endpoint.
     pub ingest: Ingest,
     folder: tempfile::TempDir,
+    entropy: Arc<dyn Entropy>,
 }
 
 impl TransportSite {
@@ -272,17 +273,14 @@ impl TransportSite {
         let store = Arc::new(MemoryStore::default());
         let state = Mutex::default();
         let directory = Arc::new(MemoryDirectory { state, store: Arc::clone(&store), clock: clock.clone() });
-        let ports = Ports {
-            directory: Arc::clone(&directory) as Arc<dyn Directory>,
-            store: Arc::clone(&store) as Arc<dyn FrameStore>,
-            replica: Arc::new(AllDiffers),
-        };
         let links = LiveLinks::default();
-        let settings = IngestSettings::new((Ipv4Addr::LOCALHOST, 0).into());
-        let runtime = Handle::current();
-        let (ca, live) = (Arc::clone(&authority), links.clone());
-        let ingest = Ingest::start(&settings, ca, ports, live, shared, entropy, &runtime)?;
-        Ok(Self { clock, authority, directory, store, links, ingest, folder })
+        let ingest = listen(&authority, &directory, &store, &links, &clock, &entropy)?;
+        Ok(Self { clock, authority, directory, store, links, ingest, folder, entropy })
+    }
+
+    /// Another endpoint with the same CA and the same state: what the coordinator is after a new start.
+    pub fn another_endpoint(&self) -> Result<Ingest> {
+        listen(&self.authority, &self.directory, &self.store, &self.links, &self.clock, &self.entropy)
     }
 
     /// Where agents connect to.
@@ -319,6 +317,25 @@ impl TransportSite {
     pub fn identity_store(&self, name: &str) -> IdentityStore {
         IdentityStore::new(&self.folder.path().join(name))
     }
+}
+
+fn listen(
+    authority: &Arc<Authority>,
+    directory: &Arc<MemoryDirectory>,
+    store: &Arc<MemoryStore>,
+    links: &LiveLinks,
+    clock: &ManualClock,
+    entropy: &Arc<dyn Entropy>,
+) -> Result<Ingest> {
+    let ports = Ports {
+        directory: Arc::clone(directory) as Arc<dyn Directory>,
+        store: Arc::clone(store) as Arc<dyn FrameStore>,
+        replica: Arc::new(AllDiffers),
+    };
+    let settings = IngestSettings::new((Ipv4Addr::LOCALHOST, 0).into());
+    let clock = Arc::new(clock.clone());
+    let (authority, entropy) = (Arc::clone(authority), Arc::clone(entropy));
+    Ok(Ingest::start(&settings, authority, ports, links.clone(), clock, entropy, &Handle::current())?)
 }
 
 /// A machine that has nothing.

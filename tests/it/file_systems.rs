@@ -18,15 +18,17 @@ use holdfast_tests::{
 const POINTS: usize = 4;
 
 /// Writers that run until dropped: fio with buffered and direct writes, and a tree of many small files that is made,
-/// changed and deleted as a compilation of a kernel does.
+/// changed and deleted as a compilation of a kernel does. Some 10 MB/s in all, which a debug build on a busy machine keeps up
+/// with.
 struct Writers(Vec<Child>);
 
 impl Writers {
     fn start(folder: &Path) -> Result<Self> {
         let fio = |name: &str, more: &[&str]| {
             Command::new("fio")
-                .args(["--name", name, "--size=48m", "--bs=4k-64k", "--rw=randwrite", "--time_based"])
-                .args(["--runtime=600", "--rate_iops=800", "--norandommap", "--directory"])
+                // Threads, since processes that fio forks would outlive it when it is killed.
+                .args(["--thread", "--name", name, "--size=48m", "--bs=4k-64k", "--rw=randwrite"])
+                .args(["--time_based", "--runtime=600", "--rate_iops=100", "--norandommap", "--directory"])
                 .arg(folder)
                 .args(more)
                 .stdout(Stdio::null())
@@ -35,7 +37,7 @@ impl Writers {
         };
         let tree = "i=0; while :; do d=tree/$((i % 40)); mkdir -p $d; \
             for f in 1 2 3 4 5 6 7 8; do head -c $((f * 700)) /dev/urandom > $d/$f.o; mv $d/$f.o $d/$f.c; done; \
-            [ $((i % 7)) = 0 ] && rm -rf tree/$(((i + 20) % 40)); i=$((i + 1)); sleep 0.01; done";
+            [ $((i % 7)) = 0 ] && rm -rf tree/$(((i + 20) % 40)); i=$((i + 1)); sleep 0.05; done";
         let tree = Command::new("sh").args(["-c", tree]).current_dir(folder).stderr(Stdio::null()).spawn()?;
         Ok(Self(vec![
             fio("buffered", &["--fsync=64"])?,
@@ -70,12 +72,13 @@ fn points_are_clean(kind: Kind) -> Result<()> {
     }
     let disk = MountedDisk::create(kind, 512 << 20)?;
     let site = Site::start()?;
-    let _agent = site.add_agent()?;
+    let agent = site.add_agent()?;
     let machine = site.only_machine()?;
     let writers = Writers::start(disk.folder())?;
     site.protect(&machine, &[disk.device.path()], "1s")?;
     for _ in 0..POINTS {
-        let point = site.wait_for_new_point(&machine, Duration::from_secs(90))?;
+        let point = site.wait_for_new_point(&machine, Duration::from_secs(90));
+        let point = point.with_context(|| format!("the agent's log: {}", agent.log()))?;
         let folder = tempfile::TempDir::with_prefix("holdfast-fs-")?;
         let copies = site.copy_point(&machine, &point.id, folder.path())?;
         let (_, copy) = copies.first().context("a disk")?;

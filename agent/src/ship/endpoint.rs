@@ -132,6 +132,7 @@ pub(crate) fn describe(error: &ConnectionError) -> String {
         _ if matches!(error, ConnectionError::TimedOut) => {
             "no answer: is the coordinator running, and does the network let UDP through to its port?"
         }
+        _ if matches!(error, ConnectionError::Reset) => "the coordinator was started anew",
         _ => return error.to_string(),
     };
     format!("{error}: {advice}")

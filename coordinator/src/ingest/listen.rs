@@ -17,7 +17,7 @@ use holdfast_common::{
     wire::{ALPN_ENROL, Refusal, RefusalCode},
 };
 use quinn::{
-    Connection, Endpoint, EndpointConfig, Incoming, ServerConfig, TokioRuntime, TransportConfig, VarInt,
+    Connection, Endpoint, Incoming, ServerConfig, TokioRuntime, TransportConfig, VarInt,
     crypto::rustls::{HandshakeData, QuicServerConfig},
 };
 use rustls::pki_types::CertificateDer;
@@ -32,6 +32,7 @@ use super::{
     enrolment::{self, Enrolments},
     links::LiveLinks,
     port::{CertificateSerial, Ports},
+    reset,
     seats::Seats,
     verify::VerifyPool,
 };
@@ -42,6 +43,9 @@ const DATA_STREAMS_MAX: u32 = 512;
 
 /// Bytes of one stream that the agent may send ahead: bandwidth times delay of one disk's stream.
 const STREAM_WINDOW_BYTES: u32 = 16 << 20;
+
+/// What the key of stateless resets is derived for.
+const RESET_KEY: &str = "holdfast 2026-11-22 stateless resets of the agents' endpoint";
 
 /// Settings of ingest.
 #[derive(Clone, Copy, Debug)]
@@ -139,9 +143,9 @@ impl Ingest {
         let listen = |source| IngestError::Listen { address: settings.listen, source };
         let socket = open_socket(settings).map_err(listen)?;
         let _entered = runtime.enter();
+        let own = reset::endpoint_config(authority.derived_key(RESET_KEY), Arc::clone(&entropy));
         let endpoint =
-            Endpoint::new(EndpointConfig::default(), Some(config), socket.into(), Arc::new(TokioRuntime));
-        let endpoint = endpoint.map_err(listen)?;
+            Endpoint::new(own, Some(config), socket.into(), Arc::new(TokioRuntime)).map_err(listen)?;
         let enrolments = Enrolments {
             authority: Arc::clone(&authority),
             directory: Arc::clone(&ports.directory),

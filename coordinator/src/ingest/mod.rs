@@ -12,6 +12,7 @@ pub mod verify;
 pub mod links;
 pub mod listen;
 mod ending;
+mod reset;
 mod seats;
 mod enrolment;
 mod connection;

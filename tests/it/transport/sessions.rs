@@ -160,6 +160,39 @@ async fn connections_that_break_lose_and_double_nothing() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_was_killed_is_noticed_without_waiting_for_silence() -> Result<()> {
+    let (site, identity) = protected("restarted").await?;
+    let relay = Relay::start(site.address(), 1, &Handle::current()).await?;
+    let mut moved = site.identity_store("restarted").load()?;
+    moved.coordinator = relay.address().to_string();
+    site.identity_store("restarted").store(&moved)?;
+    let mut settings = settings();
+    settings.link.idle_timeout = Duration::from_hours(1);
+    let mut capture = Capture::start(&site, "restarted", settings)?;
+    let capture = spawn_blocking(move || -> Result<Capture> {
+        capture.connected()?;
+        send(&capture.handle, Generation(1), 1..=10).join().unwrap();
+        capture.acknowledged(10)?;
+        Ok(capture)
+    });
+    let mut capture = capture.await??;
+    let successor = site.another_endpoint()?;
+    relay.replace_server(successor.local_address()?);
+    let going_on = spawn_blocking(move || -> Result<()> {
+        let sender = send(&capture.handle, Generation(1), 11..=20);
+        capture.wait(|event| matches!(event, Inbound::Disconnected).then_some(()))?;
+        capture.connected()?;
+        capture.acknowledged(20)?;
+        sender.join().unwrap();
+        Ok(())
+    });
+    going_on.await??;
+    check_log(&site, Generation(1), 20);
+    assert!(site.links.figures(identity.machine).is_some());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_stalls_holds_the_agent_back_and_then_goes_on() -> Result<()> {
     let (site, _) = protected("stalled").await?;
     let window_bytes_max = 1 << 20;
