@@ -332,7 +332,11 @@ fn listen(
         store: Arc::clone(store) as Arc<dyn FrameStore>,
         replica: Arc::new(AllDiffers),
     };
-    let settings = IngestSettings::new((Ipv4Addr::LOCALHOST, 0).into());
+    let settings = IngestSettings {
+        // No test shall pass because a dead connection was given up in the end.
+        idle_timeout: Duration::from_mins(10),
+        ..IngestSettings::new((Ipv4Addr::LOCALHOST, 0).into())
+    };
     let clock = Arc::new(clock.clone());
     let (authority, entropy) = (Arc::clone(authority), Arc::clone(entropy));
     Ok(Ingest::start(&settings, authority, ports, links.clone(), clock, entropy, &Handle::current())?)
