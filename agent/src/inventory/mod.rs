@@ -43,6 +43,16 @@ pub struct Roots {
     pub etc: PathBuf,
 }
 
+/// Reads bytes as every table that the machine's own files and disks hand us; what comes out is dropped. For fuzzing.
+#[doc(hidden)]
+pub fn decode_as_any_table(bytes: &[u8]) {
+    let _ = mounts::parse_mounts(bytes);
+    let _ = mounts::parse_swaps(bytes);
+    for sector_bytes in [512, 4096] {
+        let _ = table::Table::parse(bytes, sector_bytes);
+    }
+}
+
 impl Default for Roots {
     fn default() -> Self {
         Self {

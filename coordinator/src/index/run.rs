@@ -200,6 +200,6 @@ fn sections(header: &RunHeader, map: &[u8]) -> Option<(usize, usize)> {
     let firsts = (RUN_HEADER_BYTES as u64).checked_add(header.pages_bytes())?;
     let records = firsts.checked_add(header.page_count().checked_mul(8)?)?;
     let end = records.checked_add(u64::from(header.record_bytes))?;
-    let fits = header.entry_count < 1 << 48 && end == map.len() as u64;
+    let fits = end == map.len() as u64;
     fits.then_some((usize::try_from(firsts).ok()?, usize::try_from(records).ok()?))
 }

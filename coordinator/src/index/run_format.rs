@@ -33,6 +33,8 @@ pub const RUN_VERSION: u16 = 1;
 pub const RUN_HEADER_BYTES: usize = 192;
 /// Size of what stands in front of a page's entries.
 pub const PAGE_HEAD_BYTES: usize = 16;
+/// More entries than any disk has blocks; below this, no size computed from a header overflows.
+const ENTRIES_MAX: u64 = 1 << 48;
 /// Entries in every page but the last.
 pub const PAGE_ENTRIES: usize = 255;
 /// Size of every page but the last.
@@ -156,6 +158,7 @@ impl RunHeader {
             && raw.version.get() == RUN_VERSION
             && raw.part <= 1
             && raw.level < 64
+            && raw.entry_count.get() < ENTRIES_MAX
             && digest == raw.digest;
         valid.then(|| Self {
             disk: DiskId::from_bytes(raw.disk),

@@ -194,7 +194,7 @@ impl Survey {
     /// Which frames were lost in a hole: those between its neighbours.
     fn damage(&self, hole: &Unreadable) -> Damage {
         let before = hole.frames_before.checked_sub(1).and_then(|at| self.tables.sequence_at(at));
-        let first = before.map_or(self.first.0, |before| before.0 + 1);
+        let first = before.map_or(self.first.0, |before| before.0.saturating_add(1));
         let behind = self.tables.sequence_at(hole.frames_before);
         let last = behind.map_or(self.durable_sequence.0, |behind| behind.0.saturating_sub(1));
         Damage {

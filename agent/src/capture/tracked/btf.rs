@@ -132,12 +132,12 @@ impl KernelTypes {
             }
             let is_anonymous = self.is_named(name, "");
             let inner = (is_anonymous && nesting > 0).then(|| self.bit_offset(kind, member, nesting - 1));
-            inner.flatten().map(|inner| bits + inner)
+            inner.flatten().and_then(|inner| bits.checked_add(inner))
         })
     }
 
     fn record(&self, at: usize) -> Option<Record> {
-        let info = word(&self.bytes, at + 4)?;
+        let info = word(&self.bytes, at.checked_add(4)?)?;
         Some(Record {
             name: word(&self.bytes, at)? as usize,
             kind: info >> 24 & 0x1f,
@@ -150,6 +150,14 @@ impl KernelTypes {
         let from = self.strings_start + offset;
         self.bytes.get(from..from + name.len()) == Some(name.as_bytes())
             && self.bytes.get(from + name.len()) == Some(&0)
+    }
+}
+
+/// Reads bytes as a kernel's types, and looks for what programs look for.
+pub(super) fn decode_any(bytes: &[u8]) {
+    if let Ok(types) = KernelTypes::parse(bytes.to_vec()) {
+        let _ = types.offset("request", "bio");
+        let _ = types.typedef("btf_trace_block_rq_issue");
     }
 }
 

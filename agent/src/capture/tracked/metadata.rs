@@ -178,6 +178,17 @@ impl Metadata<'_> {
     }
 }
 
+/// Reads bytes as a record, and compares it with itself.
+pub(super) fn decode_any(bytes: &[u8]) {
+    let (words, _) = bytes.as_chunks::<8>();
+    let words: Vec<AtomicU64> = words.iter().map(|word| AtomicU64::new(u64::from_ne_bytes(*word))).collect();
+    let record = Metadata(&words);
+    if let Ok(identity) = record.read() {
+        let _ = identity.difference(&Identity { boot: identity.boot, ..identity });
+    }
+    let _ = (record.incarnation(), record.takes(), record.baseline());
+}
+
 /// Hash of the kernel's boot id: another one after each start.
 fn boot() -> u64 {
     let text = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();

@@ -23,6 +23,13 @@ mod attached;
 mod statistics;
 mod source;
 
+/// Reads bytes as a pinned record and as the kernel's types; what comes out is dropped. For fuzzing.
+#[doc(hidden)]
+pub fn decode_as_any_record(bytes: &[u8]) {
+    metadata::decode_any(bytes);
+    btf::decode_any(bytes);
+}
+
 #[doc(hidden)]
 pub use program::Faults;
 pub use source::{Attachment, TrackedOptions, TrackedSource};

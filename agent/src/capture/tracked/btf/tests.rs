@@ -81,6 +81,19 @@ fn damaged_bytes_are_refused_without_panic() {
     }
 }
 
+/// An anonymous member of no type, and offsets that add up to more than 32 bits.
+#[test]
+fn senseless_members_are_not_found() {
+    let sound = sample();
+    let (member_type, member_place) = (24 + 4 * 14, 24 + 4 * 15);
+    for (at, value) in [(member_type, 0_u32), (member_place, u32::MAX)] {
+        let mut bytes = sound.clone();
+        bytes[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+        let types = KernelTypes::parse(bytes).unwrap();
+        assert!(types.offset("outer", "deep").is_err(), "word at {at}");
+    }
+}
+
 #[test]
 fn the_running_kernel_has_what_the_programs_need() {
     let Ok(types) = KernelTypes::of_this_kernel() else {
