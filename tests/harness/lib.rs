@@ -26,5 +26,7 @@ pub mod relay;
 pub mod transport;
 /// Frames and disks for tests of the journal.
 pub mod journal;
+/// One sample of everything that is sent besides frames.
+pub mod samples;
 /// Every decoder, for fuzzing and mutation tests.
 pub mod decoders;
