@@ -73,6 +73,22 @@ pub fn program(name: &str) -> PathBuf {
     folder.unwrap_or_else(|| panic!("{name} is not built: run cargo build --workspace --bins")).join(name)
 }
 
+/// Path of one of our programs for a machine with an emulated processor: the optimized one if it is no older than the
+/// other, so that it is never one of yesterday's.
+///
+/// # Panics
+/// If the program has not been built at all.
+#[must_use]
+pub fn fast_program(name: &str) -> PathBuf {
+    let usual = program(name);
+    let optimized = usual.parent().and_then(Path::parent).map(|target| target.join("release").join(name));
+    let built = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    optimized.filter(|optimized| built(optimized) >= built(&usual)).unwrap_or_else(|| {
+        eprintln!("{name} is not optimized and will be slow here: run cargo build --release --bins");
+        usual
+    })
+}
+
 /// Waits until `condition` gives a value, or the time is up.
 ///
 /// # Errors
@@ -200,13 +216,21 @@ impl Site {
         enrol.args(["enroll", "--coordinator", &self.listen, "--token", token]);
         run(&mut enrol)?;
         agent.start()?;
-        wait_for("the agent to connect", Duration::from_secs(30), || {
+        self.wait_until_connected(Duration::from_secs(30))
+            .with_context(|| format!("the agent's log: {}", agent.log()))?;
+        Ok(agent)
+    }
+
+    /// Waits until every enrolled machine is connected.
+    ///
+    /// # Errors
+    /// One is not in time.
+    pub fn wait_until_connected(&self, limit: Duration) -> Result<()> {
+        wait_for("the agent to connect", limit, || {
             let machines = self.cli(&["machines"])?;
             let connected = |machine: &Value| machine["connected"].as_bool().unwrap_or(false);
             Ok(machines.as_array().is_some_and(|list| list.iter().all(connected)).then_some(()))
         })
-        .with_context(|| format!("the agent's log: {}", agent.log()))?;
-        Ok(agent)
     }
 
     /// Name of the only machine.

@@ -5,6 +5,7 @@
 mod helper;
 mod deaths;
 mod own_state;
+pub(crate) mod named_disks;
 
 use std::{
     fs,

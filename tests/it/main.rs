@@ -14,3 +14,5 @@ mod machine_boot;
 mod machine_tracking;
 mod tracking;
 mod transport;
+mod machine_protect;
+mod machine_stack;

@@ -12,7 +12,8 @@ use std::{
 use anyhow::{Context as _, Result};
 use tempfile::TempDir;
 
-use super::{Bus, Disk, Source, run};
+use super::{Bus, Disk, Source};
+use crate::file_system::run;
 
 /// Serial number of the disk that holds the archive.
 const SERIAL: &str = "bundle";

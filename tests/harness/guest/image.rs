@@ -16,8 +16,11 @@ use anyhow::{Context as _, Result, ensure};
 use holdfast_common::clock::{Clock as _, SystemClock};
 use tempfile::TempDir;
 
-use super::{recipe, run};
-use crate::loop_device::LoopDevice;
+use super::recipe;
+use crate::{
+    file_system::{MountPoint, run},
+    loop_device::LoopDevice,
+};
 
 /// Environment variable that names the folder for what tests build once, instead of one in cargo's target folder.
 pub const CACHE_VARIABLE: &str = "HOLDFAST_TEST_CACHE";
@@ -35,6 +38,9 @@ pub struct Image {
 }
 
 impl Image {
+    /// Where the root file system begins on the disk, in bytes.
+    pub const ROOT_OFFSET: u64 = recipe::PARTITION_OFFSET;
+
     /// The image of the present recipe, built if the cache does not have it (one to two minutes).
     ///
     /// Tests that ask at the same time wait for the one that builds.
@@ -84,6 +90,7 @@ impl Image {
             .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
             .arg(&self.path)
             .arg(path))
+        .map(drop)
     }
 }
 
@@ -112,19 +119,13 @@ fn build(path: &Path) -> Result<()> {
     run(Command::new("mkfs.ext4")
         .args(["-q", "-F", "-m", "0", "-O", "^64bit,^metadata_csum", "-U", recipe::ROOT_UUID])
         .arg(device.path()))?;
-    let mount_point = folder.path().join("root");
-    fs::create_dir(&mount_point)?;
-    run(Command::new("mount").arg(device.path()).arg(&mount_point))?;
-    let filled = fill_root(&archive, &mount_point).and_then(|()| {
-        for name in [KERNEL, INITRAMFS] {
-            let copied = fs::copy(mount_point.join(name), path.with_file_name(name));
-            copied.with_context(|| format!("the packages have installed no /{name}"))?;
-        }
-        Ok(())
-    });
-    // Unmounted whatever happened before, or the loop device stays busy.
-    run(Command::new("umount").arg(&mount_point))?;
-    filled
+    let root = MountPoint::new(device.path(), &[])?;
+    fill_root(&archive, root.folder())?;
+    for name in [KERNEL, INITRAMFS] {
+        let copied = fs::copy(root.join(name), path.with_file_name(name));
+        copied.with_context(|| format!("the packages have installed no /{name}"))?;
+    }
+    Ok(())
 }
 
 /// Has mmdebstrap install the packages into `archive`.
@@ -145,7 +146,7 @@ fn install_packages(folder: &Path, archive: &Path) -> Result<()> {
         .arg(archive)
         .args(recipe::sources(&suite))
         .stdin(Stdio::null());
-    run(&mut command).context("installing Debian packages for the guest image")
+    run(&mut command).context("installing Debian packages for the guest image").map(drop)
 }
 
 /// MBR code and one active Linux partition up to the end.
@@ -178,5 +179,5 @@ fn fill_root(archive: &Path, mount_point: &Path) -> Result<()> {
         .arg(mount_point)
         // Device nodes of the build; the guest has its own devtmpfs.
         .args(["--exclude=./dev/*"]))?;
-    run(Command::new("extlinux").arg("--install").arg(mount_point.join("boot/extlinux")))
+    run(Command::new("extlinux").arg("--install").arg(mount_point.join("boot/extlinux"))).map(drop)
 }

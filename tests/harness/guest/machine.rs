@@ -51,13 +51,15 @@ pub struct MachineSpec<'a> {
     pub processors: u32,
     /// Whose kernel is started directly, with nothing but the harness's control program.
     bare: Option<&'a Image>,
+    /// Whether this host can be reached from it.
+    isolated: bool,
 }
 
 impl<'a> MachineSpec<'a> {
     /// A machine with one processor and 512 MiB.
     #[must_use]
     pub fn new(name: &'a str, disks: Vec<Disk>) -> Self {
-        Self { name, disks, bundle: None, memory_mib: 512, processors: 1, bare: None }
+        Self { name, disks, bundle: None, memory_mib: 512, processors: 1, bare: None, isolated: false }
     }
 
     /// The same without boot loader, init and services: up in a third of the time, and nothing runs but the tests'
@@ -65,6 +67,13 @@ impl<'a> MachineSpec<'a> {
     #[must_use]
     pub fn bare(mut self, image: &'a Image) -> Self {
         self.bare = Some(image);
+        self
+    }
+
+    /// The same in a network where it is alone, as a copy of a machine must be while the machine lives.
+    #[must_use]
+    pub fn isolated(mut self) -> Self {
+        self.isolated = true;
         self
     }
 
@@ -225,11 +234,14 @@ fn command(spec: &MachineSpec<'_>, folder: &TempDir) -> Result<Command> {
     command
         .args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"])
         .args(["-accel", "tcg,thread=multi", "-display", "none", "-nodefaults", "-no-user-config"])
+        // The least that has instructions for AES and for vectors of bytes, and few that are slow to emulate.
+        .args(["-cpu", "Westmere"])
         .args(["-m", &spec.memory_mib.to_string(), "-smp", &spec.processors.to_string()])
         .args(["-serial", &format!("file:{}", path("console.log"))])
         .args(["-chardev", &format!("socket,id=control,server=on,wait=off,path={}", path("control"))])
         .args(["-serial", "chardev:control"])
-        .args(["-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,romfile="])
+        .args(["-netdev", if spec.isolated { "user,id=net0,restrict=on" } else { "user,id=net0" }])
+        .args(["-device", "virtio-net-pci,netdev=net0,romfile="])
         .args(["-device", "virtio-rng-pci"])
         .args(disks.iter().enumerate().flat_map(|(number, disk)| disk.arguments(number)))
         .stdin(Stdio::null())

@@ -5,7 +5,7 @@
 //! Invariant: no QEMU outlives its [`Machine`]; the image in the cache is never written after it is complete.
 //! Limit: every wait has a deadline.
 
-use std::{path::Path, process::Command};
+use std::path::Path;
 
 /// The image that machines boot from.
 mod image;
@@ -56,19 +56,4 @@ fn in_path(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|folder| folder.join(program).exists())
         || Path::new("/usr/sbin").join(program).exists()
-}
-
-/// Runs a program to its end; its error text becomes the error.
-fn run(command: &mut Command) -> anyhow::Result<()> {
-    use anyhow::Context as _;
-    let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().with_context(|| format!("starting {program}"))?;
-    anyhow::ensure!(
-        output.status.success(),
-        "{program} ended with {}:\n{}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
 }

@@ -61,7 +61,7 @@ pub(super) fn bare_arguments() -> String {
 }
 
 /// Raised when the way the disk is put together changes.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// Debian's name for the release of the guest. The agent that runs inside is built on this host, so where the host is
 /// a Debian, the guest is the same one: its C library then is no older than the agent wants.

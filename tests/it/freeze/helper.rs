@@ -67,7 +67,8 @@ pub(super) fn disk_device(device: &LoopDevice) -> Result<DiskDevice> {
     described(device.path())
 }
 
-fn described(path: &Path) -> Result<DiskDevice> {
+/// A whole disk as the freezer wants it.
+pub(super) fn described(path: &Path) -> Result<DiskDevice> {
     let name = path.file_name().and_then(|name| name.to_str()).context("device name")?;
     let folder = Path::new("/sys/block").join(name);
     let number = DeviceNumber::parse(&fs::read_to_string(folder.join("dev"))?).context("device number")?;

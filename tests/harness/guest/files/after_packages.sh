@@ -32,9 +32,14 @@ chroot "$root" systemctl disable postgresql.service
 for settings in "$root"/etc/postgresql/*/main/postgresql.conf; do
     printf "jit = off\nshared_buffers = 32MB\nlisten_addresses = ''\n" >> "$settings"
 done
-# A package of many files, for tests that install one while the disk is copied.
-mkdir -p "$root/var/cache/holdfast-guest"
-chroot "$root" sh -c 'cd /var/cache/holdfast-guest && apt-get download poppler-data'
+# For tests that install a package of many files while the disk is copied.
+cache=/var/cache/holdfast-guest
+mkdir -p "$root$cache/package" "$root$cache/storage/partial"
+chroot "$root" sh -c "cd $cache/package && apt-get download poppler-data"
+# For tests of stacked devices. Not installed: their hooks would slow down every boot.
+chroot "$root" apt-get install --download-only --yes --no-install-recommends \
+    -o "Dir::Cache::Archives=$cache/storage" fdisk lvm2 mdadm cryptsetup-bin btrfs-progs
+rm -r "$root$cache/storage/partial"
 
 mkdir -p "$root/boot/extlinux"
 cat > "$root/boot/extlinux/extlinux.conf" <<CONF

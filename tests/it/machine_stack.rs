@@ -1,0 +1,77 @@
+//! Stacked devices that only a kernel with their drivers has: LVM, md, dm-crypt, btrfs over several disks.
+//!
+//! From the whole disks that are protected, every file system above must be found and held, and nothing else.
+
+use std::{fs::File, time::Duration};
+
+use anyhow::{Result, ensure};
+use holdfast_tests::guest::{self, Bundle, Bus, Disk, Image, Machine, MachineSpec, Source};
+use tempfile::TempDir;
+
+use crate::freeze::named_disks::NAMED_DISKS;
+
+/// Makes the stacks: a volume group over two disks, one volume of it encrypted; a mirror of two disks; btrfs over two.
+const SETUP: &str = include_str!("machine_stack/setup.sh");
+/// A run of one test inside the machine.
+const LIMIT: Duration = Duration::from_secs(240);
+const DISKS: usize = 6;
+const DISK_BYTES: u64 = 256 << 20;
+
+struct Stacked {
+    machine: Machine,
+    _folder: TempDir,
+}
+
+impl Stacked {
+    /// Boots a machine with six empty disks, `/dev/vdb` to `/dev/vdg`, and stacks devices on them.
+    fn boot() -> Result<Self> {
+        let folder = TempDir::new()?;
+        let image = Image::obtain()?;
+        let root = Source::Raw(image.path().to_owned());
+        let mut disks = vec![Disk::new(root, Bus::VirtioBlk, "root").with_snapshot()];
+        for number in 0..DISKS {
+            let path = folder.path().join(format!("{number}.raw"));
+            File::create_new(&path)?.set_len(DISK_BYTES)?;
+            disks.push(Disk::new(Source::Raw(path), Bus::VirtioBlk, &format!("disk{number}")));
+        }
+        let bundle = Bundle::new()?;
+        bundle.program(&std::env::current_exe()?, "/usr/local/bin/holdfast-it")?;
+        bundle.text(SETUP, "/usr/local/lib/holdfast-guest/stack")?;
+        let spec = MachineSpec::new("a machine with stacked devices", disks);
+        let mut machine = Machine::boot(&spec.bare(&image).with_bundle(&bundle).with_processors(2))?;
+        machine.run("bash /usr/local/lib/holdfast-guest/stack")?;
+        Ok(Self { machine, _folder: folder })
+    }
+
+    /// Runs one test of this program inside, and gives what it printed.
+    fn run(&mut self, variable: &str, value: &str, test: &str) -> Result<String> {
+        let script = format!("{variable}={value} holdfast-it --exact {test} --nocapture --test-threads=1");
+        let outcome = self.machine.run_for(&script, LIMIT)?;
+        ensure!(outcome.code == 0, "{value}:\n{}", outcome.output);
+        ensure!(outcome.output.contains("1 passed"), "{value}: it did not run:\n{}", outcome.output);
+        Ok(outcome.output)
+    }
+}
+
+#[test]
+fn file_systems_are_found_and_held_through_lvm_md_crypt_and_btrfs() -> Result<()> {
+    if let Some(reason) = guest::unavailable() {
+        eprintln!("skipped: {reason}");
+        return Ok(());
+    }
+    let mut stacked = Stacked::boot()?;
+    for (disks, expected) in [
+        ("/dev/vdb:/dev/vdc", "/mnt/crypt /mnt/plain"),
+        // A part of a volume group holds parts of both volumes.
+        ("/dev/vdc", "/mnt/crypt /mnt/plain"),
+        ("/dev/vdd", "/mnt/mirror"),
+        ("/dev/vdf:/dev/vdg", "/mnt/btrfs"),
+        ("/dev/vdg", "/mnt/btrfs"),
+    ] {
+        let output = stacked.run(NAMED_DISKS, disks, "freeze::named_disks::named_disks_are_held")?;
+        let mut held: Vec<&str> = output.lines().filter_map(|line| line.strip_prefix("holds ")).collect();
+        held.sort_unstable();
+        ensure!(held.join(" ") == expected, "of {disks}: {held:?}, not {expected}");
+    }
+    Ok(())
+}
