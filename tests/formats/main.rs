@@ -1,3 +1,6 @@
 //! Formats on disk and on the wire: golden bytes, old files, newer versions.
 
+mod files;
+mod fixtures;
 mod mutations;
+mod wire;
