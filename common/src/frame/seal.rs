@@ -95,28 +95,24 @@ impl FrameSealer {
             table.extend_from_slice(raw.ok_or(FrameError::Extent { index })?.as_bytes());
             end = extent.range.end().0;
         }
-        let compression = self.compress(plain);
-        let stored = match compression {
-            Compression::Zstd => self.scratch.as_slice(),
-            Compression::None => plain,
+        let compressed = self.compress(plain);
+        let (compression, stored) = match compressed.and_then(|bytes| self.scratch.get(..bytes)) {
+            Some(shrunk) => (Compression::Zstd, shrunk),
+            None => (Compression::None, plain),
         };
         assemble(identity, FrameKind::Data, compression, (&table, extents.len()), plain.len(), stored)
     }
 
-    /// Compresses into `scratch` if that saves at least a sixteenth.
-    fn compress(&mut self, plain: &[u8]) -> Compression {
-        let Some(compressor) = &mut self.compressor else { return Compression::None };
-        if plain.is_empty() {
-            return Compression::None;
+    /// Compresses into `scratch` and says how many bytes that gave, if it saves at least a sixteenth.
+    fn compress(&mut self, plain: &[u8]) -> Option<usize> {
+        let compressor = self.compressor.as_mut().filter(|_| !plain.is_empty())?;
+        let bound = zstd::zstd_safe::compress_bound(plain.len());
+        // Only ever grows: filling it with zeroes for every frame would cost more than hashing the frame.
+        if self.scratch.len() < bound {
+            self.scratch.resize(bound, 0);
         }
-        self.scratch.resize(zstd::zstd_safe::compress_bound(plain.len()), 0);
-        match compressor.compress_to_buffer(plain, self.scratch.as_mut_slice()) {
-            Ok(bytes) if bytes <= plain.len() - plain.len() / 16 => {
-                self.scratch.truncate(bytes);
-                Compression::Zstd
-            }
-            _ => Compression::None,
-        }
+        let bytes = compressor.compress_to_buffer(plain, self.scratch.as_mut_slice()).ok()?;
+        (bytes <= plain.len() - plain.len() / 16).then_some(bytes)
     }
 }
 
