@@ -17,7 +17,7 @@ pub mod seal;
 pub mod queue;
 
 pub use buffer::{BufferPool, FRAME_BLOCKS, FrameBuffer};
-pub use plan::{FramePlan, plan_batch};
+pub use plan::{BatchShape, FramePlan, plan_batch};
 pub use queue::{FrameSink, HandOver, SinkClosed};
 pub use read::{DiskFile, ReadBlocks, ReadError, ReadFrame, ReaderPool};
 pub use seal::{Backlog, SealPool, SealSettings};

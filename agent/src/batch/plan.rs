@@ -2,7 +2,7 @@
 //!
 //! Pure. Owns the shape of frames; does not read. Invariants: runs of a plan ascend and never touch or overlap, no
 //! block stands twice in a batch, and a plan fits one buffer and one frame.
-//! Limits: [`FRAME_BLOCKS`] blocks per frame, `frames_max` frames per batch.
+//! Limits: [`FRAME_BLOCKS`] blocks per frame, and those of the [`BatchShape`].
 
 use holdfast_common::{
     frame::FRAME_EXTENTS_MAX,
@@ -21,6 +21,23 @@ pub struct FramePlan {
     pub runs: Vec<BlockRange>,
 }
 
+/// How large a batch is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchShape {
+    /// Most frames.
+    pub frames_max: usize,
+    /// Most blocks of each, up to [`FRAME_BLOCKS`].
+    pub frame_blocks: usize,
+}
+
+impl BatchShape {
+    /// Full frames.
+    #[must_use]
+    pub const fn full(frames_max: usize) -> Self {
+        Self { frames_max, frame_blocks: FRAME_BLOCKS }
+    }
+}
+
 impl FramePlan {
     /// Number of blocks.
     #[must_use]
@@ -29,14 +46,15 @@ impl FramePlan {
     }
 }
 
-/// Moves up to `frames_max` frames' worth of blocks out of `set`, starting at `from` and going on at the disk's
+/// Moves up to a batch's worth of blocks out of `set`, starting at `from` and going on at the disk's
 /// beginning, so that a disk that is written faster than it is read has every block's turn come.
 #[must_use]
-pub fn plan_batch(set: &mut BlockSet, from: BlockIndex, frames_max: usize) -> Vec<FramePlan> {
+pub fn plan_batch(set: &mut BlockSet, from: BlockIndex, shape: BatchShape) -> Vec<FramePlan> {
+    let BatchShape { frames_max, frame_blocks } = shape;
     let mut frames = Vec::with_capacity(frames_max);
     let mut cursor = from;
     while frames.len() < frames_max && !set.is_empty() {
-        let Some(frame) = plan_frame(set, cursor) else {
+        let Some(frame) = plan_frame(set, cursor, frame_blocks.clamp(1, FRAME_BLOCKS)) else {
             // Nothing behind the cursor, yet the set is not empty: go on at the beginning.
             cursor = BlockIndex(0);
             continue;
@@ -49,9 +67,9 @@ pub fn plan_batch(set: &mut BlockSet, from: BlockIndex, frames_max: usize) -> Ve
     frames
 }
 
-fn plan_frame(set: &mut BlockSet, from: BlockIndex) -> Option<FramePlan> {
+fn plan_frame(set: &mut BlockSet, from: BlockIndex, blocks: usize) -> Option<FramePlan> {
     let mut runs = Vec::new();
-    let mut room = FRAME_BLOCKS as u64;
+    let mut room = blocks as u64;
     let mut cursor = from;
     while room > 0 {
         let Some(run) = set.next_run(cursor, BlockCount(room)) else { break };

@@ -7,7 +7,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Seek as _, SeekFrom},
+    io::{self, IoSliceMut, Seek as _, SeekFrom},
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::Path,
     sync::Arc,
@@ -22,6 +22,12 @@ use super::{FrameBuffer, FramePlan};
 
 /// Jobs that wait for a reading thread before the sender waits too.
 const JOBS_MAX: usize = 64;
+
+/// Most frames that one job reads at once (512 KiB): large requests are cheap, several at a time are fast.
+const JOB_FRAMES_MAX: usize = 8;
+
+/// Stack of a reading thread.
+const STACK_BYTES: usize = 256 << 10;
 
 static ZERO_BLOCK: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
 
@@ -159,6 +165,30 @@ impl DiskFile {
         buffer.get_mut(wanted..).unwrap_or_default().fill(0);
         Ok(())
     }
+
+    /// Reads frames that lie one behind the other with one request, if the device answers it whole.
+    fn read_adjacent(&self, frames: &mut [ReadFrame]) -> Result<(), ReadError> {
+        let one_by_one = |frames: &mut [ReadFrame]| {
+            frames.iter_mut().try_for_each(|frame| frame.fill(|run, buffer| self.read_run(run, buffer)))
+        };
+        let Some(start) = frames.first().and_then(ReadFrame::only_run).map(|run| run.start.byte_offset())
+        else {
+            return one_by_one(frames);
+        };
+        let mut buffers: Vec<IoSliceMut<'_>> = Vec::with_capacity(frames.len());
+        let mut wanted = 0;
+        for frame in frames.iter_mut() {
+            let bytes = frame.plan.blocks() * BLOCK_BYTES;
+            wanted += bytes;
+            buffers.push(IoSliceMut::new(frame.buffer.bytes_mut().get_mut(..bytes).unwrap_or_default()));
+        }
+        if matches!(rustix::io::preadv(&self.file, &mut buffers, start), Ok(bytes) if bytes == wanted) {
+            frames.iter_mut().for_each(ReadFrame::note_zeroes);
+            return Ok(());
+        }
+        // The end of the disk, or a bad place: one by one it is found out which.
+        one_by_one(frames)
+    }
 }
 
 impl ReadFrame {
@@ -186,20 +216,39 @@ impl ReadFrame {
             read(*run, now)?;
             rest = later;
         }
+        self.note_zeroes();
+        Ok(())
+    }
+
+    fn note_zeroes(&mut self) {
         let blocks = self.buffer.bytes(self.plan.blocks()).chunks_exact(BLOCK_BYTES);
         self.zero_blocks = blocks
             .enumerate()
             .filter(|(_, block)| *block == ZERO_BLOCK)
             .fold(0, |mask, (i, _)| mask | 1 << i);
-        Ok(())
+    }
+
+    /// Its run, if it is a single one.
+    fn only_run(&self) -> Option<BlockRange> {
+        match self.plan.runs.as_slice() {
+            [run] => Some(*run),
+            _ => None,
+        }
+    }
+
+    /// Whether `next` begins where this one ends.
+    fn is_followed_by(&self, next: &Self) -> bool {
+        self.only_run().zip(next.only_run()).is_some_and(|(run, next)| run.end() == next.start)
     }
 }
 
 struct Job {
     disk: Arc<DiskFile>,
+    /// Place of the first frame in its batch.
     index: usize,
-    frame: ReadFrame,
-    done: Sender<(usize, Result<ReadFrame, ReadError>)>,
+    /// One behind the other on the disk, if there are several.
+    frames: Vec<ReadFrame>,
+    done: Sender<(usize, Result<Vec<ReadFrame>, ReadError>)>,
 }
 
 /// Threads that read, shared by all disks of the machine.
@@ -218,7 +267,8 @@ impl ReaderPool {
         let (jobs, queue) = bounded::<Job>(JOBS_MAX);
         let start = |number| {
             let queue = queue.clone();
-            thread::Builder::new().name(format!("read-{number}")).spawn(move || work(&queue))
+            let thread = thread::Builder::new().name(format!("read-{number}")).stack_size(STACK_BYTES);
+            thread.spawn(move || work(&queue))
         };
         let threads = (0..threads.max(1)).map(start).collect::<io::Result<Vec<_>>>()?;
         Ok(Self { jobs: Some(jobs), threads })
@@ -248,22 +298,24 @@ impl ReadBlocks for PooledReader {
     fn read(&mut self, frames: Vec<ReadFrame>) -> Result<Vec<ReadFrame>, ReadError> {
         let (done, results) = bounded(frames.len().max(1));
         let mut slots: Vec<Option<ReadFrame>> = Vec::with_capacity(frames.len());
-        for (index, frame) in frames.into_iter().enumerate() {
-            slots.push(None);
-            let job = Job { disk: Arc::clone(&self.disk), index, frame, done: done.clone() };
+        slots.resize_with(frames.len(), || None);
+        let mut index = 0;
+        for frames in jobs(frames) {
+            let count = frames.len();
+            let job = Job { disk: Arc::clone(&self.disk), index, frames, done: done.clone() };
             if self.jobs.as_ref().is_none_or(|jobs| jobs.send(job).is_err()) {
                 return Err(self.stopped());
             }
+            index += count;
         }
         drop(done);
         let mut failure = None;
         // All answers are waited for, also after a failure: no thread may write into a buffer that was given back.
         for (index, result) in results {
             match result {
-                Ok(frame) => {
-                    if let Some(slot) = slots.get_mut(index) {
-                        *slot = Some(frame);
-                    }
+                Ok(frames) => {
+                    let places = slots.iter_mut().skip(index);
+                    places.zip(frames).for_each(|(slot, frame)| *slot = Some(frame));
                 }
                 Err(error) => failure = Some(failure.unwrap_or(error)),
             }
@@ -284,10 +336,26 @@ impl PooledReader {
     }
 }
 
+/// Puts frames that lie one behind the other together.
+fn jobs(frames: Vec<ReadFrame>) -> Vec<Vec<ReadFrame>> {
+    let mut jobs: Vec<Vec<ReadFrame>> = Vec::with_capacity(frames.len());
+    for frame in frames {
+        let open = jobs.last_mut().filter(|job| job.len() < JOB_FRAMES_MAX);
+        match open.filter(|job| job.last().is_some_and(|last| last.is_followed_by(&frame))) {
+            Some(job) => job.push(frame),
+            None => {
+                let mut job = Vec::with_capacity(JOB_FRAMES_MAX);
+                job.push(frame);
+                jobs.push(job);
+            }
+        }
+    }
+    jobs
+}
+
 fn work(queue: &Receiver<Job>) {
     for mut job in queue {
-        let read = job.frame.fill(|run, buffer| job.disk.read_run(run, buffer));
-        let result = read.map(|()| job.frame);
+        let result = job.disk.read_adjacent(&mut job.frames).map(|()| job.frames);
         // Nobody waits any more only if the reading side has given up; then the answer does not matter.
         let _ = job.done.send((job.index, result));
     }

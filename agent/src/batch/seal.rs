@@ -96,7 +96,7 @@ pub struct SealPool {
 }
 
 impl SealPool {
-    /// Starts the threads. `wake` is told (without waiting) whenever there is room again.
+    /// Starts the threads. `wake` is told (without waiting) when a quarter of the slots is free again.
     ///
     /// # Errors
     /// The system refuses a thread, or zstd the level.
@@ -188,6 +188,15 @@ impl Shared {
         let _ = self.wake.try_send(());
     }
 
+    /// Tells the engine of room once there is enough for a batch: to be woken for every single frame would cost it more
+    /// than the frame does.
+    fn wake_if_roomy(&self) {
+        let used = self.unsealed.load(Ordering::Relaxed) + self.sealed.load(Ordering::Relaxed);
+        if used * 4 <= self.slots * 3 {
+            self.wake();
+        }
+    }
+
     fn backlog(&self) -> Backlog {
         Backlog {
             unsealed: self.unsealed.load(Ordering::Relaxed),
@@ -216,7 +225,7 @@ fn seal_all(queue: &Receiver<Job>, shared: &Shared, mut sealer: FrameSealer, set
         shared.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
         // The other end is gone only when the pool ends.
         let _ = job.done.send(sealed);
-        shared.wake();
+        shared.wake_if_roomy();
     }
 }
 
@@ -228,7 +237,7 @@ fn hand_over_all(ordered: &Receiver<Receiver<Sealed>>, shared: &Shared, mut sink
             return;
         }
         shared.sealed.fetch_sub(1, Ordering::Relaxed);
-        shared.wake();
+        shared.wake_if_roomy();
     }
 }
 

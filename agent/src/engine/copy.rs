@@ -9,7 +9,8 @@ use holdfast_common::{
 use super::{Engine, disk::Disk, host::trouble};
 use crate::{
     batch::{
-        FRAME_BLOCKS, FramePlan, HandOver, ReadError, ReadFrame, SinkClosed, plan_batch, queue::Payload,
+        BatchShape, FRAME_BLOCKS, FramePlan, HandOver, ReadError, ReadFrame, SinkClosed, plan_batch,
+        queue::Payload,
     },
     capture::{
         CaptureError,
@@ -21,7 +22,7 @@ use crate::{
 pub(super) const BATCH_FRAMES: usize = 64;
 
 /// Fewest frames worth a batch while more is left.
-const BATCH_FRAMES_MIN: usize = 8;
+pub(super) const BATCH_FRAMES_MIN: usize = 8;
 
 impl Engine {
     /// Moves the marks of a disk into the set of blocks to read.
@@ -40,7 +41,7 @@ impl Engine {
         if room < wanted.min(BATCH_FRAMES_MIN) {
             return Ok(Ok(Copied { left: disk.pending.count(), blocked: true }));
         }
-        let plans = plan_batch(&mut disk.pending, disk.cursor, room);
+        let plans = plan_batch(&mut disk.pending, disk.cursor, BatchShape::full(room));
         disk.cursor = plans.last().and_then(|plan| plan.runs.last()).map_or(disk.cursor, |run| run.end());
         let runs: Vec<BlockRange> = plans.iter().flat_map(|plan| plan.runs.iter().copied()).collect();
         let frames: Vec<ReadFrame> = plans

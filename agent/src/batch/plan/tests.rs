@@ -3,7 +3,7 @@
 use holdfast_common::units::{BlockCount, BlockIndex, BlockRange};
 use proptest::prelude::*;
 
-use super::{FRAME_BLOCKS, plan_batch};
+use super::{BatchShape, FRAME_BLOCKS, plan_batch};
 use crate::capture::BlockSet;
 
 const SIZE: u64 = 4000;
@@ -22,15 +22,16 @@ proptest! {
         ranges in prop::collection::vec((0..SIZE, 1_u64..120), 0..60),
         from in 0..SIZE,
         frames_max in 1_usize..20,
+        frame_blocks in 1_usize..=FRAME_BLOCKS,
     ) {
         let mut set = set_of(&ranges);
         let before = set.clone();
-        let frames = plan_batch(&mut set, BlockIndex(from), frames_max);
+        let frames = plan_batch(&mut set, BlockIndex(from), BatchShape { frames_max, frame_blocks });
         prop_assert!(frames.len() <= frames_max);
         let mut end = 0;
         let mut planned = BlockSet::new(BlockCount(SIZE));
         for frame in &frames {
-            prop_assert!(frame.blocks() >= 1 && frame.blocks() <= FRAME_BLOCKS);
+            prop_assert!(frame.blocks() >= 1 && frame.blocks() <= frame_blocks);
             let mut previous_end = None;
             for run in &frame.runs {
                 prop_assert!(run.start.0 >= end, "ascending over the whole batch");
@@ -54,7 +55,7 @@ proptest! {
     #[test]
     fn a_long_run_fills_its_frames(count in 1_u64..2000) {
         let mut set = set_of(&[(7, count)]);
-        let frames = plan_batch(&mut set, BlockIndex(0), 1000);
+        let frames = plan_batch(&mut set, BlockIndex(0), BatchShape::full(1000));
         prop_assert_eq!(frames.len() as u64, count.div_ceil(FRAME_BLOCKS as u64));
         prop_assert!(frames.iter().all(|frame| frame.runs.len() == 1));
     }
@@ -63,7 +64,7 @@ proptest! {
 #[test]
 fn goes_on_at_the_beginning() {
     let mut set = set_of(&[(10, 4), (3000, 4)]);
-    let frames = plan_batch(&mut set, BlockIndex(2000), 8);
+    let frames = plan_batch(&mut set, BlockIndex(2000), BatchShape::full(8));
     let starts: Vec<u64> = frames.iter().map(|frame| frame.runs[0].start.0).collect();
     assert_eq!(starts, [10, 3000]);
     assert!(set.is_empty());

@@ -7,7 +7,7 @@ use holdfast_common::units::{BLOCK_BYTES, BlockIndex, BlockRange};
 
 use super::{DiskFile, ReadFrame, ReaderPool};
 use crate::{
-    batch::{BufferPool, FramePlan, plan_batch},
+    batch::{BatchShape, BufferPool, FramePlan, plan_batch},
     capture::BlockSet,
 };
 
@@ -31,7 +31,7 @@ fn reads_in_parallel_and_keeps_the_order() {
     let pool = BufferPool::new(100, 0);
     let mut set = BlockSet::new(disk.size());
     set.insert(BlockRange::new(0, blocks));
-    let plans = plan_batch(&mut set, BlockIndex(0), 100);
+    let plans = plan_batch(&mut set, BlockIndex(0), BatchShape::full(100));
     let read = readers.reader(Arc::clone(&disk)).read(frames(&pool, plans.clone())).unwrap();
     assert_eq!(read.len(), plans.len());
     for (frame, plan) in read.iter().zip(&plans) {
