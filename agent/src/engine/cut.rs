@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use holdfast_common::{
+    clock::Clock,
     frame::{CutMethod, CutRecord, seal},
     ids::{DiskId, PointId},
     units::BlockRange,
@@ -17,7 +18,7 @@ use super::{
     host::{HoldCheck, Mechanism, trouble},
 };
 use crate::{
-    batch::{BufferPool, FRAME_BLOCKS, ReadFrame, SinkClosed, plan_batch, queue::Payload},
+    batch::{BatchShape, BufferPool, FRAME_BLOCKS, ReadFrame, SinkClosed, plan_batch, queue::Payload},
     capture::{
         CaptureError,
         cycle::{CutFailure, CutMade, Event, Trouble},
@@ -31,6 +32,8 @@ const TAKES_MAX: u32 = 20;
 const TAKE_PAUSE: Duration = Duration::from_millis(1);
 /// Buffers that are always ready for a residue (4 MiB).
 const RESIDUE_READY: usize = 64;
+/// Reads of a small residue that are worth having under way at a time: its blocks are spread over as many frames.
+const RESIDUE_READS: usize = 32;
 /// Frames of residue that are submitted at a time.
 const RESIDUE_SLICE: usize = 64;
 
@@ -75,6 +78,8 @@ impl Engine {
         let swap: Vec<Vec<BlockRange>> = members.iter().map(|disk| self.host.swap_areas(*disk)).collect();
         let point = PointId(self.entropy.uuid(self.clock.wall()));
         let mut section = Section {
+            clock: self.clock.as_ref(),
+            phases: Phases::default(),
             disks: Vec::with_capacity(members.len()),
             pool: self.residue.pool.clone(),
             swap,
@@ -95,7 +100,7 @@ impl Engine {
         let held = self.host.hold(bound, &mut |check| {
             outcome = Some(section.run(check, &mut || at = Some(clock.wall())));
         });
-        let notes = std::mem::take(&mut section.notes);
+        let (notes, phases) = (std::mem::take(&mut section.notes), section.phases);
         let result = match (held, outcome) {
             (Err(reason), _) => Err(CutFailure::Void(reason)),
             (Ok(_), None) => Err(CutFailure::Void("nothing was read while writes were held".into())),
@@ -113,6 +118,7 @@ impl Engine {
                 };
                 let notes = notes.into_iter().chain(held.notes).collect();
                 let at = at.unwrap_or_else(|| self.clock.wall());
+                phases.say(held.held);
                 self.reporter.cut(at, held.held);
                 Ok(CutMade { point, at, held: held.held, method, notes })
             }
@@ -163,8 +169,33 @@ impl Engine {
     }
 }
 
+/// How long the parts of a hold took, in order; noted while it lasts, said afterwards.
+#[derive(Clone, Copy, Debug, Default)]
+struct Phases {
+    began: Duration,
+    taken: Duration,
+    read: Duration,
+    judged: Duration,
+    blocks: u64,
+}
+
+impl Phases {
+    /// For whoever looks into why a hold is long.
+    fn say(&self, held: Duration) {
+        let micros = |from: Duration, to: Duration| to.saturating_sub(from).as_micros();
+        let Self { began, taken, read, judged, blocks } = *self;
+        let inside = micros(began, judged);
+        let (taking_us, reading_us, judging_us) =
+            (micros(began, taken), micros(taken, read), micros(read, judged));
+        let freezing_us = held.as_micros().saturating_sub(inside);
+        tracing::debug!(freezing_us, taking_us, reading_us, judging_us, blocks, "held");
+    }
+}
+
 /// What happens between freeze and thaw.
 struct Section<'a> {
+    clock: &'a dyn Clock,
+    phases: Phases,
     disks: Vec<&'a mut Disk>,
     pool: BufferPool,
     /// Swap areas, disk by disk.
@@ -174,11 +205,14 @@ struct Section<'a> {
 
 impl Section<'_> {
     fn run(&mut self, check: &mut HoldCheck<'_>, instant: &mut dyn FnMut()) -> Result<(), CutFailure> {
+        self.phases.began = self.clock.monotonic();
         for disk in &mut self.disks {
             disk.take().map_err(|error| failed(disk, &error))?;
         }
         let mut watches = self.last_takes()?;
         instant();
+        self.phases.taken = self.clock.monotonic();
+        self.phases.blocks = self.disks.iter().map(|disk| disk.pending.count().0).sum();
         let frames: usize = self.disks.iter().map(|disk| disk.frames_pending()).sum();
         if frames > self.pool.ready() {
             return Err(CutFailure::TooMuch(format!(
@@ -187,11 +221,13 @@ impl Section<'_> {
                 frames * FRAME_BLOCKS * 4 / 1024
             )));
         }
+        let reads = (self.pool.ready() / self.disks.len().max(1)).min(RESIDUE_READS);
         for disk in &mut self.disks {
             check().map_err(CutFailure::Void)?;
-            disk.read_residue(&self.pool)?;
+            disk.read_residue(&self.pool, reads)?;
         }
         check().map_err(CutFailure::Void)?;
+        self.phases.read = self.clock.monotonic();
         for ((disk, watch), swap) in self.disks.iter_mut().zip(&mut watches).zip(&self.swap) {
             watch.after = disk.source.counters().map_err(|error| failed(disk, &error))?;
             if disk.verdict(watch, swap)?.swapped {
@@ -201,6 +237,7 @@ impl Section<'_> {
                 ));
             }
         }
+        self.phases.judged = self.clock.monotonic();
         Ok(())
     }
 
@@ -237,10 +274,12 @@ impl Disk {
         usize::try_from(self.pending.count().0).unwrap_or(usize::MAX).div_ceil(FRAME_BLOCKS)
     }
 
-    /// Reads all that was taken.
-    fn read_residue(&mut self, pool: &BufferPool) -> Result<(), CutFailure> {
-        let wanted = self.frames_pending();
-        let plans = plan_batch(&mut self.pending, holdfast_common::units::BlockIndex(0), wanted);
+    /// Reads all that was taken, in about this many frames at least.
+    fn read_residue(&mut self, pool: &BufferPool, reads: usize) -> Result<(), CutFailure> {
+        let blocks = usize::try_from(self.pending.count().0).unwrap_or(usize::MAX);
+        let frame_blocks = blocks.div_ceil(reads.max(1)).clamp(1, FRAME_BLOCKS);
+        let shape = BatchShape { frames_max: blocks.div_ceil(frame_blocks), frame_blocks };
+        let plans = plan_batch(&mut self.pending, holdfast_common::units::BlockIndex(0), shape);
         let runs: Vec<BlockRange> = plans.iter().flat_map(|plan| plan.runs.iter().copied()).collect();
         let frames: Vec<ReadFrame> =
             plans.into_iter().filter_map(|plan| Some(ReadFrame::new(plan, pool.take()?))).collect();

@@ -11,7 +11,7 @@ use holdfast_common::{
 
 use super::{
     Engine,
-    copy::{BATCH_FRAMES, Zeroes},
+    copy::{BATCH_FRAMES, BATCH_FRAMES_MIN, Zeroes},
     disk::Disk,
 };
 use crate::{
@@ -101,7 +101,7 @@ impl Engine {
         let Some(disk) = self.disks.get_mut(&id) else { return Ok(Err(Trouble::Gone)) };
         let plans = data_frames(disk, range);
         let all = plans.len() <= room;
-        if room == 0 && !plans.is_empty() {
+        if room < plans.len().min(BATCH_FRAMES_MIN) {
             return Ok(Ok(Scanned::Blocked));
         }
         let now_planned: Vec<FramePlan> = plans.into_iter().take(room).collect();
