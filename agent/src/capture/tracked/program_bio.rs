@@ -14,8 +14,8 @@ use super::{
     },
     btf::{BtfError, KernelTypes},
     program::{
-        Built, DiskOffsets, Faults, OPERATION_DRIVER_OUT, OPERATION_MASK, Window, counter, finish_plain,
-        finish_with_mark, flag, leave, maybe_drop, only_disk, raise, to_blocks,
+        Built, DiskOffsets, Faults, OPERATION_DRIVER_OUT, OPERATION_MASK, Window, count_request, counter,
+        finish_plain, finish_with_mark, flag, leave, maybe_drop, only_disk, raise, to_blocks,
     },
     slots::SLOT_COUNT_BITS,
 };
@@ -88,8 +88,7 @@ impl BioPrograms<'_> {
         maybe_drop(&mut code, self.counters, self.faults.drop_issue_every, counter::ISSUE_EVENTS, out);
         // Count.
         code.map_value(R1, self.counters, 0);
-        code.alu(Alu::Move, R2, 1);
-        code.atomic(Atomic::Add, R1, counter::REQUESTS, R2);
+        count_request(&mut code, 1);
         code.atomic(Atomic::Add, R1, counter::SECTORS, R9);
         code.alu(Alu::Move, R2, 1);
         code.atomic(Atomic::FetchAdd, R1, counter::SERIAL, R2);

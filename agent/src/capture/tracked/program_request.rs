@@ -15,8 +15,9 @@ use super::{
     },
     btf::{BtfError, KernelTypes},
     program::{
-        Built, DiskOffsets, Faults, OPERATION_DISCARD, OPERATION_DRIVER_OUT, OPERATION_MASK, Window, counter,
-        finish_plain, finish_with_mark, flag, leave, look_up, maybe_drop, only_disk, raise, to_blocks,
+        Built, DiskOffsets, Faults, OPERATION_DISCARD, OPERATION_DRIVER_OUT, OPERATION_MASK, Window,
+        count_request, counter, finish_plain, finish_with_mark, flag, leave, look_up, maybe_drop, only_disk,
+        raise, to_blocks,
     },
     slots::SLOT_COUNT_BITS,
 };
@@ -222,8 +223,7 @@ impl RequestPrograms<'_> {
     /// Adds the request to the counters, or takes it back.
     fn count(&self, code: &mut Assembler, take_back: bool) {
         code.map_value(R1, self.counters, 0);
-        code.alu(Alu::Move, R2, if take_back { -1 } else { 1 });
-        code.atomic(Atomic::Add, R1, counter::REQUESTS, R2);
+        count_request(code, if take_back { -1 } else { 1 });
         code.load(Width::Eight, R2, R10, STACK_SECTORS);
         if take_back {
             code.alu(Alu::Move, R0, 0);
