@@ -13,6 +13,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use holdfast_agent::capture::tracked::{TrackedOptions, TrackedSource};
+use holdfast_common::ids::DiskId;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -402,6 +404,22 @@ impl Agent {
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("agent.log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Agent {
+    /// Tracking outlives an agent. What nobody will ever go on with must not slow every request of this machine down.
+    fn drop(&mut self) {
+        drop(self.process.take());
+        let record = fs::read_to_string(self.folder.path().join("state/incarnations.json"));
+        let record =
+            record.ok().and_then(|text| serde_json::from_str::<Value>(&text).ok()).unwrap_or_default();
+        for disk in record["disks"].as_object().into_iter().flat_map(|disks| disks.keys()) {
+            let Ok(disk) = disk.parse::<DiskId>() else { continue };
+            if let Err(error) = TrackedSource::remove(disk, &TrackedOptions::default()) {
+                eprintln!("pins of disk {disk} are left behind: {error}");
+            }
+        }
     }
 }
 
