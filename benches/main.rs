@@ -7,6 +7,7 @@ mod quic;
 mod report;
 mod sending;
 mod stages;
+mod store;
 mod tracking;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -45,6 +46,7 @@ type Bench = fn(Run) -> anyhow::Result<Vec<Row>>;
 /// All benches, in the order in which they run.
 const BENCHES: &[(&str, Bench)] = &[
     ("sending", sending::sending),
+    ("store", store::store),
     ("rpo", protection::rpo),
     ("memory", protection::memory),
     ("hold", protection::hold),

@@ -25,6 +25,9 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(120);
 const RPO_INTERVAL_SECONDS: f64 = 1.0;
 const RPO_ALLOWANCE_SECONDS: f64 = 2.0;
+/// Has the agent say what its holds are made of, in a form that can be read.
+const LOG_OF_HOLDS: [&str; 3] =
+    ["env", "HOLDFAST_LOG=info,holdfast_agent::engine::cut=debug", "HOLDFAST_LOG_FORMAT=json"];
 const COORDINATOR_MIB_MAX: f64 = 256.0;
 const AGENT_MIB_MAX: f64 = 128.0;
 
@@ -43,6 +46,8 @@ impl Churn {
                 "--time_based",
                 "--runtime=3600",
                 "--norandommap",
+                // No process of its own for the job: it would outlive the one that is killed.
+                "--thread",
             ])
             .args([&format!("--size={size}"), &format!("--rate={rate}"), "--refill_buffers"])
             .args(["--buffer_compress_percentage=50", "--iodepth=16", "--randseed=11"])
@@ -73,7 +78,7 @@ impl Protected {
     /// Starts both and waits for the first point.
     pub(crate) fn start(disk: &Path) -> Result<Self> {
         let site = Site::start()?;
-        let agent = site.add_agent()?;
+        let agent = site.add_agent_with(&LOG_OF_HOLDS, "")?;
         let machine = site.only_machine()?;
         site.protect(&machine, &[disk], "1s")?;
         site.wait_for_points(&machine, 1, PATIENCE)?;
@@ -157,11 +162,12 @@ pub(crate) fn hold(run: Run) -> Result<Vec<Row>> {
         let held: Vec<_> = held.into_iter().map(|micros| micros / 1000.0).collect();
         let at = |percent| percentile(&held, percent);
         let note = format!(
-            "{} points; p10 {:.1}, p90 {:.1}, max {:.1} ms",
+            "{} points; p10 {:.1}, p90 {:.1}, max {:.1} ms; {}",
             held.len(),
             at(10.0),
             at(90.0),
-            at(100.0)
+            at(100.0),
+            phases(&protected.agent.log(), held.len())
         );
         rows.push(
             Row::new(format!("hold per cut, {name}, median"), at(50.0), "ms")
@@ -170,4 +176,24 @@ pub(crate) fn hold(run: Run) -> Result<Vec<Row>> {
         );
     }
     Ok(rows)
+}
+
+/// Medians of what the last holds were made of, from the agent's log.
+fn phases(log: &str, count: usize) -> String {
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let holds: Vec<_> =
+        lines.filter(|line| line.pointer("/fields/message").is_some_and(|m| m == "held")).collect();
+    let last = holds.get(holds.len().saturating_sub(count)..).unwrap_or_default();
+    let median = |name: &str| {
+        let values = last.iter().filter_map(|hold| hold.pointer(&format!("/fields/{name}"))?.as_f64());
+        percentile(&values.collect::<Vec<_>>(), 50.0)
+    };
+    format!(
+        "medians: freeze and thaw {:.1}, takes {:.1}, reading {:.0} blocks {:.1}, verdict {:.1} ms",
+        median("freezing_us") / 1000.0,
+        median("taking_us") / 1000.0,
+        median("blocks"),
+        median("reading_us") / 1000.0,
+        median("judging_us") / 1000.0
+    )
 }

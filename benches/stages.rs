@@ -27,6 +27,18 @@ pub(crate) struct Sealed {
     pub(crate) bytes: u64,
 }
 
+/// Disk of the sealed frames.
+pub(crate) const DISK: [u8; 16] = [1; 16];
+
+/// So many bytes of this system's files.
+pub(crate) fn system_sample(folder: &Path, bytes: u64) -> Result<Vec<u8>> {
+    let path = folder.join("sample");
+    fill_with_system_files(&path, bytes)?;
+    let sample = fs::read(&path)?;
+    fs::remove_file(path)?;
+    Ok(sample)
+}
+
 /// Fills `path` with `bytes` bytes of this system's files (programs, libraries, documents), the way a disk holds them.
 pub(crate) fn fill_with_system_files(path: &Path, bytes: u64) -> Result<()> {
     let mut output = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
@@ -92,7 +104,7 @@ pub(crate) fn seal_pass(sample: &[u8], level: Option<i32>) -> Result<(Sealed, Co
         for (index, plain) in sample.chunks_exact(FRAME_PLAIN_BYTES_TARGET).enumerate() {
             let blocks = (FRAME_PLAIN_BYTES_TARGET / BLOCK_BYTES) as u64;
             let identity = FrameIdentity {
-                disk: DiskId::from_bytes([1; 16]),
+                disk: DiskId::from_bytes(DISK),
                 generation: Generation(1),
                 sequence: Sequence(index as u64 + 1),
                 interval: Interval(1),
