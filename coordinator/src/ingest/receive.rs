@@ -27,6 +27,9 @@ use super::{
 /// Most bytes of frames in one batch, unless a single frame is larger.
 const BATCH_BYTES_MAX: usize = 1 << 20;
 
+/// Bytes of frames that are worth a batch while other batches are on their way: each is handed from thread to thread.
+const BATCH_BYTES_MIN: usize = 256 << 10;
+
 /// Most batches between the stream and the sink.
 const BATCHES_MAX: usize = 4;
 
@@ -89,18 +92,13 @@ async fn read(
             bytes += frame.len();
             frames.push(frame);
         }
-        // A free place is used at once; while there is none, the batch grows.
+        // What has arrived is read first. Then a batch goes on its way if no other is, or if it is worth it.
+        let worthy = bytes >= BATCH_BYTES_MIN || (!frames.is_empty() && batches.capacity() == BATCHES_MAX);
         tokio::select! {
             biased;
             () = stop.cancelled() => {
                 let _gone = stream.stop(RefusalCode::FENCED.0.into());
                 return Ok(());
-            }
-            place = batches.reserve(), if !frames.is_empty() => {
-                let Ok(place) = place else { return Ok(()) };
-                let Some(batch) = context.submit(std::mem::take(&mut frames), bytes).await else { return Ok(()) };
-                place.send(batch.into());
-                bytes = 0;
             }
             read = stream.read_chunks(&mut pieces), if bytes < BATCH_BYTES_MAX => match read {
                 Ok(Some(count)) => {
@@ -114,8 +112,21 @@ async fn read(
                     return Ok(());
                 }
             },
+            place = batches.reserve(), if worthy => {
+                let Ok(place) = place else { return Ok(()) };
+                let Some(batch) = context.submit(std::mem::take(&mut frames), bytes).await else { return Ok(()) };
+                place.send(batch.into());
+                bytes = 0;
+            }
+            () = idle(&batches), if !worthy && !frames.is_empty() => {}
         }
     }
+}
+
+/// Waits until no batch is between the stream and the sink, or nobody takes them any more.
+async fn idle(batches: &mpsc::Sender<Batch>) {
+    // The places are given back at once; whoever waited looks again.
+    let _all_free = batches.reserve_many(BATCHES_MAX).await;
 }
 
 impl From<(oneshot::Receiver<Verified>, OwnedSemaphorePermit)> for Batch {

@@ -33,6 +33,9 @@ pub const GROUP_BYTES_MAX: usize = 8 << 20;
 /// The most frames in one group commit; with the mark they fit one system call.
 pub const GROUP_FRAMES_MAX: usize = 1000;
 
+/// Size of a page of the cache.
+const PAGE_BYTES: u64 = 4096;
+
 /// Tables that the writer extends after each sync and that readers look into.
 pub type SharedTables = Arc<RwLock<SegmentTables>>;
 
@@ -178,7 +181,21 @@ impl SegmentWriter {
         durable::sync_data(&self.file).map_err(|error| {
             self.poisoned = true;
             WriteError::Poisoned(error)
-        })
+        })?;
+        let bytes: u64 = parts.iter().map(|part| part.len() as u64).sum();
+        self.leave_cache(self.durable_bytes + bytes);
+        Ok(())
+    }
+
+    /// Gives the pages of what is durable up to `end` back to the system. The next group is written into the same pages,
+    /// which are warm: pages that were never used before cost several times the copying (and on a machine that is full of
+    /// its users' work, somebody else's cached files). What is read again soon is rare, and is read from the disk then.
+    fn leave_cache(&self, end: u64) {
+        let start = self.durable_bytes / PAGE_BYTES * PAGE_BYTES;
+        // Only an advice; a refusal costs speed.
+        if let Some(bytes) = std::num::NonZero::new((end / PAGE_BYTES * PAGE_BYTES).saturating_sub(start)) {
+            let _kept = rustix::fs::fadvise(&self.file, start, Some(bytes), rustix::fs::Advice::DontNeed);
+        }
     }
 
     /// The tables of all durable frames; readers may keep them.
