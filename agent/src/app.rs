@@ -184,7 +184,9 @@ pub fn lock_state(state: &Path) -> Result<File> {
     let path = state.join(LOCK);
     let file =
         File::options().create(true).truncate(false).write(true).mode(durable::MODE_PRIVATE).open(&path);
-    let mut file = file.with_context(|| format!("{} cannot be opened", path.display()))?;
+    let mut file = file.with_context(|| {
+        format!("{} cannot be opened; the state folder must be writable and have room", path.display())
+    })?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|_| {
         let state = state.display();
         anyhow!("another agent runs on state folder {state}: stop it, or give this one a folder of its own (--state)")

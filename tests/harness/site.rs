@@ -33,6 +33,7 @@ pub struct Site {
 #[derive(Debug)]
 pub struct Agent {
     folder: TempDir,
+    state: PathBuf,
     prefix: Vec<String>,
     process: Option<Process>,
 }
@@ -208,10 +209,23 @@ impl Site {
     /// # Errors
     /// Enrolment or start fails.
     pub fn add_agent_with(&self, prefix: &[&str], settings: &str) -> Result<Agent> {
+        self.add(prefix, settings, None)
+    }
+
+    /// Like `add_agent`, with its state in this folder.
+    ///
+    /// # Errors
+    /// Enrolment or start fails.
+    pub fn add_agent_in(&self, state: &Path) -> Result<Agent> {
+        self.add(&[], "", Some(state))
+    }
+
+    fn add(&self, prefix: &[&str], settings: &str, state: Option<&Path>) -> Result<Agent> {
         let folder = TempDir::with_prefix("holdfast-agent-")?;
         fs::write(folder.path().join("agent.toml"), settings)?;
         let prefix = prefix.iter().map(ToString::to_string).collect();
-        let mut agent = Agent { folder, prefix, process: None };
+        let state = state.map_or_else(|| folder.path().join("state"), Path::to_owned);
+        let mut agent = Agent { folder, state, prefix, process: None };
         let created = self.cli(&["token", "create"])?;
         let token = created["token"].as_str().context("token in the answer")?;
         let mut enrol = agent.command();
@@ -362,7 +376,7 @@ impl Agent {
                 command
             }
         };
-        command.arg("--state").arg(self.folder.path().join("state"));
+        command.arg("--state").arg(&self.state);
         command.arg("--config").arg(self.folder.path().join("agent.toml"));
         command
     }

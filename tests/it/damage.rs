@@ -1,8 +1,10 @@
 //! Damage and mishaps: each gets a clear error, and loses nothing.
 
+mod folders;
+mod serving;
+
 use std::{
     fs::{self, File, OpenOptions},
-    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -97,18 +99,19 @@ fn flipped_bits_are_named_and_repaired_from_the_source() -> Result<()> {
     site.wait_for_points(&machine, 3, PATIENCE)?;
     site.kill_coordinator()?;
     for segment in segments(site.data())? {
-        let file = OpenOptions::new().read(true).write(true).open(&segment)?;
-        let middle = file.metadata()?.len() / 2;
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, middle)?;
-        file.write_all_at(&[byte[0] ^ 0x40], middle)?;
+        serving::largest_frame(&segment)?.damage()?;
     }
     site.start_coordinator()?;
+    let path = disk.device.path().to_str().context("path")?;
+    wait_for_status(&site, &["is damaged", path, "point"])?;
     let before = writer.done();
     let point = site.wait_for_new_point(&machine, PATIENCE)?;
     let operations = check_point(&site, &machine, &point.id, &[&disk], writer.schedule())?;
     assert!(operations >= before, "the point after the repair lacks operation {before}");
     writer.finish()?;
+    wait_for_status(&site, &["newer points do without it"])?;
+    let status = site.cli(&["status"])?.to_string();
+    assert!(!status.contains("compared with its source anew"), "the alarm outlives the repair: {status}");
     Ok(())
 }
 
@@ -153,7 +156,7 @@ fn a_full_store_holds_on_and_goes_on() -> Result<()> {
     site.wait_for_points(&machine, 1, PATIENCE)?;
     let mut writer = load::start(&[&disk], 7, Duration::from_millis(1))?;
     write_noise(&disk.folder().join("noise"), 80 << 20)?;
-    wait_for_status(&site, &["space"])?;
+    wait_for_status(&site, &["no space left", "the replica does not go on"])?;
     let kept = site.points(&machine)?;
     fs::remove_file(ballast)?;
     let before = writer.done();
@@ -198,12 +201,37 @@ fn a_disk_that_disappears_is_missed_and_one_that_grew_is_noticed() -> Result<()>
     let machine = site.only_machine()?;
     site.protect(&machine, &[device.path()], "1s")?;
     site.wait_for_points(&machine, 1, PATIENCE)?;
+    let kept = site.points(&machine)?.len();
     drop(device);
-    wait_for_status(&site, &["missing"])?;
+    wait_for_status(&site, &["the disk is missing", "attach the disk again"])?;
     OpenOptions::new().write(true).open(&image)?.set_len(96 << 20)?;
-    let _grown = LoopDevice::attach(&image)?;
-    wait_for_status(&site, &["resized"])?;
+    let grown = LoopDevice::attach(&image)?;
+    wait_for_status(&site, &["the disk was resized", "holdfast protect"])?;
+    assert!(site.points(&machine)?.len() >= kept, "points were lost with the disk");
+    // What the status advises works: once the agent has told of the new size, the disk is protected anew.
+    wait_for("the new size to be protected", PATIENCE, || {
+        site.protect(&machine, &[grown.path()], "1s")?;
+        let status = site.cli(&["status"])?.to_string();
+        Ok(status.contains(&format!("\"size_bytes\":{}", 96 << 20)).then_some(()))
+    })?;
+    site.wait_for_new_point(&machine, PATIENCE)?;
     Ok(())
+}
+
+#[test]
+fn a_disk_that_grows_in_place_is_noticed() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let device = LoopDevice::create(64 << 20)?;
+    let site = Site::start()?;
+    let _agent = site.add_agent()?;
+    let machine = site.only_machine()?;
+    site.protect(&machine, &[device.path()], "1s")?;
+    site.wait_for_points(&machine, 1, PATIENCE)?;
+    OpenOptions::new().write(true).open(device.backing())?.set_len(96 << 20)?;
+    run(Command::new("losetup").arg("-c").arg(device.path()))?;
+    wait_for_status(&site, &["the disk was resized", "holdfast protect"])
 }
 
 /// All segment files below the coordinator's data, oldest first.

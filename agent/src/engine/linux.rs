@@ -141,7 +141,9 @@ impl LinuxHost {
             )));
         }
         self.incarnations.begin(disk, generation, cursor.incarnation).map_err(|error| {
-            Trouble::Failed(format!("the agent's state folder cannot be written ({error}): make room in it"))
+            Trouble::Failed(format!(
+                "the agent's state folder cannot be written ({error}): make room in it, or make it writable"
+            ))
         })
     }
 

@@ -126,7 +126,8 @@ pub(crate) fn describe(error: &ConnectionError) -> String {
             "a certificate was not accepted: check both clocks; if they are right, enrol this machine again"
         }
         Some(48) => {
-            "the certificate is of another CA: this is not the coordinator that this machine was enrolled with"
+            "the certificate is of another CA: this is not the coordinator that this machine was enrolled with; check \
+             its address, or enrol this machine there anew with `holdfast-agent enroll`"
         }
         Some(120) => "the coordinator does not speak this protocol: upgrade the older one",
         _ if matches!(error, ConnectionError::TimedOut) => {

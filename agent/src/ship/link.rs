@@ -10,7 +10,7 @@ use holdfast_common::{
     codec::CodecError,
     ids::{DiskId, Generation},
     tls::{self, COORDINATOR_NAME, MachineKey},
-    wire::{AgentMessage, CoordinatorMessage, MessageBuffer, Refusal, RefusalCode, envelope},
+    wire::{AgentMessage, CoordinatorMessage, Inventory, MessageBuffer, Refusal, RefusalCode, envelope},
 };
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use thiserror::Error;
@@ -21,8 +21,8 @@ use tokio::{
 };
 
 use super::{
-    ShipParts, ShipSettings, backoff::Backoff, endpoint, renewal::Renewal, session::Action, shared::Shared,
-    streams,
+    InventorySource, ShipParts, ShipSettings, backoff::Backoff, endpoint, renewal::Renewal, session::Action,
+    shared::Shared, streams,
 };
 use crate::identity::Identity;
 
@@ -40,6 +40,9 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 
 /// A session that lasted this long was a good one: the next attempt comes soon.
 const GOOD_SESSION: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether the machine has changed.
+const INVENTORY_LOOK: Duration = Duration::from_secs(10);
 
 /// Longest time to wait for acknowledgements when the agent ends.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
@@ -185,6 +188,7 @@ async fn serve(
     send.set_priority(CONTROL_PRIORITY).map_err(|_| lost())?;
     let (control, outgoing) = mpsc::channel(CONTROL_MAX);
     let (ask, mut asked) = mpsc::channel(OPENS_MAX);
+    let told = inventory.clone();
     let hello = shared.session().connected(inventory, env!("CARGO_PKG_VERSION"));
     if let Action::Send(hello) = hello {
         // The queue is new and empty.
@@ -194,6 +198,7 @@ async fn serve(
     let mut tasks = JoinSet::new();
     tasks.spawn(write_control(connection.clone(), send, outgoing));
     tasks.spawn(read_control(Arc::clone(shared), connection.clone(), receive, control.clone(), ask));
+    tasks.spawn(tell_changes(Arc::clone(shared), Arc::clone(&parts.inventory), told, control.clone()));
     let mut renewals = interval_at(Instant::now() + settings.renewal_check, settings.renewal_check);
     renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let result = loop {
@@ -217,6 +222,29 @@ async fn serve(
     };
     tasks.shutdown().await;
     result
+}
+
+/// Tells the coordinator when the machine has changed (a disk was added, resized or removed), so that operators can
+/// protect what is there now. Ends with the connection.
+async fn tell_changes(
+    shared: Arc<Shared>,
+    source: InventorySource,
+    mut told: Inventory,
+    control: mpsc::Sender<AgentMessage>,
+) -> Result<(), LinkError> {
+    loop {
+        sleep(INVENTORY_LOOK).await;
+        if !shared.session().is_open() {
+            continue;
+        }
+        let source = Arc::clone(&source);
+        let inventory = tokio::task::spawn_blocking(move || source()).await;
+        let inventory = inventory.map_err(|error| LinkError::Prepare(io::Error::other(error)))?;
+        if inventory != told {
+            told.clone_from(&inventory);
+            let _ended = control.send(AgentMessage::Inventory(Box::new(inventory))).await;
+        }
+    }
 }
 
 /// Waits until everything held is acknowledged, says goodbye.

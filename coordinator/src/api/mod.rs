@@ -32,7 +32,10 @@ use port::{JobControl, StoreFigures};
 pub(crate) use views::time as time_text;
 
 use crate::{
-    authority::Authority, catalog::Catalog, ingest::links::LiveLinks, points::catalog::PointCatalog,
+    authority::Authority,
+    catalog::Catalog,
+    ingest::links::LiveLinks,
+    points::{catalog::PointCatalog, damage::DamageLedger},
     registry::Registry,
 };
 
@@ -58,6 +61,8 @@ pub struct ApiState {
     pub store: Arc<dyn StoreFigures>,
     /// Time.
     pub clock: Arc<dyn Clock>,
+    /// What is damaged.
+    pub damage: Arc<DamageLedger>,
     /// When the coordinator was started.
     pub started_at: Timestamp,
     /// Where agents connect to, for people.

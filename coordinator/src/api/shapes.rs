@@ -288,7 +288,7 @@ pub struct PointShape {
     pub id: String,
     /// The machine's id.
     pub machine: String,
-    /// "pending", "processed" or "void".
+    /// "pending", "processed", "damaged" (parts of it give IO errors) or "void".
     pub state: String,
     /// The instant of the cut, by the source's clock.
     pub at: String,
@@ -314,6 +314,9 @@ pub struct PointShape {
     pub notes: Vec<String>,
     /// Why it is void.
     pub void_reason: Option<String>,
+    /// What of it is damaged, if something is.
+    #[serde(default)]
+    pub damage: Option<String>,
     /// Its disks.
     pub disks: Vec<PointDiskShape>,
 }

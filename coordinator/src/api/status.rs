@@ -17,7 +17,10 @@ use super::{
     views,
 };
 use crate::{
-    catalog::record::{MachineState, PointRecord},
+    catalog::{
+        ROWS_MAX,
+        record::{MachineState, PointRecord},
+    },
     registry::{
         DiskState, MachineStatus,
         health::{Finding, Level, MachineFacts, machine_findings, worst},
@@ -85,9 +88,12 @@ pub(super) async fn machine_status(
     let id = machine.record.id;
     let connected = machine.connected_since.is_some();
     let mut disks = Vec::new();
-    for disk in state.registry.protected_disks(id) {
+    let protected = state.registry.protected_disks(id);
+    let damaged = protected.iter().any(|disk| !state.damage.disk(disk.record.id).is_empty());
+    let points = if damaged { state.points.list(id, ROWS_MAX).await? } else { Vec::new() };
+    for disk in protected {
         let anew = compared_anew_because(state, &disk).await?;
-        disks.push(views::disk_status(state, &disk, connected, anew));
+        disks.push(views::disk_status(state, &disk, connected, anew, &points));
     }
     let newest = state.points.newest(id);
     let lag = newest.as_ref().map(|point| lag(state, machine, point));

@@ -4,6 +4,7 @@
 
 use holdfast_common::{
     clock::Timestamp,
+    ids::DiskId,
     units::{BLOCK_BYTES, BlockCount},
     wire::DiskHealth,
 };
@@ -14,7 +15,9 @@ use super::{
     shapes::{DiskShape, DiskStatusShape, LinkShape, MachineShape, PointDiskShape, PointShape, PolicyShape},
 };
 use crate::{
-    catalog::record::{DiskRecord, PointRecord, PolicyRecord, consistency_text, method_text},
+    catalog::record::{
+        DiskRecord, PointDiskRecord, PointRecord, PointState, PolicyRecord, consistency_text, method_text,
+    },
     ingest::links::LinkFigures,
     registry::{
         DiskState, MachineStatus,
@@ -76,10 +79,11 @@ pub(super) fn point(state: &ApiState, point: &PointRecord) -> PointShape {
         sequence: member.sequence.0,
         stored_bytes: member.stored_bytes,
     });
+    let damage = point_damage(state, point);
     PointShape {
         id: point.id.to_string(),
         machine: point.machine.to_string(),
-        state: point.state.text().to_owned(),
+        state: if damage.is_some() { "damaged" } else { point.state.text() }.to_owned(),
         at: time(point.cut_at),
         at_us: point.cut_at.0,
         durable_at: time(point.durable_at),
@@ -92,11 +96,58 @@ pub(super) fn point(state: &ApiState, point: &PointRecord) -> PointShape {
         request: point.request,
         notes: point.notes.clone(),
         void_reason: point.void_reason.clone(),
+        damage,
         disks: disks.collect(),
     }
 }
 
-pub(super) fn disk_path(state: &ApiState, disk: holdfast_common::ids::DiskId) -> String {
+fn point_damage(state: &ApiState, point: &PointRecord) -> Option<String> {
+    if point.state == PointState::Void {
+        return None;
+    }
+    let damage = state.damage.point(point);
+    let texts = damage.iter().map(|(disk, damage)| format!("{damage} of {}", disk_path(state, *disk)));
+    (!damage.is_empty()).then(|| texts.collect::<Vec<_>>().join("; "))
+}
+
+/// What damage of a disk means, if there is some. `points` are the machine's, newest first.
+pub(super) fn damage_finding(state: &ApiState, disk: DiskId, points: &[PointRecord]) -> Option<Finding> {
+    let damage = state.damage.disk(disk);
+    if damage.is_empty() {
+        return None;
+    }
+    let needs = |point: &&PointRecord| {
+        let hit =
+            |member: &PointDiskRecord| member.disk == disk && !damage.of_cut(member.sequence).is_empty();
+        point.state != PointState::Void && point.disks.iter().any(hit)
+    };
+    let hit: Vec<String> = points.iter().filter(needs).map(|point| point.id.to_string()).collect();
+    let named = hit.iter().take(POINTS_NAMED).cloned().collect::<Vec<_>>().join(", ");
+    let more = if hit.len() > POINTS_NAMED { ", ..." } else { "" };
+    let path = disk_path(state, disk);
+    let needed = match hit.len() {
+        0 => "no point needs it".to_owned(),
+        1 => format!("1 point needs it ({named})"),
+        count => format!("{count} points need it ({named}{more})"),
+    };
+    if damage.is_repaired() {
+        let reason =
+            format!("stored data of {path} is damaged: {damage}; {needed}; newer points do without it");
+        let advice = "choose a newer point, or an older one that `holdfast points` does not call damaged; have the \
+                      storage under the coordinator's data folder checked";
+        return Some(Finding { level: Level::Warning, reason, advice: advice.to_owned() });
+    }
+    let reason = format!("stored data of {path} is damaged: {damage}; {needed}");
+    let advice = "the source sends it again by itself as soon as it is connected, and newer points are good then; if the \
+                  source is lost, choose a point that `holdfast points` does not call damaged; have the storage under \
+                  the coordinator's data folder checked";
+    Some(Finding { level: Level::Critical, reason, advice: advice.to_owned() })
+}
+
+/// Points that a finding names.
+const POINTS_NAMED: usize = 5;
+
+pub(super) fn disk_path(state: &ApiState, disk: DiskId) -> String {
     state.registry.disk(disk).map(|disk| disk.record.path).unwrap_or_default()
 }
 
@@ -119,6 +170,7 @@ pub(super) fn disk_status(
     disk: &DiskState,
     connected: bool,
     anew: Option<String>,
+    points: &[PointRecord],
 ) -> DiskStatusShape {
     let now = state.clock.monotonic();
     let figures: DiskFigures = state.store.disk(disk.record.id);
@@ -133,12 +185,13 @@ pub(super) fn disk_status(
     findings.extend(figures.trouble.map(|text| {
         Finding {
             level: Level::Critical,
-            reason: format!("the disk's log cannot be written: {text}"),
-            advice:
-                "look at the coordinator's disk space and log; it goes on by itself once the cause is gone"
-                    .to_owned(),
+            reason: format!("the replica does not go on: {text}"),
+            advice: "nothing is lost: the source keeps its changes marked; free or enlarge the space of the coordinator's \
+                     data folder, or make it writable, and it goes on by itself"
+                .to_owned(),
         }
     }));
+    findings.extend(damage_finding(state, disk.record.id, points));
     let report = report.map(|(report, _)| report);
     DiskStatusShape {
         id: disk.record.id.to_string(),

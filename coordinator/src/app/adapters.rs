@@ -142,7 +142,23 @@ fn failed(source: Box<dyn std::error::Error + Send + Sync>) -> PortError {
 pub(super) struct Figures {
     pub(super) logs: Arc<Logs>,
     /// What recovery found at start.
-    pub(super) trouble: Vec<String>,
+    pub(super) trouble: Vec<Trouble>,
+}
+
+/// Something that recovery found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Trouble {
+    pub(super) text: String,
+    /// It is over once the scan of this generation is complete.
+    pub(super) until: Option<(DiskId, Generation)>,
+}
+
+impl Figures {
+    fn is_over(&self, trouble: &Trouble) -> bool {
+        let Some((disk, generation)) = trouble.until else { return false };
+        let scan = self.logs.index(disk).and_then(|index| index.newest_scan());
+        scan.is_some_and(|scan| scan.generation >= generation && scan.record.complete)
+    }
 }
 
 impl StoreFigures for Figures {
@@ -156,7 +172,8 @@ impl StoreFigures for Figures {
     }
 
     fn trouble(&self) -> Vec<String> {
-        self.trouble.clone()
+        let lasting = self.trouble.iter().filter(|trouble| !self.is_over(trouble));
+        lasting.map(|trouble| trouble.text.clone()).collect()
     }
 
     fn disk(&self, disk: DiskId) -> DiskFigures {
@@ -168,7 +185,9 @@ impl StoreFigures for Figures {
             pending_bytes: progress.pending_bytes,
             durable: log.tail().sequence.0,
             indexed: progress.processed.0,
-            trouble: None,
+            trouble: log.trouble().map(|text| format!("its log cannot be written: {text}")).or_else(|| {
+                self.logs.trouble(disk).map(|text| format!("its points cannot be recorded: {text}"))
+            }),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::{path::Path, sync::Arc};
 
 use holdfast_common::ids::{DiskId, JobId, MachineId};
 
+use super::damage::FailedReads;
 use crate::{
     api::{
         port::{JobControl, JobRefusal},
@@ -67,6 +68,8 @@ impl JobStore for CatalogJobs {
 pub(super) struct Control {
     pub(super) jobs: Arc<Jobs>,
     pub(super) registry: Arc<Registry>,
+    /// What could not be read of attached disks.
+    pub(super) failed_reads: Arc<FailedReads>,
 }
 
 impl Control {
@@ -110,11 +113,7 @@ impl Control {
             created_at: time_text(job.created_at),
             changed_at: time_text(job.changed_at),
             steps: job.steps.iter().map(step_shape).collect(),
-            messages: job
-                .messages
-                .iter()
-                .map(|message| JobMessageShape { at: time_text(message.at), text: message.text.clone() })
-                .collect(),
+            messages: self.messages(job),
             progress: view.progress.map(|progress| ProgressShape {
                 done_bytes: progress.done_bytes,
                 total_bytes: progress.total_bytes,
@@ -128,6 +127,14 @@ impl Control {
                 _ => None,
             }),
         }
+    }
+
+    /// What the job said, and what its clients could not read.
+    fn messages(&self, job: &Job) -> Vec<JobMessageShape> {
+        let shape = |at, text: &str| JobMessageShape { at: time_text(at), text: text.to_owned() };
+        let said = job.messages.iter().map(|message| shape(message.at, &message.text));
+        let failed = self.failed_reads.of(&job.id.to_string());
+        said.chain(failed.iter().map(|read| shape(read.at, &read.text))).collect()
     }
 
     fn exports(&self, job: &Job) -> Vec<ExportShape> {

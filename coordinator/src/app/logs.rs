@@ -7,6 +7,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -32,6 +33,9 @@ use crate::{
 /// Heads read at a time.
 const BATCH_BYTES: usize = 1 << 20;
 
+/// When a log that could not be followed is tried again.
+const FOLLOW_AGAIN: Duration = Duration::from_secs(1);
+
 /// What a frame takes in the log.
 fn frame_bytes(header: &FrameHeader) -> u64 {
     let table = u64::from(header.extent_count).saturating_mul(EXTENT_BYTES as u64);
@@ -49,6 +53,8 @@ pub(super) struct Logs {
     registry: OnceLock<Arc<Registry>>,
     tasks: TaskTracker,
     closing: CancellationToken,
+    /// Disks whose logs end before points that they once had.
+    shortened: Mutex<Vec<DiskId>>,
 }
 
 /// A log that is followed.
@@ -56,6 +62,8 @@ pub(super) struct Logs {
 pub(super) struct Followed {
     pub(super) index: Arc<DiskIndex>,
     position: tokio::sync::Mutex<Position>,
+    /// Why the log cannot be followed now.
+    trouble: Mutex<Option<String>>,
 }
 
 #[derive(Debug, Default)]
@@ -77,6 +85,7 @@ impl Logs {
             registry: OnceLock::new(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
+            shortened: Mutex::default(),
         }))
     }
 
@@ -97,6 +106,16 @@ impl Logs {
         self.followed(disk).map(|followed| Arc::clone(&followed.index))
     }
 
+    /// Why a disk's log cannot be followed now, if so.
+    pub(super) fn trouble(&self, disk: DiskId) -> Option<String> {
+        self.followed(disk)?.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Disks whose logs have lost their ends, with points on them.
+    pub(super) fn shortened(&self) -> Vec<DiskId> {
+        self.shortened.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn followed(&self, disk: DiskId) -> Option<Arc<Followed>> {
         self.disks.lock().unwrap_or_else(PoisonError::into_inner).get(&disk).cloned()
     }
@@ -113,7 +132,8 @@ impl Logs {
             index.catch_up().map(|_processed| index)
         });
         let index = index.await?.with_context(|| format!("opening the index of disk {disk}"))?;
-        let followed = Arc::new(Followed { index, position: tokio::sync::Mutex::default() });
+        let followed =
+            Arc::new(Followed { index, position: tokio::sync::Mutex::default(), trouble: Mutex::default() });
         self.replay(&followed).await?;
         let before = {
             let mut disks = self.disks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -150,6 +170,7 @@ impl Logs {
         let lost = self.points.void_beyond(log.disk(), log.tail().sequence).await?;
         if !lost.is_empty() {
             tracing::error!(disk = %log.disk(), count = lost.len(), "points have lost their data and are void");
+            self.shortened.lock().unwrap_or_else(PoisonError::into_inner).push(log.disk());
         }
         self.settle(followed, &mut position).await
     }
@@ -157,12 +178,18 @@ impl Logs {
     async fn run(self: Arc<Self>, log: Arc<DiskLog>, followed: Arc<Followed>) {
         let mut durable = log.durable();
         loop {
-            if let Err(error) = self.catch_up(&log, &followed).await {
-                let disk = log.disk();
-                tracing::error!(%disk, error = format!("{error:#}"), "a disk's log cannot be followed");
+            let trouble = self.catch_up(&log, &followed).await.err().map(|error| format!("{error:#}"));
+            let failed = trouble.is_some();
+            {
+                let mut shown = followed.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(error) = trouble.as_ref().filter(|error| shown.as_ref() != Some(*error)) {
+                    tracing::error!(disk = %log.disk(), error, "a disk's log cannot be followed; it is tried again");
+                }
+                *shown = trouble;
             }
             tokio::select! {
                 () = self.closing.cancelled() => return,
+                () = tokio::time::sleep(FOLLOW_AGAIN), if failed => {}
                 changed = durable.changed() => if changed.is_err() { return },
             }
         }

@@ -6,6 +6,7 @@
 //! Pools: async threads, blocking threads (files, views), `verify` threads (frames), one `index` thread; sizes are settings.
 
 mod adapters;
+mod damage;
 mod data;
 mod housekeeping;
 mod jobs;
@@ -19,11 +20,13 @@ use anyhow::{Context as _, Result};
 use holdfast_common::{
     clock::{Clock, SystemClock},
     entropy::{Entropy, SystemEntropy},
+    ids::DiskId,
 };
 use tokio::{net::UnixListener, runtime::Handle};
 use tokio_util::sync::CancellationToken;
 
-use adapters::{Comparer, Figures, IngestStore, RegistryLogs};
+use adapters::{Comparer, Figures, IngestStore, RegistryLogs, Trouble};
+use damage::{FailedReads, Repair};
 use data::DataFolder;
 use logs::Logs;
 
@@ -35,7 +38,7 @@ use crate::{
         image::writer::ImageWriter,
         nbd::{
             attach::NbdAttach,
-            server::{LogDamage, Settings as NbdSettings},
+            server::{DamageSink, Settings as NbdSettings},
         },
     },
     config::Settings,
@@ -48,7 +51,11 @@ use crate::{
         links::LiveLinks,
         port::{Directory, FrameStore, Ports, ReplicaComparer},
     },
-    points::{catalog::PointCatalog, frame_cache::FrameCache},
+    points::{
+        catalog::PointCatalog,
+        damage::{DamageLedger, DamagedFrame, DiskDamage},
+        frame_cache::FrameCache,
+    },
     registry::{Registry, RegistryParts},
     store::{DiskRecovery, Store, StoreSettings},
 };
@@ -89,6 +96,14 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
         Arc::clone(&running.state.points),
         closing.clone(),
     ));
+    let repair = Repair {
+        logs: Arc::clone(&running.logs),
+        registry: Arc::clone(&running.state.registry),
+        links: running.state.links.clone(),
+        ledger: Arc::clone(&running.state.damage),
+        clock: Arc::clone(&running.state.clock),
+    };
+    let repairing = tokio::spawn(repair.run(closing.clone()));
     let service = api::router(running.state.clone()).into_make_service_with_connect_info::<Peer>();
     let drained = closing.clone();
     let server = tokio::spawn(async move {
@@ -102,6 +117,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     // A request that waits for a point must not hold the end up.
     let _drained = tokio::time::timeout(DRAIN, server).await;
     keeping.await?;
+    repairing.await?;
     finish(running).await;
     Ok(())
 }
@@ -128,18 +144,21 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<Running> {
         entropy: Arc::clone(&entropy),
     });
     let registry = Arc::new(registry.await?);
-    let trouble = recover(&registry, &recoveries).await?;
+    let trouble = recover(&registry, &logs, &recoveries).await?;
     logs.set_registry(Arc::clone(&registry));
     let cache = FrameCache::new(FRAME_CACHE_BYTES);
+    let damage = ledger(&logs);
+    let failed_reads = FailedReads::new(Arc::clone(&clock));
     let source = points::Source {
         points: Arc::clone(&points),
         registry: Arc::clone(&registry),
         logs: Arc::clone(&logs),
         cache: Arc::clone(&cache),
+        damage: Arc::clone(&damage),
     };
     let services = Services {
         points: Arc::new(source),
-        attach: Arc::new(attach(settings)?),
+        attach: Arc::new(attach(settings, Arc::clone(&failed_reads) as Arc<dyn DamageSink>)?),
         images: Arc::new(ImageWriter::new(settings.image_threads)),
     };
     let jobs = Arc::new(
@@ -167,7 +186,12 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<Running> {
         &Handle::current(),
     )?;
     let state = ApiState {
-        jobs: Arc::new(jobs::Control { jobs: Arc::clone(&jobs), registry: Arc::clone(&registry) }),
+        jobs: Arc::new(jobs::Control {
+            jobs: Arc::clone(&jobs),
+            registry: Arc::clone(&registry),
+            failed_reads,
+        }),
+        damage,
         store: Arc::new(Figures { logs: Arc::clone(&logs), trouble }),
         listen: ingest.local_address()?.to_string(),
         registry,
@@ -204,30 +228,61 @@ async fn open_store(settings: &Settings, data: &DataFolder) -> Result<(Arc<Store
 }
 
 /// Brings registry and logs together, and says what recovery found. Disks that lost frames are compared anew.
-async fn recover(registry: &Registry, recoveries: &[DiskRecovery]) -> Result<Vec<String>> {
+async fn recover(registry: &Registry, logs: &Logs, recoveries: &[DiskRecovery]) -> Result<Vec<Trouble>> {
     let mut trouble = Vec::new();
+    let lasting = |text| Trouble { text, until: None };
     for machine in registry.machines() {
         let id = machine.record.id;
         if let Err(error) = registry.describe(id).await {
             tracing::error!(machine = %id, error = format!("{:#}", anyhow::Error::from(error)), "a machine's logs cannot be used");
-            trouble.push(format!("the logs of machine {} cannot be used; see the log", machine.record.name));
+            let name = &machine.record.name;
+            trouble.push(lasting(format!("the logs of machine {name} cannot be used; see the log")));
         }
     }
     for found in recoveries {
         let disk = found.disk;
         tracing::info!(%disk, torn_bytes = found.torn_bytes, damaged_parts = found.damage.len(), "recovered a disk's log");
         if let Some(error) = &found.error {
-            trouble.push(format!("the log of disk {disk} cannot be used: {error}"));
+            let path = path_of(registry, disk);
+            let text = crate::store::error::describe(error);
+            trouble.push(lasting(format!("the log of disk {path} ({disk}) cannot be used: {text}")));
         }
         if !found.damage.is_empty() {
             let files: Vec<String> = found.damage.iter().map(|(path, _)| file_name(path)).collect();
             let reason = format!("its log is damaged in {}", files.join(", "));
             tracing::error!(%disk, reason, "stored data is damaged; the disk is compared with its source anew");
-            trouble.push(format!("disk {disk}: {reason}; it is compared with its source anew"));
-            registry.history_lost(disk, reason).await?;
+            trouble.push(begin_anew(registry, disk, reason).await?);
+        } else if logs.shortened().contains(&disk) {
+            let reason = "the end of its log, with points that were complete, is gone".to_owned();
+            tracing::error!(%disk, reason, "stored data is lost; the disk is compared with its source anew");
+            trouble.push(begin_anew(registry, disk, reason).await?);
         }
     }
     Ok(trouble)
+}
+
+/// Has a disk compared with its source anew; the trouble is over when that is done.
+async fn begin_anew(registry: &Registry, disk: DiskId, reason: String) -> Result<Trouble> {
+    registry.history_lost(disk, reason.clone()).await?;
+    let path = path_of(registry, disk);
+    let text = format!(
+        "disk {path} ({disk}): {reason}; it is compared with its source anew, and what is missing is sent again"
+    );
+    Ok(Trouble { text, until: registry.disk(disk).map(|state| (disk, state.record.generation)) })
+}
+
+fn path_of(registry: &Registry, disk: DiskId) -> String {
+    registry.disk(disk).map_or_else(|| "unknown".to_owned(), |state| state.record.path)
+}
+
+/// What is known to be damaged counts against all points behind it until it is assessed.
+fn ledger(logs: &Logs) -> Arc<DamageLedger> {
+    let ledger = DamageLedger::default();
+    for log in logs.store.disks() {
+        let frames = log.bad_frames().list().into_iter().map(DamagedFrame::unassessed).collect();
+        ledger.set(log.disk(), DiskDamage { frames });
+    }
+    Arc::new(ledger)
 }
 
 fn file_name(path: &Path) -> String {
@@ -245,13 +300,13 @@ fn ingest_settings(settings: &Settings) -> IngestSettings {
 }
 
 /// Serves exports on sockets in a folder that only the coordinator's user may enter.
-fn attach(settings: &Settings) -> Result<NbdAttach> {
+fn attach(settings: &Settings, alarm: Arc<dyn DamageSink>) -> Result<NbdAttach> {
     let folder = settings.sockets().join("nbd");
     let made = holdfast_common::durable::create_folder(&folder);
     made.with_context(|| format!("making the folder {}", folder.display()))?;
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
     std::fs::set_permissions(&folder, mode)?;
-    Ok(NbdAttach::new(folder, NbdSettings::default(), Arc::new(LogDamage)))
+    Ok(NbdAttach::new(folder, NbdSettings::default(), alarm))
 }
 
 /// The operators' socket; what a killed coordinator left is removed (the data folder is locked by us).

@@ -6,7 +6,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use holdfast_common::{
     clock::Timestamp,
-    ids::{JobId, MachineId, PointId},
+    ids::{DiskId, JobId, MachineId, PointId},
 };
 
 use super::logs::Logs;
@@ -19,6 +19,7 @@ use crate::{
     failover::port::{PointSource, PointsError},
     points::{
         catalog::PointCatalog,
+        damage::{DamageLedger, DiskDamage},
         frame_cache::FrameCache,
         point_view::PointView,
         selection::{Candidate, CandidateState},
@@ -33,6 +34,7 @@ pub(super) struct Source {
     pub(super) registry: Arc<Registry>,
     pub(super) logs: Arc<Logs>,
     pub(super) cache: Arc<FrameCache>,
+    pub(super) damage: Arc<DamageLedger>,
 }
 
 impl Source {
@@ -48,7 +50,7 @@ impl Source {
         let mut records =
             self.points.list(machine, ROWS_MAX).await.map_err(failed("read the catalog of points"))?;
         records.reverse();
-        let mut candidates: Vec<Candidate> = records.iter().map(candidate).collect();
+        let mut candidates: Vec<Candidate> = records.iter().map(|point| self.candidate(point)).collect();
         candidates.extend(self.points.arriving(machine).into_iter().map(|arriving| Candidate {
             point: arriving.record.point,
             at: arriving.record.at,
@@ -58,6 +60,20 @@ impl Source {
             },
         }));
         Ok(candidates)
+    }
+
+    fn candidate(&self, point: &PointRecord) -> Candidate {
+        let mut candidate = candidate(point);
+        let damage = self.damage.point(point);
+        if !damage.is_empty() && point.state != PointState::Void {
+            let disk = |(disk, damage): &(DiskId, DiskDamage)| {
+                let path = self.registry.disk(*disk).map(|disk| disk.record.path).unwrap_or_default();
+                format!("{damage} of {path}")
+            };
+            let detail = damage.iter().map(disk).collect::<Vec<_>>().join("; ");
+            candidate.state = CandidateState::Damaged { detail: format!("stored data is damaged: {detail}") };
+        }
+        candidate
     }
 
     /// Indexes all members of a point up to their cuts.

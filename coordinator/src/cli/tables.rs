@@ -249,7 +249,13 @@ pub(crate) fn points(list: &PointsShape) -> String {
                 duration::show(Duration::from_micros(point.rpo_us)),
                 duration::show(Duration::from_micros(point.hold_us)),
                 bytes(point.stored_bytes),
-                point.notes.join("; "),
+                point
+                    .damage
+                    .iter()
+                    .map(|damage| format!("damaged: {damage}"))
+                    .chain(point.notes.clone())
+                    .collect::<Vec<_>>()
+                    .join("; "),
             ]);
         }
         text.push_str(&table.to_string());

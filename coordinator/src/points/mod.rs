@@ -2,6 +2,7 @@
 
 pub mod assembler;
 pub mod catalog;
+pub mod damage;
 pub mod retention;
 pub mod selection;
 pub mod view;

@@ -158,6 +158,7 @@ impl PointView {
             PieceSource::Hole => Sequence(0),
         };
         tracing::error!(disk = %self.log.disk(), range = %piece.range, %sequence, place, "stored data is damaged");
+        self.log.bad_frames().note([sequence]);
         ViewError::Damaged { range: piece.range, sequence, place: place.to_owned() }
     }
 

@@ -198,6 +198,7 @@ impl WriterThread {
             if let Err(error) = self.commit(&mut writer, &mut group) {
                 let text = describe(&error);
                 tracing::error!(disk = %self.log.disk(), error = %text, "the log stopped");
+                self.log.set_trouble(Some(text.clone()));
                 *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
                 break;
             }

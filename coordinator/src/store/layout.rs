@@ -86,6 +86,12 @@ impl DiskLayout {
         self.root.join("manifest")
     }
 
+    /// The list of frames that are known to be damaged.
+    #[must_use]
+    pub fn damaged(&self) -> PathBuf {
+        self.root.join("damaged.json")
+    }
+
     /// The folder of the segments.
     #[must_use]
     pub fn journal(&self) -> PathBuf {

@@ -21,7 +21,8 @@ use holdfast_common::{
 
 use super::{
     append::LogSink,
-    error::StoreError,
+    bad_frames::BadFrames,
+    error::{StoreError, describe},
     layout::DiskLayout,
     manifest::DiskManifest,
     segments::{ActiveSegment, SegmentSet},
@@ -81,6 +82,9 @@ pub struct DiskLog {
     idle: Condvar,
     /// One opening at a time.
     opening: Mutex<()>,
+    bad_frames: BadFrames,
+    /// Why nothing can be written, since the last group that could.
+    trouble: Mutex<Option<String>>,
 }
 
 /// What belongs to the writing side while no thread has it.
@@ -111,7 +115,9 @@ impl DiskLog {
         store_queue: Arc<Semaphore>,
     ) -> Result<(Self, Found), StoreError> {
         let manifest = DiskManifest::load(&layout.manifest())?;
-        let log = Self {
+        let mut log = Self {
+            bad_frames: BadFrames::load(layout.damaged(), Sequence(0)),
+            trouble: Mutex::default(),
             segments: RwLock::new(SegmentSet::new(manifest.disk, layout.clone(), settings.open_segments_max)),
             manifest,
             layout,
@@ -124,6 +130,9 @@ impl DiskLog {
             opening: Mutex::new(()),
         };
         let found = log.recover()?;
+        log.bad_frames = BadFrames::load(log.layout.damaged(), log.tail().sequence);
+        let lost = found.damage.iter().filter_map(|(_, damage)| damage.lost.clone());
+        log.bad_frames.note(lost.flatten().map(Sequence));
         Ok((log, found))
     }
 
@@ -201,6 +210,10 @@ impl DiskLog {
     /// # Errors
     /// The store is nearly full, or the log cannot be recovered.
     pub fn sink(self: &Arc<Self>) -> Result<Arc<LogSink>, StoreError> {
+        self.open_sink().inspect_err(|error| self.set_trouble(Some(describe(error))))
+    }
+
+    fn open_sink(self: &Arc<Self>) -> Result<Arc<LogSink>, StoreError> {
         let _one_at_a_time = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sink) = self.writing().sink.upgrade().filter(|sink| !sink.has_stopped()) {
             return Ok(sink);
@@ -281,7 +294,24 @@ impl DiskLog {
     pub(super) fn advance(&self, last: &FrameHeader) {
         let tail = LogTail::after(last.sequence, Some(last));
         *self.tail.lock().unwrap_or_else(PoisonError::into_inner) = tail;
+        self.set_trouble(None);
         self.durable.send_replace(last.sequence);
+    }
+
+    pub(super) fn set_trouble(&self, trouble: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+
+    /// Why nothing could be written the last time it was tried, if so.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Frames that are known to be damaged.
+    #[must_use]
+    pub const fn bad_frames(&self) -> &BadFrames {
+        &self.bad_frames
     }
 
     /// The writer's thread ends; it gives the writer back.

@@ -19,6 +19,8 @@ pub mod segments;
 pub mod log;
 /// The queue and thread that append.
 pub mod append;
+/// Frames that are known to be damaged.
+pub mod bad_frames;
 /// All logs of a coordinator.
 pub mod disks;
 
@@ -26,6 +28,7 @@ pub mod disks;
 mod port;
 
 pub use append::LogSink;
+pub use bad_frames::BadFrames;
 pub use disks::{DiskRecovery, Store};
 pub use error::StoreError;
 pub use log::{DiskLog, DiskUsage, HeadBatch, LogTail};

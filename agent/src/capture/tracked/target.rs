@@ -58,6 +58,9 @@ pub(super) struct Target {
     disk_statistics: File,
     accounting: Option<File>,
     disk_sequence: Option<File>,
+    /// Of a loop device that is not to be detached by itself: whether that has changed. `losetup -d` does no more than
+    /// that while somebody has the device open, and we have.
+    detaching: Option<File>,
 }
 
 impl Target {
@@ -100,6 +103,7 @@ impl Target {
             // zram counts whatever this switch says, and shows it as off.
             accounting: File::open(disk.join("queue/iostats")).ok().filter(|_| !name.starts_with("zram")),
             disk_sequence: File::open(disk.join("diskseq")).ok(),
+            detaching: stays_attached(&disk),
             device_number: number,
             device,
         };
@@ -123,8 +127,13 @@ impl Target {
         Ok(WriteCounters { requests, sectors, in_flight })
     }
 
-    /// Size now, in sectors.
+    /// Size now, in sectors; zero if the device is gone, or only still there because we have it open.
     pub(super) fn sectors_now(&self) -> Result<u64, CaptureError> {
+        if let Some(detaching) = &self.detaching
+            && self.read(detaching)?.trim() == "1"
+        {
+            return Ok(0);
+        }
         self.read(&self.size)?.trim().parse().map_err(|_| self.missing())
     }
 
@@ -170,6 +179,13 @@ fn parse_statistics(text: &str) -> Option<Statistics> {
         sectors: field(6)?.wrapping_add(field(13).unwrap_or(0)),
         in_flight: field(8)?,
     })
+}
+
+/// The switch of a loop device that was not set when we came.
+fn stays_attached(disk: &Path) -> Option<File> {
+    let path = disk.join("loop/autoclear");
+    let set = read_path(&path).ok()?.trim() == "1";
+    if set { None } else { File::open(path).ok() }
 }
 
 fn kind(device: &str, disk: &Path, name: &str) -> Result<Kind, CaptureError> {

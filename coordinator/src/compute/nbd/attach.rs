@@ -7,6 +7,7 @@
 use std::{
     collections::HashMap,
     io,
+    ops::Range,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -19,7 +20,10 @@ use super::{
     probe,
     server::{DamageSink, ExportHandle, Listening, NbdServer, Settings},
 };
-use crate::compute::port::{Attach, BoxFuture, ComputeError, DiskView, Endpoint};
+use crate::{
+    compute::port::{Attach, BoxFuture, ComputeError, DiskView, Endpoint},
+    points::view::ViewError,
+};
 
 /// Serves views on unix sockets in one folder.
 #[derive(Debug)]
@@ -63,7 +67,8 @@ impl NbdAttach {
 
     async fn start(&self, name: &str, disks: Vec<DiskView>) -> Result<Served, ComputeError> {
         let path = self.socket_path(name)?;
-        let server = NbdServer::new(self.settings.clone(), Arc::clone(&self.alarm));
+        let alarm = Named { attachment: name.to_owned(), alarm: Arc::clone(&self.alarm) };
+        let server = NbdServer::new(self.settings.clone(), Arc::new(alarm));
         let (mut handles, mut endpoints) = (Vec::new(), Vec::new());
         for disk in disks {
             if !is_plain(&disk.name) {
@@ -98,6 +103,19 @@ impl NbdAttach {
             }
         }
         Ok(Served { endpoints, handles, _listening: listening })
+    }
+}
+
+/// Tells whose export it was: `NAME/EXPORT`.
+#[derive(Debug)]
+struct Named {
+    attachment: String,
+    alarm: Arc<dyn DamageSink>,
+}
+
+impl DamageSink for Named {
+    fn cannot_read(&self, export: &str, bytes: Range<u64>, error: &ViewError) {
+        self.alarm.cannot_read(&format!("{}/{export}", self.attachment), bytes, error);
     }
 }
 

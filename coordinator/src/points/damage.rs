@@ -1,0 +1,251 @@
+//! Which points need damaged frames, and which blocks the source has to send again.
+//!
+//! Owns the assessment of damaged frames and its result for all disks. Does not know who finds damage or who repairs it.
+//! Invariants: a point that needs a damaged frame is named as such before it is offered; a frame that was not assessed yet
+//! counts against every point behind it. Because the newest frame wins, the cuts that need a frame stand side by side in
+//! the log: from the frame to the first cut by which all its blocks were written again.
+//! Limit: [`RANGES_MAX`] ranges are kept per frame for people; repair takes what the index says.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use holdfast_common::{
+    frame::extent::ExtentKind,
+    ids::{DiskId, Sequence},
+    units::{BlockCount, BlockRange},
+};
+
+use crate::{
+    catalog::record::PointRecord,
+    index::{BlockMap, DiskIndex, IndexError, PieceSource},
+};
+
+/// Ranges of one frame that are kept.
+pub const RANGES_MAX: usize = 1024;
+
+/// A damaged frame, and who needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DamagedFrame {
+    /// The frame.
+    pub sequence: Sequence,
+    /// The blocks whose bytes it held; empty while it is not assessed.
+    pub ranges: Vec<BlockRange>,
+    /// Blocks of them that the newest state still takes from it: to be sent again.
+    pub wanted: Vec<BlockRange>,
+    /// The first cut behind the frame that does not need it; `None` while the newest one does.
+    pub spared_from: Option<Sequence>,
+}
+
+/// Damage of one disk, for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DiskDamage {
+    /// The frames, ascending.
+    pub frames: Vec<DamagedFrame>,
+}
+
+/// Damage of all disks.
+#[derive(Debug, Default)]
+pub struct DamageLedger {
+    disks: Mutex<HashMap<DiskId, DiskDamage>>,
+}
+
+impl DamagedFrame {
+    /// A frame of which nothing else is known yet.
+    #[must_use]
+    pub const fn unassessed(sequence: Sequence) -> Self {
+        Self { sequence, ranges: Vec::new(), wanted: Vec::new(), spared_from: None }
+    }
+
+    /// Whether the state at this cut needs the frame.
+    #[must_use]
+    pub fn hits(&self, cut: Sequence) -> bool {
+        cut >= self.sequence && self.spared_from.is_none_or(|spared| cut < spared)
+    }
+
+    /// Whether new points do without it.
+    #[must_use]
+    pub const fn is_repaired(&self) -> bool {
+        self.spared_from.is_some()
+    }
+
+    /// Asks the index who needs a frame. `None` if nobody does.
+    ///
+    /// # Errors
+    /// The index cannot be read.
+    pub fn assess(index: &DiskIndex, sequence: Sequence) -> Result<Option<Self>, IndexError> {
+        let cuts = index.cuts_after(Sequence(sequence.0.saturating_sub(1)));
+        let mut ranges = ranges_of_frame(index, sequence);
+        if ranges.is_empty() {
+            // Its head is damaged too. What the first cut behind it takes from it is all that anybody can need.
+            ranges = match cuts.first() {
+                Some(cut) => taken_from(&index.at_cut(cut.sequence)?, &whole(index), sequence)?,
+                None => taken_from(index, &whole(index), sequence)?,
+            };
+        }
+        let mut low = 0;
+        let mut high = cuts.len();
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let Some(cut) = cuts.get(middle) else { break };
+            let needed = !taken_from(&index.at_cut(cut.sequence)?, &ranges, sequence)?.is_empty();
+            if needed { low = middle + 1 } else { high = middle }
+        }
+        let spared_from = cuts.get(low).map(|cut| cut.sequence);
+        let wanted = if spared_from.is_some() { Vec::new() } else { taken_from(index, &ranges, sequence)? };
+        let needless = if low == 0 { spared_from.is_some() || wanted.is_empty() } else { false };
+        ranges.truncate(RANGES_MAX);
+        Ok((!needless).then_some(Self { sequence, ranges, wanted, spared_from }))
+    }
+}
+
+/// The data extents that a frame's head names; nothing if the head cannot be had.
+fn ranges_of_frame(index: &DiskIndex, sequence: Sequence) -> Vec<BlockRange> {
+    let before = Sequence(sequence.0.saturating_sub(1));
+    let heads = index.log().heads_after(before, 1).map(|batch| batch.heads).unwrap_or_default();
+    let head = heads.into_iter().find(|head| head.header.sequence == sequence);
+    let extents = head.map(|head| head.extents).unwrap_or_default();
+    extents.iter().filter(|extent| extent.kind == ExtentKind::Data).map(|extent| extent.range).collect()
+}
+
+fn whole(index: &DiskIndex) -> [BlockRange; 1] {
+    [BlockRange::new(0, BlockCount::covering(index.log().manifest().size_bytes).0)]
+}
+
+/// The blocks of `ranges` whose bytes a map takes from this frame.
+fn taken_from<M: BlockMap + ?Sized>(
+    map: &M,
+    ranges: &[BlockRange],
+    sequence: Sequence,
+) -> Result<Vec<BlockRange>, IndexError> {
+    let mut taken: Vec<BlockRange> = Vec::new();
+    for range in ranges {
+        let mut left = *range;
+        while !left.is_empty() {
+            let pieces = map.resolve(left)?;
+            let Some(end) = pieces.last().map(|piece| piece.range.end().0) else { break };
+            for piece in pieces {
+                if !matches!(piece.source, PieceSource::Frame { sequence: from, .. } if from == sequence) {
+                    continue;
+                }
+                match taken.last_mut().filter(|last| last.end() == piece.range.start) {
+                    Some(last) => last.count.0 += piece.range.count.0,
+                    None => taken.push(piece.range),
+                }
+            }
+            left = BlockRange::new(end, left.end().0.saturating_sub(end));
+        }
+    }
+    Ok(taken)
+}
+
+impl DiskDamage {
+    /// Frames that the state at a cut needs.
+    #[must_use]
+    pub fn of_cut(&self, cut: Sequence) -> Self {
+        Self { frames: self.frames.iter().filter(|frame| frame.hits(cut)).cloned().collect() }
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// Whether new points do without all of the frames.
+    #[must_use]
+    pub fn is_repaired(&self) -> bool {
+        self.frames.iter().all(DamagedFrame::is_repaired)
+    }
+}
+
+/// What is damaged, in a few words.
+impl fmt::Display for DiskDamage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ranges: Vec<&BlockRange> = self.frames.iter().flat_map(|frame| &frame.ranges).collect();
+        for (position, range) in ranges.iter().take(RANGES_SHOWN).enumerate() {
+            let comma = if position > 0 { ", " } else { "" };
+            write!(f, "{comma}bytes {}..{}", range.start.byte_offset(), range.end().byte_offset())?;
+        }
+        match ranges.len() {
+            0 => f.write_str("an unknown range")?,
+            count if count > RANGES_SHOWN => write!(f, " and {} more ranges", count - RANGES_SHOWN)?,
+            _ => {}
+        }
+        let frames = self.frames.len();
+        let first = self.frames.first().map_or(0, |frame| frame.sequence.0);
+        if frames == 1 {
+            write!(f, " (frame {first})")
+        } else {
+            write!(f, " ({frames} frames from {first} on)")
+        }
+    }
+}
+
+/// Ranges that a text names.
+const RANGES_SHOWN: usize = 3;
+
+impl DamageLedger {
+    /// Damage of a disk.
+    #[must_use]
+    pub fn disk(&self, disk: DiskId) -> DiskDamage {
+        self.disks().get(&disk).cloned().unwrap_or_default()
+    }
+
+    /// Replaces what is known of a disk; empty damage forgets it.
+    pub fn set(&self, disk: DiskId, damage: DiskDamage) {
+        if damage.is_empty() {
+            self.disks().remove(&disk);
+        } else {
+            self.disks().insert(disk, damage);
+        }
+    }
+
+    /// What is damaged of a point: by disk.
+    #[must_use]
+    pub fn point(&self, point: &PointRecord) -> Vec<(DiskId, DiskDamage)> {
+        let disks = self.disks();
+        let hit = |member: &crate::catalog::record::PointDiskRecord| {
+            let damage = disks.get(&member.disk)?.of_cut(member.sequence);
+            (!damage.is_empty()).then_some((member.disk, damage))
+        };
+        point.disks.iter().filter_map(hit).collect()
+    }
+
+    fn disks(&self) -> MutexGuard<'_, HashMap<DiskId, DiskDamage>> {
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_common::{ids::Sequence, units::BlockRange};
+
+    use super::{DamagedFrame, DiskDamage};
+
+    fn frame(sequence: u64, spared_from: Option<u64>) -> DamagedFrame {
+        let ranges = vec![BlockRange::new(sequence, 1)];
+        let spared_from = spared_from.map(Sequence);
+        DamagedFrame { sequence: Sequence(sequence), ranges, wanted: Vec::new(), spared_from }
+    }
+
+    #[test]
+    fn only_cuts_between_the_frame_and_its_replacement_are_hit() {
+        let frame = frame(5, Some(9));
+        assert_eq!([4, 5, 8, 9].map(|cut| frame.hits(Sequence(cut))), [false, true, true, false]);
+        let open = DamagedFrame::unassessed(Sequence(5));
+        assert_eq!([4, 5, 900].map(|cut| open.hits(Sequence(cut))), [false, true, true]);
+    }
+
+    #[test]
+    fn the_text_names_ranges_and_frames() {
+        let damage = DiskDamage { frames: vec![frame(1, None)] };
+        assert_eq!(damage.to_string(), "bytes 4096..8192 (frame 1)");
+        let damage = DiskDamage { frames: (1..=5).map(|number| frame(number, None)).collect() };
+        let text = damage.to_string();
+        assert!(text.contains("bytes 12288..16384 and 2 more ranges (5 frames from 1 on)"), "{text}");
+        assert!(!damage.is_repaired());
+    }
+}
