@@ -145,9 +145,9 @@ fn a_full_store_holds_on_and_goes_on() -> Result<()> {
     if skipped() {
         return Ok(());
     }
-    let store = MountedDisk::create(Kind::Ext4, 128 << 20)?;
+    let store = MountedDisk::create(Kind::Ext4, 288 << 20)?;
     let ballast = store.folder().join("ballast");
-    write_noise(&ballast, 40 << 20)?;
+    write_noise(&ballast, 150 << 20)?;
     let disk = MountedDisk::create(Kind::Ext4, DISK_BYTES)?;
     let site = Site::start_at("127.0.0.1", Some(&store.folder().join("data")))?;
     let _agent = site.add_agent()?;

@@ -153,7 +153,20 @@ fn assess(index: &DiskIndex, known: DiskDamage, read_again: bool) -> DiskDamage 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct FailedRead {
     pub(super) at: Timestamp,
-    pub(super) text: String,
+    disk: String,
+    bytes: Range<u64>,
+    why: String,
+}
+
+impl FailedRead {
+    /// For people.
+    pub(super) fn text(&self) -> String {
+        let Self { disk, bytes, why, .. } = self;
+        format!(
+            "bytes {}..{} of {disk} cannot be read: {why}; clients get an IO error there and nowhere else",
+            bytes.start, bytes.end
+        )
+    }
 }
 
 /// Failed reads of attached disks, by attachment; they are shown with the job.
@@ -178,17 +191,26 @@ impl DamageSink for FailedReads {
     fn cannot_read(&self, export: &str, bytes: Range<u64>, error: &ViewError) {
         LogDamage.cannot_read(export, bytes.clone(), error);
         let (attachment, disk) = export.split_once('/').unwrap_or(("", export));
-        let text = format!(
-            "bytes {}..{} of {disk} cannot be read: {error}; clients get an IO error there and nowhere else",
-            bytes.start, bytes.end
-        );
+        let why = match error {
+            ViewError::Damaged { sequence, place, .. } => {
+                format!("stored data is damaged (frame {sequence} in {place})")
+            }
+            other => other.to_string(),
+        };
         let mut reads = self.reads.lock().unwrap_or_else(PoisonError::into_inner);
         if !reads.contains_key(attachment) && reads.len() >= ATTACHMENTS_KEPT {
             reads.pop_first();
         }
         let kept = reads.entry(attachment.to_owned()).or_default();
-        if kept.len() < READS_KEPT && kept.iter().all(|read| read.text != text) {
-            kept.push(FailedRead { at: self.clock.wall(), text });
+        // Clients read a damaged frame block by block.
+        let same = |read: &&mut FailedRead| {
+            let touches = read.bytes.start <= bytes.end && bytes.start <= read.bytes.end;
+            read.disk == disk && read.why == why && touches
+        };
+        if let Some(read) = kept.iter_mut().find(same) {
+            read.bytes = read.bytes.start.min(bytes.start)..read.bytes.end.max(bytes.end);
+        } else if kept.len() < READS_KEPT {
+            kept.push(FailedRead { at: self.clock.wall(), disk: disk.to_owned(), bytes, why });
         }
     }
 }

@@ -132,9 +132,14 @@ impl Control {
     /// What the job said, and what its clients could not read.
     fn messages(&self, job: &Job) -> Vec<JobMessageShape> {
         let shape = |at, text: &str| JobMessageShape { at: time_text(at), text: text.to_owned() };
+        let remarks = job.steps.iter().flat_map(|step| match &step.output {
+            Output::Selected { remarks, .. } => remarks.as_slice(),
+            _ => &[],
+        });
+        let chosen = remarks.map(|remark| shape(job.created_at, remark));
         let said = job.messages.iter().map(|message| shape(message.at, &message.text));
         let failed = self.failed_reads.of(&job.id.to_string());
-        said.chain(failed.iter().map(|read| shape(read.at, &read.text))).collect()
+        chosen.chain(said).chain(failed.iter().map(|read| shape(read.at, &read.text()))).collect()
     }
 
     fn exports(&self, job: &Job) -> Vec<ExportShape> {

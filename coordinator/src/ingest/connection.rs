@@ -258,7 +258,9 @@ async fn open(
     let connected_at = hall.clock.wall();
     let gauge = context.gauge(&hello, connected_at);
     hall.ports.directory.record_hello(context.machine, hello).await.map_err(|e| context.port_refusal(e))?;
-    let assignment = context.settled_assignment(tasks).await?;
+    let assignment = context.settled_assignment(tasks).await.inspect_err(|refusal| {
+        hall.ports.directory.record_disconnected(context.machine, refusal.to_string());
+    })?;
     let welcome = context.session().welcome(assignment, connected_at, env!("CARGO_PKG_VERSION"));
     let (orders, ordered) = mpsc::channel(ORDERS_MAX);
     hall.links.insert(context.machine, Live { number: context.number, orders, gauge });

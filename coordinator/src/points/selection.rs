@@ -93,6 +93,20 @@ pub enum Refusal {
         /// Complete points.
         complete: usize,
     },
+    /// Every complete point needs stored bytes that are damaged.
+    #[error(
+        "all {complete} complete points of the machine are damaged (the newest, {newest}: {detail}); if the source lives, \
+         connect it and wait for a new point, otherwise choose a point by its id: damaged ranges give IO errors, the \
+         rest is good"
+    )]
+    AllDamaged {
+        /// Complete points.
+        complete: usize,
+        /// The newest of them.
+        newest: PointId,
+        /// What is damaged of it.
+        detail: String,
+    },
     /// All points are newer than the wanted time.
     #[error("the machine's oldest point is newer than the time asked for; choose one from `holdfast points`")]
     NoneSoOld,
@@ -170,7 +184,14 @@ fn newest(
     if complete == 0 {
         return Err(Refusal::NoneComplete { arriving: candidates.iter().filter(|c| is_arriving(c)).count() });
     }
-    Err(Refusal::NoneOfKind { wanted: wanted_name, complete })
+    let is_damaged = |candidate: &&Candidate| matches!(candidate.state, CandidateState::Damaged { .. });
+    let damaged = candidates.iter().filter(is_damaged).count();
+    match candidates.iter().rev().find(is_damaged) {
+        Some(Candidate { point, state: CandidateState::Damaged { detail }, .. }) if damaged == complete => {
+            Err(Refusal::AllDamaged { complete, newest: *point, detail: detail.clone() })
+        }
+        _ => Err(Refusal::NoneOfKind { wanted: wanted_name, complete }),
+    }
 }
 
 /// The point with this id, also if it is damaged: it may be the only one, and damaged ranges give errors, not wrong data.

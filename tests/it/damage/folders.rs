@@ -16,11 +16,13 @@ use super::{DISK_BYTES, PATIENCE, skipped, wait_for_status, write_noise};
 fn fill(folder: &Path) -> Result<std::path::PathBuf> {
     let path = folder.join("filling");
     write_noise(&path, 8 << 20)?;
-    // Whatever dd says: it ends when nothing is left.
-    let _full = Command::new("dd")
-        .args(["if=/dev/zero", "bs=4k", "oflag=append", "conv=notrunc"])
-        .arg(format!("of={}", path.display()))
-        .output()?;
+    // What a file system keeps back for itself comes free again as it writes: until nothing more goes in at all.
+    for _ in 0..8 {
+        let _full = Command::new("dd")
+            .args(["if=/dev/zero", "bs=4k", "oflag=append", "conv=notrunc,fsync"])
+            .arg(format!("of={}", path.display()))
+            .output()?;
+    }
     Ok(path)
 }
 
@@ -94,10 +96,16 @@ fn a_full_state_folder_is_named_and_protection_begins_once_there_is_room() -> Re
     let site = Site::start()?;
     let agent = site.add_agent_in(&volume.folder().join("state"))?;
     let machine = site.only_machine()?;
-    let filling = fill(volume.folder())?;
+    // Names, not bytes: a few bytes always fit somewhere.
+    let names = volume.folder().join("names");
+    fs::create_dir(&names)?;
+    let mut count = 0;
+    while fs::File::create_new(names.join(count.to_string())).is_ok() {
+        count += 1;
+    }
     site.protect(&machine, &[device.path()], "1s")?;
     wait_for_status(&site, &["state folder cannot be written", "make room"])?;
-    fs::remove_file(filling)?;
+    fs::remove_dir_all(names)?;
     site.wait_for_points(&machine, 1, PATIENCE)?;
     drop(agent);
     Ok(())

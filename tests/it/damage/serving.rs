@@ -83,7 +83,7 @@ fn unreadable(attached: &Attached) -> Result<BTreeSet<u64>> {
                    \x20       assert error.errnum == 5, error\n\
                    \x20       bad.append(block)\n\
                    print(json.dumps(bad))";
-    let printed = run(Command::new("python3").args(["-c", program, uri]))?;
+    let printed = run(Command::new("/usr/bin/python3").args(["-c", program, uri]))?;
     Ok(serde_json::from_str(&printed)?)
 }
 

@@ -12,7 +12,7 @@ use std::{borrow::Cow, path::Path, time::Duration};
 
 use holdfast_common::ids::{DiskId, MachineId, PointId};
 use sqlx::{
-    SqlSafeStr as _, SqlitePool,
+    Connection as _, SqlSafeStr as _, SqliteConnection, SqlitePool,
     migrate::{Migration, MigrationType, Migrator},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
@@ -64,13 +64,24 @@ impl SqliteCatalog {
     }
 
     async fn apply_all(&self, changes: Vec<Change>) -> Result<(), CatalogError> {
-        let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        for change in &changes {
-            write::apply(&mut transaction, change).await?;
+        let mut connection = self.writer.acquire().await?;
+        let done = in_transaction(&mut connection, &changes).await;
+        if let Err(CatalogError::Database(_)) = &done {
+            // SQLite ends a transaction by itself when the disk is full, and the connection does not learn of it: it
+            // would refuse every later one. The pool opens another.
+            let _closed = connection.detach().close_hard().await;
         }
-        transaction.commit().await?;
-        Ok(())
+        done
     }
+}
+
+async fn in_transaction(connection: &mut SqliteConnection, changes: &[Change]) -> Result<(), CatalogError> {
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+    for change in changes {
+        write::apply(&mut transaction, change).await?;
+    }
+    transaction.commit().await?;
+    Ok(())
 }
 
 /// All migrations, embedded. Files are only ever added.
