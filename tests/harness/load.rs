@@ -5,7 +5,10 @@
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
-use holdfast_coordinator::quickstart::{background::BackgroundWriter, history::Schedule};
+use holdfast_coordinator::quickstart::{
+    background::{BackgroundWriter, Pace},
+    history::Schedule,
+};
 
 use crate::{
     file_system::{MountPoint, MountedDisk},
@@ -22,7 +25,7 @@ const SLOTS: u64 = 2048;
 /// A file cannot be made.
 pub fn start(disks: &[&MountedDisk], seed: u64, pause: Duration) -> Result<BackgroundWriter> {
     let targets = disks.iter().map(|disk| disk.folder().join("history")).collect();
-    BackgroundWriter::start(Schedule { seed, targets, slots: SLOTS }, pause)
+    BackgroundWriter::start(Schedule { seed, targets, slots: SLOTS }, Pace { pause, rest: Duration::ZERO })
 }
 
 /// Attaches a point, mounts copies of its disks and checks that they hold a prefix; returns its length.

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -303,17 +303,18 @@ impl Site {
         waited.with_context(|| format!("status: {}", self.cli(&["status"]).unwrap_or_default()))
     }
 
-    /// Waits for a point whose cut lies after this call.
+    /// Waits for a point whose cut lies after this call (agent and test have the same clock).
     ///
     /// # Errors
     /// None is made in time.
     pub fn wait_for_new_point(&self, machine: &str, limit: Duration) -> Result<Point> {
-        let known: Vec<_> = self.points(machine)?.into_iter().map(|point| point.id).collect();
+        // Not the first that was not known: two cuts may have been under way, made long ago.
+        let asked_at_us = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros())?;
         let waited = wait_for("a new point", limit, || {
             let points = self.points(machine).unwrap_or_default();
-            // The first new one may have been under way already.
-            let new: Vec<_> = points.into_iter().filter(|point| !known.contains(&point.id)).collect();
-            Ok((new.len() >= 2).then(|| new.into_iter().last()).flatten())
+            Ok(points
+                .into_iter()
+                .find(|point| point.all["at_us"].as_i64().is_some_and(|at| at > asked_at_us)))
         });
         waited.with_context(|| format!("status: {}", self.cli(&["status"]).unwrap_or_default()))
     }

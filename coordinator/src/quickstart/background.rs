@@ -15,6 +15,18 @@ use anyhow::{Context as _, Result, anyhow};
 
 use super::history::Schedule;
 
+/// The writer's pauses.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Between two operations.
+    pub pause: Duration,
+    /// After [`BURST`] of operations; zero for none. Without freezing, a point needs a moment in which nothing is written.
+    pub rest: Duration,
+}
+
+/// How long operations follow each other before a rest.
+const BURST: Duration = Duration::from_millis(500);
+
 /// Carries a schedule out in a thread of its own until told to end.
 #[derive(Debug)]
 pub struct BackgroundWriter {
@@ -25,20 +37,26 @@ pub struct BackgroundWriter {
 }
 
 impl BackgroundWriter {
-    /// Creates the targets and starts writing, with `pause` between two operations.
+    /// Creates the targets and starts writing at this pace.
     ///
     /// # Errors
     /// A target cannot be created or opened.
-    pub fn start(schedule: Schedule, pause: Duration) -> Result<Self> {
+    pub fn start(schedule: Schedule, pace: Pace) -> Result<Self> {
         schedule.create().context("cannot create the files of the history")?;
         let mut writer = schedule.writer(0).context("cannot open the files of the history")?;
         let done = Arc::new(AtomicU64::new(0));
         let stop = Arc::new(AtomicBool::new(false));
         let (reported, stopped) = (Arc::clone(&done), Arc::clone(&stop));
         let thread = thread::spawn(move || {
+            let mut paused = Duration::ZERO;
             while !stopped.load(Ordering::Relaxed) {
                 reported.store(writer.step()?, Ordering::Release);
-                thread::sleep(pause);
+                thread::sleep(pace.pause);
+                paused += pace.pause;
+                if !pace.rest.is_zero() && paused >= BURST {
+                    thread::sleep(pace.rest);
+                    paused = Duration::ZERO;
+                }
             }
             Ok(())
         });

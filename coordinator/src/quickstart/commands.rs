@@ -7,10 +7,10 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use super::scenery::run;
+use super::{interrupt::Interrupt, scenery::run};
 
 /// The three programs, and the coordinator they talk to.
 #[derive(Debug)]
@@ -18,6 +18,7 @@ pub(super) struct Commands {
     folder: PathBuf,
     socket: PathBuf,
     quiet: bool,
+    interrupt: Interrupt,
 }
 
 /// A recovery point in the list.
@@ -38,7 +39,7 @@ pub(super) struct Attachment {
 
 impl Commands {
     /// The programs beside the running one.
-    pub(super) fn beside_this(socket: &Path, quiet: bool) -> Result<Self> {
+    pub(super) fn beside_this(socket: &Path, quiet: bool, interrupt: Interrupt) -> Result<Self> {
         let this = std::env::current_exe().context("where this program is")?;
         let folder = this.parent().context("where this program is")?.to_owned();
         for name in ["holdfast", "holdfast-agent", "holdfast-coordinator"] {
@@ -49,7 +50,7 @@ impl Commands {
                 );
             }
         }
-        Ok(Self { folder, socket: socket.to_owned(), quiet })
+        Ok(Self { folder, socket: socket.to_owned(), quiet, interrupt })
     }
 
     /// Path of a program.
@@ -73,6 +74,12 @@ impl Commands {
 
     /// Runs `holdfast ARGUMENTS` and reads its JSON.
     pub(super) fn ask(&self, arguments: &[&str]) -> Result<Value> {
+        ensure!(!self.interrupt.happened(), "interrupted");
+        self.ask_at_the_end(arguments)
+    }
+
+    /// Like `ask`, also after an interrupt: for what takes things down.
+    pub(super) fn ask_at_the_end(&self, arguments: &[&str]) -> Result<Value> {
         let socket = self.socket.to_string_lossy();
         let mut all = vec!["--coordinator", socket.as_ref(), "--json"];
         all.extend(arguments);
@@ -127,6 +134,7 @@ impl Commands {
         let step = Duration::from_millis(50);
         let mut waited = Duration::ZERO;
         loop {
+            ensure!(!self.interrupt.happened(), "interrupted");
             if let Some(value) = condition()? {
                 return Ok(value);
             }

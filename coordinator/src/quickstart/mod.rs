@@ -7,6 +7,7 @@
 mod commands;
 pub mod background;
 pub mod history;
+mod interrupt;
 pub mod nbd_reader;
 mod report;
 pub mod scenery;
@@ -21,9 +22,10 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use holdfast_common::clock::{Clock, SystemClock};
 
-use background::BackgroundWriter;
+use background::{BackgroundWriter, Pace};
 use commands::{Commands, Point};
-use history::Schedule;
+use history::{SLOT_BYTES, Schedule};
+use interrupt::Interrupt;
 use nbd_reader::NbdReader;
 use report::Report;
 use scenery::{LoopDisk, Mount, Service};
@@ -37,6 +39,10 @@ const SEED: u64 = 0x686f_6c64;
 const POINTS_CHECKED: usize = 5;
 /// Pause of the writer between two operations: about 20 MB/s of small writes at most.
 const WRITER_PAUSE: Duration = Duration::from_micros(200);
+/// Rest of the writer between its bursts where file systems cannot be frozen.
+const WRITER_REST: Duration = Duration::from_millis(1500);
+/// Where the kernel keeps tracking that outlives the agent.
+const PINS: &str = "/sys/fs/bpf/holdfast";
 
 /// What the operator chose.
 #[derive(Clone, Debug)]
@@ -59,14 +65,48 @@ struct Disk {
     _device: Option<LoopDisk>,
 }
 
+impl Disk {
+    fn pace(&self) -> Pace {
+        let rest = if self.mount.is_some() { Duration::ZERO } else { WRITER_REST };
+        Pace { pause: WRITER_PAUSE, rest }
+    }
+}
+
+/// The disk is protected; ended on drop, so that no tracking stays in the kernel.
+struct Protection<'a> {
+    commands: &'a Commands,
+    machine: &'a str,
+}
+
+impl Drop for Protection<'_> {
+    fn drop(&mut self) {
+        let status = self.commands.ask_at_the_end(&["status"]).unwrap_or_default();
+        let disks = status["machines"][0]["disks"].as_array().cloned().unwrap_or_default();
+        let pins = disks.iter().filter_map(|disk| Some(Path::new(PINS).join(disk["id"].as_str()?)));
+        let pins: Vec<PathBuf> = pins.collect();
+        if let Err(error) = self.commands.ask_at_the_end(&["unprotect", self.machine]) {
+            tracing::warn!("the protection could not be ended: {error:#}");
+            return;
+        }
+        for _ in 0..100 {
+            if pins.iter().all(|pin| !pin.exists()) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        tracing::warn!(?pins, "tracking was left in the kernel; remove these folders");
+    }
+}
+
 /// Runs the story and prints it.
 ///
 /// # Errors
 /// A step failed; the text says which and what to do. Everything was taken down again.
 pub fn run(options: &QuickstartOptions) -> Result<()> {
     let clock = SystemClock::new();
+    let interrupt = Interrupt::listen()?;
     let folder = temporary_folder()?;
-    let outcome = Story::new(options, &folder, &clock).and_then(|mut story| story.tell());
+    let outcome = Story::new(options, &folder, &clock, interrupt).and_then(|mut story| story.tell());
     fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
     let mut report = outcome?;
     report.seconds = clock.monotonic().as_secs_f64();
@@ -94,9 +134,14 @@ struct Story<'a> {
 }
 
 impl<'a> Story<'a> {
-    fn new(options: &'a QuickstartOptions, folder: &'a Path, clock: &'a SystemClock) -> Result<Self> {
+    fn new(
+        options: &'a QuickstartOptions,
+        folder: &'a Path,
+        clock: &'a SystemClock,
+        interrupt: Interrupt,
+    ) -> Result<Self> {
         let data = folder.join("coordinator");
-        let commands = Commands::beside_this(&data.join("holdfast.sock"), options.json)?;
+        let commands = Commands::beside_this(&data.join("holdfast.sock"), options.json, interrupt)?;
         let port = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
         let address = format!("127.0.0.1:{port}");
         commands.say("1. A coordinator, with all it needs in one folder:");
@@ -122,9 +167,15 @@ impl<'a> Story<'a> {
             Ok(machines[0]["name"].as_str().filter(|_| connected).map(str::to_owned))
         })?;
         let schedule = Schedule { seed: SEED, targets: vec![disk.target.clone()], slots: SLOTS };
-        let mut writer = BackgroundWriter::start(schedule, WRITER_PAUSE)?;
+        let mut writer = BackgroundWriter::start(schedule, disk.pace())?;
         self.commands.say("4. The disk is protected while the writer runs:");
+        if disk.mount.is_none() {
+            self.commands.say(
+                "   (It rests now and then: where nothing can be frozen, a point needs a moment without writes.)",
+            );
+        }
         let path = disk.path.to_string_lossy();
+        let protection = Protection { commands: &self.commands, machine: &machine };
         self.commands.tell(&["protect", &machine, "--disk", &path, "--interval", "1s"])?;
         let points = self.load(&machine, &mut agent)?;
         let operations_before = writer.done();
@@ -132,6 +183,7 @@ impl<'a> Story<'a> {
         let operations = writer.finish()?;
         self.commands.say(&format!("   The writer made {operations} writes and discards in all."));
         self.figures(&machine, &disk, &mut report)?;
+        drop(protection);
         agent.stop()?;
         self.coordinator.stop()?;
         Ok(report)
@@ -140,16 +192,18 @@ impl<'a> Story<'a> {
     /// A real ext4 on a loop device as root; otherwise a plain image file.
     fn disk(&self) -> Result<Disk> {
         let image = self.folder.join("disk.img");
-        scenery::create_image(&image, DISK_BYTES)?;
         if !rustix::process::geteuid().is_root() {
             self.commands.say(
                 "2. Without root there is no change tracking (it needs CAP_BPF and CAP_PERFMON), no loop device and no \
                  freezing of file systems. The same is shown on a plain disk-image file, compared by digests (scan):",
             );
+            // The file is the history: it must not change its size once it is protected.
+            scenery::create_image(&image, SLOTS * SLOT_BYTES as u64)?;
             let target = image.clone();
             return Ok(Disk { path: image, target, capture: "scan", mount: None, _device: None });
         }
         self.commands.say("2. A disk: ext4 on a loop device, with a writer whose history can be checked.");
+        scenery::create_image(&image, DISK_BYTES)?;
         let device = LoopDisk::attach(&image, false)?;
         scenery::run("mkfs.ext4", ["-qF".as_ref(), device.device().as_os_str()])?;
         let mount = Mount::new(device.device(), &self.folder.join("source"))?;

@@ -166,9 +166,13 @@ fn thaw_abandoned(settings: &FreezeSettings, rcu: &RcuExpedited) -> Result<(), F
         }
     }
     rcu.lower();
-    tracing::warn!(
-        ?thawed,
-        "an agent was killed together with its guardian while it held writes; thawed again"
-    );
+    if thawed.is_empty() {
+        tracing::info!("an agent was killed during a cut; nothing was left frozen");
+    } else {
+        tracing::warn!(
+            ?thawed,
+            "an agent was killed together with its guardian while it held writes; thawed again"
+        );
+    }
     Ok(())
 }
