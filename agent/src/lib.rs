@@ -1,5 +1,13 @@
 //! Holdfast's agent, in the order of the data path: capture, batch, ship.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_possible_truncation,
+        reason = "test data is small; production code converts with care"
+    )
+)]
+
 /// Key, certificate and coordinator of this machine.
 pub mod identity;
 /// From a token to an identity.

@@ -1,5 +1,13 @@
 //! Holdfast's coordinator, in the order of the data path: ingest, journal, store, index, points, failover, compute.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_possible_truncation,
+        reason = "test data is small; production code converts with care"
+    )
+)]
+
 /// What must be remembered besides the data, behind one trait.
 pub mod catalog;
 /// Machines, disks and policies.

@@ -5,7 +5,7 @@
 //! Limit: [`QUEUE_BYTES_MAX`] waiting for the rate; more are dropped, as a router would.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     io,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
@@ -91,13 +91,13 @@ async fn run(
             received = front.recv_from(&mut bytes) => received,
         };
         let Ok((length, client)) = received else { continue };
-        if !clients.contains_key(&client) {
+        if let Entry::Vacant(vacant) = clients.entry(client) {
             let Ok(back) = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.map(Arc::new) else { continue };
             let up = Direction::start(Arc::clone(&back), &server, &weather, &random);
             let to_client = Arc::new(Mutex::new(client));
             let down = Direction::start(Arc::clone(&front), &to_client, &weather, &random);
             tokio::spawn(answers(Arc::clone(&back), Arc::clone(&server), down, end.clone()));
-            clients.insert(client, (back, up));
+            vacant.insert((back, up));
         }
         if let Some((_, up)) = clients.get_mut(&client) {
             up.send(&bytes[..length]);

@@ -64,7 +64,7 @@ impl Drop for Writer {
 
 /// A position among `among` that looks random.
 fn scatter(number: u64, among: u64) -> u64 {
-    number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20 & 0xffff_ffff % among.max(1)
+    ((number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20) & 0xffff_ffff) % among.max(1)
 }
 
 #[test]
