@@ -8,21 +8,21 @@
     )
 )]
 
-/// Key, certificate and coordinator of this machine.
+// Key, certificate and coordinator of this machine.
 pub mod identity;
-/// From a token to an identity.
+// From a token to an identity.
 pub mod enrol;
-/// What the machine is, and which device is which disk.
+// What the machine is, and which device is which disk.
 pub mod inventory;
-/// Learning which blocks changed, and making cuts.
+// Learning which blocks changed, and making cuts.
 pub mod capture;
-/// From changed blocks to sealed frames.
+// From changed blocks to sealed frames.
 pub mod batch;
-/// The capture thread: does what the cycle asks for.
+// The capture thread: does what the cycle asks for.
 pub mod engine;
-/// Bringing frames to the coordinator.
+// Bringing frames to the coordinator.
 pub mod ship;
-/// Settings.
+// Settings.
 pub mod config;
-/// The agent as a running program.
+// The agent as a running program.
 pub mod app;

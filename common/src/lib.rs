@@ -1,24 +1,24 @@
 //! What Holdfast's agent and coordinator share by contract, in reading order.
 
-/// Blocks and ranges of blocks.
+// Blocks and ranges of blocks.
 pub mod units;
-/// Identities and the numbers that order a disk's history.
+// Identities and the numbers that order a disk's history.
 pub mod ids;
-/// Injected time.
+// Injected time.
 pub mod clock;
-/// Injected randomness and the minting of ids.
+// Injected randomness and the minting of ids.
 pub mod entropy;
-/// Bounded encoding of messages and records.
+// Bounded encoding of messages and records.
 pub mod codec;
-/// Frames: sealed, sent, stored and verified as one.
+// Frames: sealed, sent, stored and verified as one.
 pub mod frame;
-/// Control messages of the protocol.
+// Control messages of the protocol.
 pub mod wire;
-/// Enrolment tokens.
+// Enrolment tokens.
 pub mod token;
-/// TLS: what both ends must agree on.
+// TLS: what both ends must agree on.
 pub mod tls;
-/// Crash-safe file operations.
+// Crash-safe file operations.
 pub mod durable;
-/// Logs.
+// Logs.
 pub mod telemetry;

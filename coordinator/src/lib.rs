@@ -8,32 +8,32 @@
     )
 )]
 
-/// What must be remembered besides the data, behind one trait.
+// What must be remembered besides the data, behind one trait.
 pub mod catalog;
-/// Machines, disks and policies.
+// Machines, disks and policies.
 pub mod registry;
-/// The coordinator's own certificate authority.
+// The coordinator's own certificate authority.
 pub mod authority;
-/// Taking frames in.
+// Taking frames in.
 pub mod ingest;
-/// One segment file of a disk's log.
+// One segment file of a disk's log.
 pub mod journal;
 
-/// The disks' logs.
+// The disks' logs.
 pub mod store;
-/// Which frame holds which block.
+// Which frame holds which block.
 pub mod index;
-/// Recovery points and views of them.
+// Recovery points and views of them.
 pub mod points;
-/// The whole path on one machine, as a demonstration.
+// The whole path on one machine, as a demonstration.
 pub mod quickstart;
-/// Views as devices and images.
+// Views as devices and images.
 pub mod compute;
-/// Jobs that turn points into something usable.
+// Jobs that turn points into something usable.
 pub mod failover;
-/// The operator's interface.
+// The operator's interface.
 pub mod api;
-/// Settings.
+// Settings.
 pub mod config;
-/// The running program.
+// The running program.
 pub mod app;

@@ -4,9 +4,9 @@
 //! ([`repair`]), so that changed bytes get past the digest. Invariant: none may panic or take memory or time out of
 //! proportion to its input, whatever the input.
 
-/// Digests made good again.
+// Digests made good again.
 pub mod repair;
-/// Valid inputs to begin with.
+// Valid inputs to begin with.
 pub mod seeds;
 mod files;
 mod messages;

@@ -1,32 +1,32 @@
 //! What the tests share: devices, processes and checks with real parts.
 
-/// Loop devices on temporary files.
+// Loop devices on temporary files.
 pub mod loop_device;
-/// File systems on them.
+// File systems on them.
 pub mod file_system;
-/// Hosts in network namespaces.
+// Hosts in network namespaces.
 pub mod network;
-/// A whole installation as processes.
+// A whole installation as processes.
 pub mod site;
-/// Writers under whose load points are made.
+// Writers under whose load points are made.
 pub mod load;
-/// A disk in memory behind the view contract.
+// A disk in memory behind the view contract.
 pub mod memory_view;
-/// Programs of the system, run and checked.
+// Programs of the system, run and checked.
 pub mod program;
-/// Debian machines in QEMU.
+// Debian machines in QEMU.
 pub mod guest;
-/// Writers on raw devices, and the replica that follows them.
+// Writers on raw devices, and the replica that follows them.
 pub mod raw_writers;
-/// A disk whose writes arrive late.
+// A disk whose writes arrive late.
 pub mod delayed_disk;
-/// A bad network between two ends.
+// A bad network between two ends.
 pub mod relay;
-/// Both ends of the transport, registry and store in memory.
+// Both ends of the transport, registry and store in memory.
 pub mod transport;
-/// Frames and disks for tests of the journal.
+// Frames and disks for tests of the journal.
 pub mod journal;
-/// One sample of everything that is sent besides frames.
+// One sample of everything that is sent besides frames.
 pub mod samples;
-/// Every decoder, for fuzzing and mutation tests.
+// Every decoder, for fuzzing and mutation tests.
 pub mod decoders;

@@ -5,15 +5,15 @@
 //! whole batch has been read, so a block's order in the log is the order in which it was read.
 //! Limits: every byte waits in a buffer of a [`BufferPool`] or in a slot of the hand-over queue; both have a size.
 
-/// Buffers for direct reads, made once and used again.
+// Buffers for direct reads, made once and used again.
 pub mod buffer;
-/// From a set of blocks to bounded frames.
+// From a set of blocks to bounded frames.
 pub mod plan;
-/// Reads of a disk, several at a time.
+// Reads of a disk, several at a time.
 pub mod read;
-/// Compression and hashing, order kept.
+// Compression and hashing, order kept.
 pub mod seal;
-/// The ordered, bounded way to ship.
+// The ordered, bounded way to ship.
 pub mod queue;
 
 pub use buffer::{BufferPool, FRAME_BLOCKS, FrameBuffer};

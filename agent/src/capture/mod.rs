@@ -5,20 +5,20 @@
 //! coordinator; it leaves one place only after it has entered the next.
 //! Everything here blocks and runs on the capture thread, never on the async threads.
 
-/// eBPF programs mark changed blocks inside the kernel.
+// eBPF programs mark changed blocks inside the kernel.
 pub mod tracked;
 pub mod freeze;
-/// A set of blocks.
+// A set of blocks.
 pub mod block_set;
-/// Changes of a plain image file, found by comparing.
+// Changes of a plain image file, found by comparing.
 pub mod image_file;
-/// How many bytes may be read now.
+// How many bytes may be read now.
 pub mod rate;
-/// How far a comparison of source and replica has got.
+// How far a comparison of source and replica has got.
 pub mod scan;
-/// Whether a disk was at rest.
+// Whether a disk was at rest.
 pub mod quiet;
-/// The pure engine of intervals and cuts.
+// The pure engine of intervals and cuts.
 pub mod cycle;
 
 pub use block_set::BlockSet;

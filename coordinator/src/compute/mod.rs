@@ -3,9 +3,9 @@
 //! Knows views only, neither where their blocks come from nor jobs. Invariant: what leaves here came out of a
 //! `BlockView` unchanged, or is an error for exactly the range that could not be read.
 
-/// What failover uses of compute.
+// What failover uses of compute.
 pub mod port;
-/// Views as network block devices.
+// Views as network block devices.
 pub mod nbd;
-/// Views as image files.
+// Views as image files.
 pub mod image;

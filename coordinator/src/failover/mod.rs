@@ -3,21 +3,21 @@
 //! Drives points and compute through `port` and `crate::compute::port`; knows neither NBD nor image formats, neither
 //! SQL nor agents.
 
-/// What jobs need of the catalog and of points.
+// What jobs need of the catalog and of points.
 pub mod port;
-/// What a job is.
+// What a job is.
 pub mod job;
-/// What is persisted of it.
+// What is persisted of it.
 pub mod log;
-/// Its states.
+// Its states.
 pub mod machine;
-/// What a step is.
+// What a step is.
 pub mod step;
-/// Runs jobs.
+// Runs jobs.
 pub mod runner;
-/// One job from event to event.
+// One job from event to event.
 mod driver;
-/// The steps of each kind of job.
+// The steps of each kind of job.
 pub mod plans;
 
 #[cfg(test)]

@@ -5,29 +5,29 @@
 //! journal; what is looked up at a cut is exactly the frames up to that cut, newest first; runs never change.
 //! Limits: [`entry::ENTRY_BYTES`] bytes per extent in a run; [`disk_index::SPILL_ENTRIES`] extents in memory per disk.
 
-/// One extent of the index, and its 16 bytes.
+// One extent of the index, and its 16 bytes.
 pub mod entry;
-/// The extents of the interval that is not cut yet.
+// The extents of the interval that is not cut yet.
 pub mod memtable;
-/// The bytes of a run file.
+// The bytes of a run file.
 pub mod run_format;
-/// Writing a run.
+// Writing a run.
 pub mod run_writer;
-/// Mapping a run's file.
+// Mapping a run's file.
 mod map;
-/// A run opened for looking up.
+// A run opened for looking up.
 pub mod run;
-/// Newest wins.
+// Newest wins.
 pub mod merge;
-/// Which runs there are, and which ones make a cut.
+// Which runs there are, and which ones make a cut.
 pub mod ladder;
-/// From a range of blocks to where their bytes are.
+// From a range of blocks to where their bytes are.
 pub mod lookup;
-/// What is remembered besides extents: cuts, scans, losses.
+// What is remembered besides extents: cuts, scans, losses.
 pub mod records;
-/// The index of one disk.
+// The index of one disk.
 pub mod disk_index;
-/// The thread that follows the logs.
+// The thread that follows the logs.
 pub mod follower;
 
 pub use disk_index::{DiskIndex, IndexProgress};

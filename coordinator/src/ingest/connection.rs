@@ -3,7 +3,7 @@
 //! Owns the order of a session's life: hello, seat, settled logs, welcome, work, end. Decisions are
 //! [`super::session`]'s.
 //! Invariant: when [`run`] returns, no task of the connection is left, and every frame handed to a sink was awaited.
-//! Limits: [`REQUESTS_MAX`], [`CONTROL_MAX`], [`ORDERS_MAX`](super::links::ORDERS_MAX), the byte budget per agent.
+//! Limits: [`REQUESTS_MAX`], [`CONTROL_MAX`], `ORDERS_MAX`, the byte budget per agent.
 
 use std::{
     collections::HashMap,

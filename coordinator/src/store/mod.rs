@@ -5,26 +5,26 @@
 //! writes to a store; a log that failed takes nothing until it was opened anew.
 //! Limits: each in [`settings::StoreSettings`].
 
-/// Settings with their defaults.
+// Settings with their defaults.
 pub mod settings;
-/// All names and paths.
+// All names and paths.
 pub mod layout;
-/// What is recorded of a disk.
+// What is recorded of a disk.
 pub mod manifest;
-/// Why the store cannot do something.
+// Why the store cannot do something.
 pub mod error;
-/// The segments of one log, for readers.
+// The segments of one log, for readers.
 pub mod segments;
-/// One disk's log.
+// One disk's log.
 pub mod log;
-/// The queue and thread that append.
+// The queue and thread that append.
 pub mod append;
-/// Frames that are known to be damaged.
+// Frames that are known to be damaged.
 pub mod bad_frames;
-/// All logs of a coordinator.
+// All logs of a coordinator.
 pub mod disks;
 
-/// The store as ingest needs it.
+// The store as ingest needs it.
 mod port;
 
 pub use append::LogSink;

@@ -7,17 +7,17 @@
 
 use std::path::Path;
 
-/// The image that machines boot from.
+// The image that machines boot from.
 mod image;
-/// What stands in the image, and the hash that says when it must be built anew.
+// What stands in the image, and the hash that says when it must be built anew.
 mod recipe;
-/// Disks as QEMU is told of them.
+// Disks as QEMU is told of them.
 mod disk;
-/// Files that a machine is given, as a disk that holds a tar archive.
+// Files that a machine is given, as a disk that holds a tar archive.
 mod bundle;
-/// Commands inside a machine, over its second serial line.
+// Commands inside a machine, over its second serial line.
 mod control;
-/// One QEMU process, from boot to power cut.
+// One QEMU process, from boot to power cut.
 mod machine;
 
 pub use bundle::Bundle;

@@ -2,17 +2,17 @@
 //!
 //! Knows views only. Invariant: a file with the final name is complete and durable; everything else has a `.partial` name.
 
-/// Which clusters of a disk hold data.
+// Which clusters of a disk hold data.
 mod map;
-/// Where each cluster goes, as raw bytes.
+// Where each cluster goes, as raw bytes.
 mod raw;
-/// Where each cluster goes, as qcow2.
+// Where each cluster goes, as qcow2.
 mod qcow2;
-/// The file beside an image that says what it is and how far.
+// The file beside an image that says what it is and how far.
 mod record;
-/// Moves clusters from a view into a file, on all cores.
+// Moves clusters from a view into a file, on all cores.
 mod copy;
-/// One image from begin to end.
+// One image from begin to end.
 mod materialize;
-/// `WriteImage` over all this.
+// `WriteImage` over all this.
 pub mod writer;

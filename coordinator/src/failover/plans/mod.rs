@@ -1,4 +1,4 @@
 //! One file per kind of job, and the table that finds its steps.
 
-/// Failover of one machine.
+// Failover of one machine.
 pub mod failover;
