@@ -39,7 +39,8 @@ impl RateLimit {
         if self.bytes_per_second == 0 {
             return;
         }
-        let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(self.bytes_per_second);
+        // Rounded up: many small grants must not add up to more than the rate.
+        let nanos = (u128::from(bytes) * 1_000_000_000).div_ceil(u128::from(self.bytes_per_second));
         let cost = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
         self.free_at = self.free_at.max(now.saturating_sub(BURST)).saturating_add(cost);
     }
