@@ -129,9 +129,9 @@ impl Target {
 
     /// Size now, in sectors; zero if the device is gone, or only still there because we have it open.
     pub(super) fn sectors_now(&self) -> Result<u64, CaptureError> {
-        if let Some(detaching) = &self.detaching
-            && self.read(detaching)?.trim() == "1"
-        {
+        // The switch itself goes with a detach; whether it was attached anew, the disk's sequence number tells.
+        let detaching = self.detaching.as_ref().and_then(|file| self.read(file).ok());
+        if detaching.is_some_and(|switch| switch.trim() == "1") {
             return Ok(0);
         }
         self.read(&self.size)?.trim().parse().map_err(|_| self.missing())
