@@ -3,4 +3,5 @@
 mod files;
 mod fixtures;
 mod mutations;
+mod promises;
 mod wire;
