@@ -78,7 +78,10 @@ struct State {
     ladder: Ladder,
     /// Runs of the newest cut, newest first.
     newest: Vec<Arc<Run>>,
+    /// The cuts that are needed, ascending.
     cuts: Vec<Arc<CutHead>>,
+    /// Number of the newest closed interval; cuts that are given up keep theirs.
+    last_cut: u64,
     scan: Option<ScanHead>,
     losses: Vec<Loss>,
     unhealed: Option<Generation>,
@@ -90,6 +93,11 @@ struct OpenRuns {
     tick: u64,
     runs: BTreeMap<RunName, (Arc<Run>, u64)>,
 }
+
+// Giving up cuts, and what nobody needs then.
+mod retire;
+
+pub use retire::Retired;
 
 impl DiskIndex {
     /// Opens the index of a log. Runs that are damaged, foreign or do not fit are deleted; what they held is made again.
@@ -121,16 +129,17 @@ impl DiskIndex {
     fn load(&self) -> Result<(), IndexError> {
         let io = |source| IndexError::Io { path: self.folder.clone(), source };
         let mut state = State::default();
-        let mut parts = Vec::new();
+        let (mut parts, mut runs) = (Vec::new(), Vec::new());
         for file in fs::read_dir(&self.folder).map_err(io)? {
             let file = file.map_err(io)?;
             match file.file_name().to_str().and_then(RunName::parse) {
                 Some(name) if name.to > self.log.tail().sequence => self.delete(name),
                 Some(name) if name.part => parts.push(name),
-                Some(name) => state.ladder.add(name),
+                Some(name) => runs.push(name),
                 None => drop(fs::remove_file(file.path())),
             }
         }
+        state.ladder.add_all(runs);
         self.load_chain(&mut state)?;
         self.load_parts(&mut state, parts)?;
         *self.write() = state;
@@ -142,21 +151,29 @@ impl DiskIndex {
         'again: loop {
             state.cuts.clear();
             state.newest.clear();
-            for name in state.ladder.chain(u64::MAX) {
+            let end = state.ladder.end();
+            let behind = state.ladder.behind(end);
+            behind.iter().for_each(|name| self.delete(*name));
+            state.ladder.remove_all(&behind);
+            state.last_cut = 0;
+            for name in state.ladder.chain(end).unwrap_or_default() {
                 let opened = self.run(name).and_then(|run| Ok((run.records()?, run)));
                 let (records, run) = match opened {
                     Err(error) if error.is_damage() => {
                         tracing::warn!(error = %error, "index");
                         self.delete(name);
-                        state.ladder.remove(name);
+                        state.ladder.remove_all(&[name]);
                         continue 'again;
                     }
                     other => other?,
                 };
                 state.take(&records);
                 state.stored = run.to();
+                state.last_cut = name.last_cut;
                 state.newest.insert(0, run);
             }
+            let kept = self.log.kept();
+            state.cuts.retain(|cut| kept.needs_cut(cut.sequence));
             state.processed = state.stored;
             return Ok(());
         }
@@ -166,7 +183,7 @@ impl DiskIndex {
         // The one that reaches furthest comes first among those that begin at one place.
         parts.sort_by_key(|name| (name.from, std::cmp::Reverse(name.to)));
         for name in parts {
-            let fits = name.from == state.stored && name.last_cut == state.cuts.len() as u64;
+            let fits = name.from == state.stored && name.last_cut == state.last_cut;
             match self.run(name).and_then(|run| Ok((run.records()?, run))) {
                 Ok((records, run)) if fits => {
                     state.take(&records);
@@ -225,15 +242,16 @@ impl DiskIndex {
         Ok(self.read().processed)
     }
 
-    /// Notes that frames up to here that were not seen are lost. `behind` is the generation of the frame behind them.
+    /// Notes that frames up to here that were not seen are lost, unless they are missing on purpose. `behind` is the generation of the frame behind them.
     fn account(&self, up_to: Sequence, behind: Option<Generation>) {
         let mut state = self.write();
         if up_to > state.processed {
-            let loss = Loss { first: state.processed.next(), last: up_to };
-            tracing::error!(disk = %self.log.disk(), first = %loss.first, last = %loss.last, "frames are lost");
-            state.losses.push(loss);
-            state.records.losses.push(loss);
-            state.loss_open = true;
+            for (first, last) in self.log.kept().wanted(state.processed.next(), up_to) {
+                tracing::error!(disk = %self.log.disk(), %first, %last, "frames are lost");
+                state.losses.push(Loss { first, last });
+                state.records.losses.push(Loss { first, last });
+                state.loss_open = true;
+            }
             state.processed = up_to;
         }
         if let Some(generation) = behind.filter(|_| state.loss_open) {
@@ -261,6 +279,8 @@ impl DiskIndex {
                 }
                 Err(error) => self.unreadable(sequence, &error),
             },
+            // A cut that was given up closes no interval.
+            FrameKind::Cut if !self.log.kept().needs_cut(sequence) => {}
             FrameKind::Cut => match codec::decode(&head.record) {
                 Ok(record) => return self.cut(head, record),
                 Err(error) => self.unreadable(sequence, &error),
@@ -293,7 +313,7 @@ impl DiskIndex {
         let name = RunName {
             part: true,
             level: 0,
-            last_cut: state.cuts.len() as u64,
+            last_cut: state.last_cut,
             from: state.stored,
             to: state.processed,
         };
@@ -343,7 +363,7 @@ impl DiskIndex {
             record,
         });
         let from = state.newest.first().map_or(Sequence(0), |run| run.to());
-        let last_cut = state.cuts.len() as u64 + 1;
+        let last_cut = state.last_cut + 1;
         let name = RunName { part: false, level: 0, last_cut, from, to: cut.sequence };
         let mut records = RunRecords::default();
         for part in &state.parts {
@@ -361,6 +381,7 @@ impl DiskIndex {
         state.ladder.add(name);
         state.newest.insert(0, run);
         state.cuts.push(cut);
+        state.last_cut = last_cut;
         state.memtable.clear();
         state.records = RunRecords::default();
         state.stored = name.to;
@@ -380,25 +401,39 @@ impl DiskIndex {
     pub fn compact(&self) -> Result<bool, IndexError> {
         let _working = self.working();
         let state = self.read();
-        let cuts = state.cuts.len() as u64;
-        let Some((older, newer)) = state.ladder.due(cuts) else { return Ok(false) };
+        let Some((older, newer)) = state.ladder.due(state.last_cut) else { return Ok(false) };
         drop(state);
         let name = self.merge_runs(&*self.run(older)?, &*self.run(newer)?)?;
         let mut state = self.write();
         state.ladder.add(name);
-        let chain = state.ladder.chain(cuts);
+        drop(state);
+        self.renew_newest()?;
+        Ok(true)
+    }
+
+    /// Opens the runs that make the newest cut now.
+    fn renew_newest(&self) -> Result<(), IndexError> {
+        let state = self.read();
+        let chain = state.ladder.chain(state.ladder.end()).unwrap_or_default();
         drop(state);
         let newest = chain.into_iter().rev().map(|name| self.run(name)).collect::<Result<_, _>>()?;
         self.write().newest = newest;
-        Ok(true)
+        Ok(())
     }
 
     fn merge_runs(&self, older: &Run, newer: &Run) -> Result<RunName, IndexError> {
         let name = merged_name(older.name(), newer.name());
-        let records = older.records()?.followed_by(newer.records()?);
+        let records = self.needed_records(older.records()?.followed_by(newer.records()?));
         let entries = merge_all(vec![Box::new(newer.iter()), Box::new(older.iter())]);
         self.write_run(name, entries, &records)?;
         Ok(name)
+    }
+
+    /// Without the cuts that were given up.
+    fn needed_records(&self, mut records: RunRecords) -> RunRecords {
+        let kept = self.log.kept();
+        records.cuts.retain(|cut| kept.needs_cut(cut.sequence));
+        records
     }
 
     fn write_run(&self, name: RunName, entries: Entries<'_>, records: &RunRecords) -> Result<(), IndexError> {
@@ -442,19 +477,17 @@ impl DiskIndex {
         'again: loop {
             let state = self.read();
             let position = state.cuts.binary_search_by_key(&cut, |cut| cut.sequence);
-            let number = position.map_err(|_| IndexError::NoCut(cut))? as u64 + 1;
-            let chain = state.ladder.chain(number);
+            position.map_err(|_| IndexError::NoCut(cut))?;
+            let chain = state.ladder.chain(cut);
             drop(state);
-            if chain.last().is_none_or(|last| last.to != cut) {
-                return Err(IndexError::Damaged { path: self.folder.clone() });
-            }
+            let chain = chain.ok_or_else(|| IndexError::Damaged { path: self.folder.clone() })?;
             let mut runs = Vec::with_capacity(chain.len());
             for name in chain.into_iter().rev() {
                 match self.run(name) {
                     // Finer runs may make up for it.
                     Err(error) if error.is_damage() => {
                         tracing::warn!(error = %error, "index");
-                        self.write().ladder.remove(name);
+                        self.write().ladder.remove_all(&[name]);
                         self.delete(name);
                         continue 'again;
                     }

@@ -30,7 +30,7 @@ pub mod disk_index;
 // The thread that follows the logs.
 pub mod follower;
 
-pub use disk_index::{DiskIndex, IndexProgress};
+pub use disk_index::{DiskIndex, IndexProgress, Retired};
 pub use follower::Follower;
 pub use lookup::{BlockMap, IndexError, Piece, PieceSource};
 pub use records::{CutHead, ScanHead};

@@ -14,13 +14,13 @@ use holdfast_common::{
 use proptest::prelude::{ProptestConfig, Strategy, any, prop_oneof, proptest};
 use tempfile::TempDir;
 
-use super::{DiskIndex, entry::IndexEntry, ladder::Ladder, run_format::RunName};
+use super::{BlockMap, DiskIndex, PieceSource, entry::IndexEntry, ladder::Ladder, run_format::RunName};
 use crate::{
     points::{
         FrameCache, PointView,
         view::{BlockView as _, ViewError},
     },
-    store::{DiskLog, DiskManifest, LogSink, Store, StoreSettings},
+    store::{DiskLog, DiskManifest, LogSink, NeededCuts, Store, StoreSettings, reclaim},
 };
 
 const DISK: DiskId = DiskId::from_bytes([0x66; 16]);
@@ -37,6 +37,9 @@ enum Op {
     Compact,
     Restart,
     Rebuild,
+    /// Gives up the cuts for which the mask says so, from the oldest on, over and over; the newest stays.
+    Retire(Vec<bool>),
+    Reclaim,
     Check,
 }
 
@@ -49,6 +52,8 @@ fn op() -> impl Strategy<Value = Op> {
         3 => proptest::strategy::Just(Op::Compact),
         1 => proptest::strategy::Just(Op::Restart),
         1 => proptest::strategy::Just(Op::Rebuild),
+        2 => proptest::collection::vec(any::<bool>(), 1..5).prop_map(Op::Retire),
+        1 => proptest::strategy::Just(Op::Reclaim),
         1 => proptest::strategy::Just(Op::Check),
     ]
 }
@@ -68,7 +73,7 @@ struct World {
 }
 
 fn settings() -> StoreSettings {
-    StoreSettings { segment_bytes: 100_000, reserve_bytes: 0, ..StoreSettings::default() }
+    StoreSettings { segment_bytes: 2_000, reserve_bytes: 0, ..StoreSettings::default() }
 }
 
 fn open(folder: &TempDir, spill: usize) -> (Arc<Store>, Arc<DiskLog>, Arc<LogSink>, Arc<DiskIndex>) {
@@ -185,9 +190,38 @@ impl World {
             }
             Op::Restart => return self.restart(),
             Op::Rebuild => self.index.rebuild().unwrap(),
+            Op::Retire(mask) => self.retire(mask),
+            Op::Reclaim => self.reclaim(),
             Op::Check => self.check(),
         }
         self
+    }
+
+    fn retire(&mut self, mask: &[bool]) {
+        self.index.catch_up().unwrap();
+        let newest = self.cuts.len().saturating_sub(1);
+        let mut at = 0;
+        self.cuts.retain(|_| {
+            at += 1;
+            at > newest || !mask[at % mask.len()]
+        });
+        self.give_up();
+        while self.index.tidy().unwrap() {}
+    }
+
+    fn needed(&self) -> NeededCuts {
+        let cuts: Vec<Sequence> = self.cuts.iter().map(|(cut, _)| *cut).collect();
+        NeededCuts { horizon: cuts.last().copied().unwrap_or_default(), cuts }
+    }
+
+    fn give_up(&self) {
+        while self.index.retire(&self.needed()).unwrap().more {}
+    }
+
+    fn reclaim(&self) {
+        let log = self.index.log();
+        let plan = reclaim::plan(&log.census().unwrap(), 3_000);
+        log.reclaim(&plan, &mut |_| true).unwrap();
     }
 
     fn check(&self) {
@@ -279,7 +313,7 @@ proptest! {
             }
         }
         let cut = asked.index(usize::try_from(cuts).unwrap()) as u64 + 1;
-        let chain = ladder.chain(cut);
+        let chain = ladder.chain(Sequence(cut)).unwrap();
         assert_eq!(chain.len(), cut.count_ones() as usize);
         assert_eq!(chain.last().unwrap().to, Sequence(cut));
         assert!(chain.iter().zip(chain.iter().skip(1)).all(|(older, newer)| older.to == newer.from));
@@ -424,4 +458,166 @@ fn third_frame(path: &std::path::Path) -> Found {
     let at =
         bytes.windows(4).enumerate().filter(|(_, four)| *four == magic).map(|(at, _)| at).nth(2).unwrap();
     Found { at, bytes }
+}
+
+/// A world whose blocks are written again and again, with three cuts in four given up.
+fn thinned() -> World {
+    let mut world = World::new(1000);
+    for round in 0..40u64 {
+        world.write(&[(0, 5, (round % 4 + 1) as u8), (round % 30, 9, (round % 3 + 1) as u8)]);
+        world.write(&[(60 + round % 50, 3, 2)]);
+        world.cut();
+    }
+    world.retire(&[true, true, false, true]);
+    world
+}
+
+#[test]
+fn what_is_given_up_goes_from_index_and_journal() {
+    let mut world = thinned();
+    let log = Arc::clone(world.index.log());
+    let before = (log.usage(), std::fs::read_dir(log.layout().index()).unwrap().count());
+    world.reclaim();
+    let after = (log.usage(), std::fs::read_dir(log.layout().index()).unwrap().count());
+    assert!(after.0.journal_bytes < before.0.journal_bytes, "{before:?} {after:?}");
+    assert!(after.0.segments < before.0.segments);
+    world.check();
+    let census = log.census().unwrap();
+    let sum = |figure: fn(&reclaim::SegmentCensus) -> u64| census.values().map(figure).sum::<u64>();
+    assert!(sum(|one| one.dead_bytes) * 100 <= sum(|one| one.live_bytes) * reclaim::SLACK_PERCENT);
+    // All but the newest cut: what only older ones needed goes too.
+    world.retire(&[true]);
+    assert_eq!(world.cuts.len(), 1);
+    world.reclaim();
+    world.check();
+    assert_eq!(std::fs::read_dir(log.layout().index()).unwrap().count(), 1, "one tile is left");
+    assert!(log.scrub(&mut |_| true).unwrap().is_empty());
+    drop(log);
+    world.index.rebuild().unwrap();
+    world.check();
+    world = world.restart();
+    world.check();
+    assert!(world.index.losses().is_empty());
+}
+
+#[test]
+fn every_frame_that_is_still_there_is_needed_by_somebody() {
+    let mut world = thinned();
+    world.write(&[(0, 200, 3)]);
+    world.cut();
+    world.retire(&[true, false]);
+    let log = world.index.log();
+    let newest: &dyn BlockMap = world.index.as_ref();
+    let cuts: Vec<_> = world.cuts.iter().map(|(cut, _)| world.index.at_cut(*cut).unwrap()).collect();
+    let maps = cuts.iter().map(|cut| -> &dyn BlockMap { cut }).chain([newest]);
+    let mut taken = std::collections::BTreeSet::new();
+    for map in maps {
+        let mut at = 0;
+        while at < BLOCKS {
+            for piece in map.resolve(BlockRange::new(at, BLOCKS - at)).unwrap() {
+                at = piece.range.end().0;
+                if let PieceSource::Frame { sequence, .. } | PieceSource::Zero(sequence) = piece.source {
+                    taken.insert(sequence);
+                }
+            }
+        }
+    }
+    let heads = log.heads_after(Sequence(0), usize::MAX);
+    let mut heads = heads.unwrap();
+    while heads.up_to < world.identity.sequence {
+        let more = log.heads_after(heads.up_to, usize::MAX).unwrap();
+        heads.heads.extend(more.heads);
+        heads.up_to = more.up_to;
+    }
+    let kept = log.kept();
+    for head in heads.heads.iter().filter(|head| head.header.kind == holdfast_common::frame::FrameKind::Data)
+    {
+        let sequence = head.header.sequence;
+        assert_eq!(kept.is_gone(sequence), !taken.contains(&sequence), "frame {sequence}");
+    }
+}
+
+/// Copies a folder's files.
+fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_crash_at_any_step_of_reclaim_loses_nothing() {
+    let world = thinned();
+    let log = Arc::clone(world.index.log());
+    let states = TempDir::new().unwrap();
+    let mut count = 0;
+    let mut save = |what: &dyn Fn(&std::path::Path)| {
+        count += 1;
+        let folder = states.path().join(count.to_string());
+        copy_folder(world.folder.path(), &folder);
+        what(&folder);
+    };
+    save(&|_| {});
+    let plan = reclaim::plan(&log.census().unwrap(), 3_000);
+    assert!(plan.rewrite.iter().any(|group| group.len() > 1));
+    let sources = TempDir::new().unwrap();
+    copy_folder(&log.layout().journal(), sources.path());
+    log.reclaim(&plan, &mut |_| {
+        // The segment in the making is there, but has no frames or not all of them.
+        save(&|_| {});
+        true
+    })
+    .unwrap();
+    save(&|_| {});
+    // As if the segments that were joined to others, or dropped, had not been deleted yet.
+    save(&|folder| {
+        let journal = folder.join(log.layout().journal().strip_prefix(world.folder.path()).unwrap());
+        for entry in std::fs::read_dir(sources.path()).unwrap() {
+            let entry = entry.unwrap();
+            let target = journal.join(entry.file_name());
+            if !target.exists() {
+                std::fs::copy(entry.path(), target).unwrap();
+            }
+        }
+    });
+    for state in 1..=count {
+        for without_index in [false, true] {
+            let folder = TempDir::new().unwrap();
+            copy_folder(&states.path().join(state.to_string()), folder.path());
+            if without_index {
+                let index = log.layout().index();
+                let index = folder.path().join(index.strip_prefix(world.folder.path()).unwrap());
+                std::fs::remove_dir_all(&index).unwrap();
+                std::fs::create_dir(&index).unwrap();
+            }
+            let (store, _, sink, index) = open(&folder, 1000);
+            let found = World {
+                folder,
+                store,
+                sink,
+                index,
+                cache: FrameCache::new(1 << 20),
+                model: world.model.clone(),
+                cuts: world.cuts.clone(),
+                identity: world.identity,
+                spill: 1000,
+                runtime: tokio::runtime::Builder::new_current_thread().build().unwrap(),
+            };
+            found.check();
+            assert!(found.index.losses().is_empty());
+            let journal = found.index.log().layout().journal();
+            let beside = std::fs::read_dir(journal).unwrap().any(|entry| {
+                entry.unwrap().path().extension().is_some_and(|extension| extension == "beside")
+            });
+            assert!(!beside, "a segment in the making is left in state {state}");
+            found.reclaim();
+            found.check();
+        }
+    }
 }

@@ -17,6 +17,8 @@ pub mod walk;
 pub mod segment;
 // Appending to a segment.
 pub mod writer;
+// A new segment of what is still needed of others.
+pub mod rewrite;
 // From a segment as a crash left it to one that can be appended to.
 pub mod recovery;
 

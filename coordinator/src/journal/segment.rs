@@ -17,8 +17,8 @@ use holdfast_common::{
 
 use super::{
     format::{
-        ENTRY_BYTES, FormatError, SEGMENT_BYTES_MAX, SEGMENT_HEADER_BYTES, SegmentHeader, TRAILER_BYTES,
-        Trailer,
+        ENTRY_BYTES, FormatError, MARK_BYTES, SEGMENT_BYTES_MAX, SEGMENT_HEADER_BYTES, SegmentHeader,
+        TRAILER_BYTES, Trailer,
     },
     source::ReadAt,
     tables::{FrameEntry, SegmentTables, find_entry, parse_entries},
@@ -202,6 +202,28 @@ impl SealedSegment {
             Heads::Footer(_) => 0,
         };
         size_of::<Self>() + self.entries.len() * size_of::<FrameEntry>() + walked
+    }
+
+    /// What the file's header says, if it is whole.
+    #[must_use]
+    pub fn header(&self) -> Option<SegmentHeader> {
+        SegmentHeader::parse(&self.file.read_up_to(0, SEGMENT_HEADER_BYTES).ok()?).ok()
+    }
+
+    /// The frames, ascending, and about how many bytes each takes (the mark of a group counts with the frame before it).
+    pub fn frames(&self) -> impl Iterator<Item = (Sequence, u64)> + '_ {
+        let end = match &self.heads {
+            Heads::Footer(trailer) => trailer.entries_offset.saturating_sub(MARK_BYTES as u64),
+            Heads::Walked(tables) => tables
+                .last_sequence()
+                .and_then(|last| tables.extent_of(last))
+                .map_or(0, |(offset, bytes)| offset + bytes),
+        };
+        let ends = self.entries.iter().skip(1).map(|next| u64::from(next.offset)).chain([end]);
+        self.entries.iter().zip(ends).map(|(entry, end)| {
+            let sequence = Sequence(self.first_sequence.0 + u64::from(entry.delta));
+            (sequence, end.saturating_sub(u64::from(entry.offset)))
+        })
     }
 
     /// Reads and verifies one frame.

@@ -23,6 +23,7 @@ use holdfast_common::{
 use super::{
     error::{StoreError, describe},
     log::DiskLog,
+    pressure::pause,
     settings::StoreSettings,
 };
 use crate::journal::writer::{GROUP_FRAMES_MAX, SegmentWriter, WriteError};
@@ -227,8 +228,9 @@ impl WriterThread {
 
     /// Makes the group durable and says so.
     fn commit(&self, writer: &mut SegmentWriter, group: &mut Group) -> Result<(), StoreError> {
+        let mut slow = Duration::ZERO;
         if let Some(last) = group.frames.last().map(|frame| *frame.header()) {
-            self.log.check_space()?;
+            let free_bytes = self.log.check_space()?;
             if writer.durable_bytes() >= self.settings.segment_bytes {
                 self.log.roll(writer)?;
             }
@@ -242,13 +244,16 @@ impl WriterThread {
             .map_err(|source| self.failed(writer, source))?;
             self.log.advance(&last);
             self.durable.send_replace(last.sequence);
+            slow = pause(group.bytes, free_bytes, self.settings.reserve_bytes);
         }
-        group.frames.clear();
-        group.permits.clear();
         for settle in group.settles.drain(..) {
             // Whoever asked may have gone.
             let _ = settle.send(writer.durable_sequence());
         }
+        // The group is acknowledged; whoever wants to send more waits for the room that it still takes in the queue.
+        thread::sleep(slow);
+        group.frames.clear();
+        group.permits.clear();
         group.bytes = 0;
         group.urgent = false;
         Ok(())

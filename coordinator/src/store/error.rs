@@ -13,7 +13,7 @@ use holdfast_common::{
     wire::{Refusal, RefusalCode},
 };
 
-use crate::journal::{segment::SegmentError, writer::WriteError};
+use crate::journal::{rewrite::RewriteError, segment::SegmentError, writer::WriteError};
 
 /// Why the store cannot do something.
 #[derive(Debug, Error)]
@@ -74,6 +74,15 @@ pub enum StoreError {
         /// What is wrong.
         #[source]
         source: WriteError,
+    },
+    /// A segment cannot be written again without its needless frames.
+    #[error("segment {} cannot be made", path.display())]
+    Rewrite {
+        /// The new file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: RewriteError,
     },
     /// A frame passed its digest, yet does not decompress: its writer was at fault.
     #[error("frame {sequence} cannot be decompressed")]

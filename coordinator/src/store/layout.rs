@@ -6,6 +6,8 @@
 //! <store>/lock                                     held by the one process that writes
 //! <store>/disks/<disk>/manifest                    what the disk is
 //! <store>/disks/<disk>/journal/<first>.segment     first sequence, 16 hexadecimal digits
+//! <store>/disks/<disk>/kept, kept.copy             what is missing on purpose; see `store::kept`
+//! <store>/disks/<disk>/journal/<first>.segment.beside   a segment in the making; deleted at start
 //! <store>/disks/<disk>/index/...                   derived; see `index::run_format`
 //! ```
 
@@ -90,6 +92,32 @@ impl DiskLayout {
     #[must_use]
     pub fn damaged(&self) -> PathBuf {
         self.root.join("damaged.json")
+    }
+
+    /// The record of what is kept, and its copy.
+    #[must_use]
+    pub fn kept(&self) -> [PathBuf; 2] {
+        [self.root.join("kept"), self.root.join("kept.copy")]
+    }
+
+    /// A segment in the making that will take the place of the one that begins at `first`.
+    #[must_use]
+    pub fn segment_beside(&self, first: Sequence) -> PathBuf {
+        self.segment(first).with_extension("segment.beside")
+    }
+
+    /// Deletes segments in the making that a crash left; they hold nothing that is not elsewhere.
+    ///
+    /// # Errors
+    /// The folder cannot be listed, or a file cannot be deleted.
+    pub fn clear_beside(&self) -> io::Result<()> {
+        for entry in fs::read_dir(self.journal())? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "beside") {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
     }
 
     /// The folder of the segments.

@@ -6,9 +6,10 @@
 //! All methods block unless they are `async`.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     path::{Path, PathBuf},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak},
 };
 
 use tokio::sync::{Semaphore, watch};
@@ -23,8 +24,10 @@ use super::{
     append::LogSink,
     bad_frames::BadFrames,
     error::{StoreError, describe},
+    kept::{Kept, KeptFile},
     layout::DiskLayout,
     manifest::DiskManifest,
+    reclaim::SegmentCensus,
     segments::{ActiveSegment, SegmentSet},
     settings::StoreSettings,
 };
@@ -83,6 +86,11 @@ pub struct DiskLog {
     /// One opening at a time.
     opening: Mutex<()>,
     bad_frames: BadFrames,
+    kept: KeptFile,
+    /// Held while files of segments take others' places, and while they are listed.
+    shaping: Mutex<()>,
+    /// What was counted of segments, by first sequence: size of the file, needless frames then, and the census.
+    census: Mutex<BTreeMap<u64, (u64, u64, SegmentCensus)>>,
     /// Why nothing can be written, since the last group that could.
     trouble: Mutex<Option<String>>,
 }
@@ -117,6 +125,9 @@ impl DiskLog {
         let manifest = DiskManifest::load(&layout.manifest())?;
         let mut log = Self {
             bad_frames: BadFrames::load(layout.damaged(), Sequence(0)),
+            kept: KeptFile::load(layout.kept())?,
+            shaping: Mutex::default(),
+            census: Mutex::default(),
             trouble: Mutex::default(),
             segments: RwLock::new(SegmentSet::new(manifest.disk, layout.clone(), settings.open_segments_max)),
             manifest,
@@ -139,6 +150,8 @@ impl DiskLog {
     /// Looks at the files and gets the newest segment ready.
     fn recover(&self) -> Result<Found, StoreError> {
         let journal = self.layout.journal();
+        let _shaping = self.shaping();
+        self.layout.clear_beside().map_err(|error| StoreError::io("clearing", &journal, error))?;
         let listed =
             self.layout.list_segments().map_err(|error| StoreError::io("listing", &journal, error))?;
         let mut found = Found::default();
@@ -308,6 +321,37 @@ impl DiskLog {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// What of the log is kept, and which frames nobody needs any more.
+    #[must_use]
+    pub fn kept(&self) -> Arc<Kept> {
+        self.kept.now()
+    }
+
+    /// Records what is kept from now on; durable when it returns. The caller has made sure that no cut which is still needed
+    /// takes a block from the needless frames.
+    ///
+    /// # Errors
+    /// The record cannot be written; the one before is valid then.
+    pub fn keep(&self, kept: Kept) -> Result<(), StoreError> {
+        self.kept.store(kept)
+    }
+
+    pub(super) fn segments(&self) -> RwLockReadGuard<'_, SegmentSet> {
+        self.segments.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn segments_mut(&self) -> RwLockWriteGuard<'_, SegmentSet> {
+        self.segments.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn shaping(&self) -> MutexGuard<'_, ()> {
+        self.shaping.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn census_memory(&self) -> MutexGuard<'_, BTreeMap<u64, (u64, u64, SegmentCensus)>> {
+        self.census.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Frames that are known to be damaged.
     #[must_use]
     pub const fn bad_frames(&self) -> &BadFrames {
@@ -330,11 +374,11 @@ impl DiskLog {
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether there is room for more.
+    /// Whether there is room for more; gives the free bytes.
     ///
     /// # Errors
     /// [`StoreError::Full`] says how much is missing.
-    pub(super) fn check_space(&self) -> Result<(), StoreError> {
+    pub(super) fn check_space(&self) -> Result<u64, StoreError> {
         let root = self.layout.root();
         let space =
             rustix::fs::statvfs(root).map_err(|error| StoreError::io("asking", root, error.into()))?;
@@ -342,7 +386,7 @@ impl DiskLog {
         if free_bytes < self.settings.reserve_bytes {
             return Err(StoreError::Full { free_bytes, reserve_bytes: self.settings.reserve_bytes });
         }
-        Ok(())
+        Ok(free_bytes)
     }
 
     /// The disk.
@@ -424,6 +468,15 @@ impl DiskLog {
         }
     }
 
+    /// The frames from `first` to before `end` that are not missing on purpose.
+    fn missing(&self, first: Sequence, end: Sequence) -> Vec<Sequence> {
+        if first >= end {
+            return Vec::new();
+        }
+        let stretches = self.kept().wanted(first, Sequence(end.0 - 1));
+        stretches.into_iter().flat_map(|(first, last)| first.0..=last.0).map(Sequence).collect()
+    }
+
     /// Reads and verifies the whole log, sealed segments and the newest, and gives the frames that are damaged.
     /// `between` is called after each frame, so that the caller can hold a rate or stop by returning `false`.
     ///
@@ -436,7 +489,7 @@ impl DiskLog {
             let batch = self.heads_after(at, SCRUB_BATCH_BYTES)?;
             let mut expected = at.next();
             for head in &batch.heads {
-                bad.extend((expected.0..head.header.sequence.0).map(Sequence));
+                bad.extend(self.missing(expected, head.header.sequence));
                 expected = head.header.sequence.next();
                 match self.read(head.header.sequence) {
                     Err(error) if error.is_damage() => bad.push(head.header.sequence),
@@ -449,7 +502,7 @@ impl DiskLog {
             if batch.up_to == at {
                 return Ok(bad);
             }
-            bad.extend((expected.0..=batch.up_to.0).map(Sequence));
+            bad.extend(self.missing(expected, batch.up_to.next()));
             at = batch.up_to;
         }
     }

@@ -21,6 +21,12 @@ pub mod log;
 pub mod append;
 // Frames that are known to be damaged.
 pub mod bad_frames;
+// What of a log is kept, and what may be missing.
+pub mod kept;
+// Segments lose what nobody needs.
+pub mod reclaim;
+// How fast frames are taken when little space is left.
+pub mod pressure;
 // All logs of a coordinator.
 pub mod disks;
 
@@ -31,8 +37,10 @@ pub use append::LogSink;
 pub use bad_frames::BadFrames;
 pub use disks::{DiskRecovery, Store};
 pub use error::StoreError;
+pub use kept::{Kept, NeededCuts};
 pub use log::{DiskLog, DiskUsage, HeadBatch, LogTail};
 pub use manifest::DiskManifest;
+pub use reclaim::DiskSpace;
 pub use settings::StoreSettings;
 
 #[cfg(test)]

@@ -94,6 +94,37 @@ impl SegmentSet {
         self.sealed.values().sum::<u64>() + active.map_or(0, |metadata| metadata.len())
     }
 
+    /// All sealed segments but the last, with their sizes, ascending.
+    pub(super) fn sealed_but_last(&self) -> Vec<(Sequence, u64)> {
+        let mut sealed: Vec<_> =
+            self.sealed.iter().map(|(first, bytes)| (Sequence(*first), *bytes)).collect();
+        sealed.pop();
+        sealed
+    }
+
+    /// A sealed segment, opened.
+    pub(super) fn sealed(&self, first: Sequence) -> Result<Arc<SealedSegment>, StoreError> {
+        self.open(first)
+    }
+
+    /// Another file has taken the segment's place. Gives the size of the one before.
+    pub(super) fn replace(&mut self, first: Sequence, file_bytes: u64) -> u64 {
+        self.forget(first);
+        self.sealed.insert(first.0, file_bytes).unwrap_or(0)
+    }
+
+    /// The segment exists no more. Gives its size.
+    pub(super) fn remove(&mut self, first: Sequence) -> u64 {
+        self.forget(first);
+        self.sealed.remove(&first.0).unwrap_or(0)
+    }
+
+    fn forget(&mut self, first: Sequence) {
+        let cache = self.cache.get_mut().unwrap_or_else(PoisonError::into_inner);
+        cache.open.remove(&first.0);
+        cache.tables = cache.tables.take().filter(|(cached, _)| *cached != first.0);
+    }
+
     /// The segment that holds `sequence` if any does.
     pub(super) fn place(&self, sequence: Sequence) -> Result<Place, StoreError> {
         if let Some(active) = self.active.as_ref().filter(|active| active.first <= sequence) {
