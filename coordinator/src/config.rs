@@ -47,6 +47,8 @@ pub struct Settings {
     pub receive_window_bytes: u32,
     /// Most connections of agents.
     pub connections_max: usize,
+    /// Bytes per second that are copied at most, to free space between what is still needed.
+    pub reclaim_bytes_per_second: u64,
 }
 
 impl Default for Settings {
@@ -67,6 +69,7 @@ impl Default for Settings {
             agent_budget_bytes: 8 << 20,
             receive_window_bytes: 16 << 20,
             connections_max: 1024,
+            reclaim_bytes_per_second: 32 << 20,
         }
     }
 }
@@ -105,6 +108,7 @@ impl Settings {
         within("queue_bytes", self.queue_bytes as u64, 4 << 20, 1 << 32)?;
         within("agent_budget_bytes", self.agent_budget_bytes as u64, 2 << 20, 1 << 30)?;
         within("receive_window_bytes", self.receive_window_bytes.into(), 1 << 20, 1 << 30)?;
+        within("reclaim_bytes_per_second", self.reclaim_bytes_per_second, 1 << 20, 1 << 40)?;
         within("connections_max", self.connections_max as u64, 1, 100_000)
     }
 

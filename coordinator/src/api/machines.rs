@@ -103,6 +103,7 @@ pub(super) async fn protect(
         paths: request.disks,
         interval_ms: request.interval_ms,
         retention_seconds: request.retention_seconds,
+        retention_tiers: request.retention_tiers,
         hold_ms_max: request.hold_ms_max,
         send_bytes_per_second_max: request.send_bytes_per_second_max,
         scan_bytes_per_second_max: request.scan_bytes_per_second_max,

@@ -7,6 +7,7 @@
 mod error;
 mod machines;
 mod points;
+mod retention;
 pub mod port;
 pub mod shapes;
 mod status;
@@ -103,6 +104,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/machines/{machine}/protect", post(machines::protect))
         .route("/v1/machines/{machine}/unprotect", post(machines::unprotect))
         .route("/v1/machines/{machine}/points", get(points::list).post(points::create))
+        .route("/v1/machines/{machine}/retention", get(retention::plan))
         .route("/v1/machines/{machine}/failover", post(work::failover))
         .route("/v1/status", get(status::status))
         .route("/v1/jobs", get(work::list))

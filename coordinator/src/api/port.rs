@@ -8,7 +8,7 @@ use holdfast_common::ids::{DiskId, JobId, MachineId};
 use thiserror::Error;
 
 use super::shapes::{JobShape, TargetShape};
-use crate::{compute::port::BoxFuture, points::selection::Selection};
+use crate::{compute::port::BoxFuture, points::selection::Selection, store::DiskSpace};
 
 /// The jobs, as operators handle them.
 pub trait JobControl: fmt::Debug + Send + Sync {
@@ -78,4 +78,8 @@ pub struct DiskFigures {
     pub indexed: u64,
     /// What is wrong with its log, if something is.
     pub trouble: Option<String>,
+    /// What its log is made of, as of the last count.
+    pub space: DiskSpace,
+    /// Why space was not given back the last time, if so.
+    pub reclaim_trouble: Option<String>,
 }

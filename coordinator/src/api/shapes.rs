@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::catalog::record::RetentionTier;
 use crate::registry::health::{Finding, Level};
 
 /// An error.
@@ -95,8 +96,14 @@ pub struct MachineDetailShape {
 pub struct PolicyShape {
     /// Time between cuts.
     pub interval_ms: u64,
-    /// How long points are kept.
+    /// How long every point is kept.
     pub retention_seconds: u64,
+    /// What is kept of older ones, by ascending age.
+    #[serde(default)]
+    pub retention_tiers: Vec<RetentionTier>,
+    /// Both as the operator writes them.
+    #[serde(default)]
+    pub retention: String,
     /// Longest hold.
     pub hold_ms_max: u64,
     /// Bound of sending; zero means none.
@@ -113,8 +120,10 @@ pub struct ProtectRequest {
     pub disks: Vec<String>,
     /// New time between cuts.
     pub interval_ms: Option<u64>,
-    /// New time that points are kept.
+    /// New time that every point is kept.
     pub retention_seconds: Option<u64>,
+    /// What is kept of older ones from now on.
+    pub retention_tiers: Option<Vec<RetentionTier>>,
     /// New longest hold.
     pub hold_ms_max: Option<u64>,
     /// New bound of sending; zero means none.
@@ -217,6 +226,15 @@ pub struct MachineStatusShape {
     pub arriving_points: usize,
     /// Bytes of its disks' logs.
     pub stored_bytes: u64,
+    /// Of these, bytes that the newest state needs.
+    #[serde(default)]
+    pub live_bytes: u64,
+    /// Bytes that only older points need.
+    #[serde(default)]
+    pub history_bytes: u64,
+    /// Bytes that nobody needs any more; they are given back by and by, but for a rest that is too dear to free.
+    #[serde(default)]
+    pub reclaimable_bytes: u64,
     /// Bytes of them that are not in the index yet.
     pub pending_bytes: u64,
     /// Its link, if it is up.
@@ -277,6 +295,15 @@ pub struct DiskStatusShape {
     pub scanned_percent: u8,
     /// Bytes of its log.
     pub stored_bytes: u64,
+    /// Of these, bytes that the newest state needs.
+    #[serde(default)]
+    pub live_bytes: u64,
+    /// Bytes that only older points need.
+    #[serde(default)]
+    pub history_bytes: u64,
+    /// Bytes that nobody needs any more.
+    #[serde(default)]
+    pub reclaimable_bytes: u64,
     /// Bytes of it that are not in the index yet.
     pub pending_bytes: u64,
 }
@@ -543,4 +570,53 @@ pub struct AuditShape {
     pub subject: String,
     /// Particulars.
     pub detail: String,
+}
+
+/// What retention would do with a machine's points now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetentionPlanShape {
+    /// The machine's id.
+    pub machine: String,
+    /// Its name.
+    pub name: String,
+    /// The rule that the plan was made with, as operators write it.
+    pub retention: String,
+    /// Whether it is the machine's own rule, which is applied by itself; otherwise nothing happens.
+    pub own_rule: bool,
+    /// When the plan was made.
+    pub at: String,
+    /// Points that stay.
+    pub kept_points: u64,
+    /// Bytes of the intervals that they end, as stored.
+    pub kept_bytes: u64,
+    /// Points that go.
+    pub removed_points: u64,
+    /// Bytes of the intervals that they end, as stored: what at most becomes free, since the points behind them may still
+    /// need some of it.
+    pub removed_bytes: u64,
+    /// All points, oldest first.
+    pub points: Vec<PlannedPointShape>,
+}
+
+/// What becomes of a point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedPointShape {
+    /// The point.
+    pub id: String,
+    /// The instant of the cut.
+    pub at: String,
+    /// In microseconds.
+    pub at_us: i64,
+    /// "crash" or "app".
+    pub consistency: String,
+    /// Whether it stays.
+    pub kept: bool,
+    /// "dense", "chosen", "newest", "held", "thinned", "expired" or "void".
+    pub reason: String,
+    /// For "chosen" and "thinned": length of the stretch of which one point stays.
+    pub every_seconds: Option<u64>,
+    /// For "thinned": the point that stays instead.
+    pub instead: Option<String>,
+    /// Bytes of the interval that it ends, as stored.
+    pub stored_bytes: u64,
 }

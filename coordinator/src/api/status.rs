@@ -25,6 +25,7 @@ use crate::{
         DiskState, MachineStatus,
         health::{Finding, Level, MachineFacts, machine_findings, worst},
     },
+    store::pressure,
 };
 
 /// Free space is worth a warning below this many times the reserve.
@@ -74,7 +75,14 @@ fn own_findings(state: &ApiState) -> Vec<Finding> {
         let reason = format!("no space left: {free} MiB are free, so nothing more is taken from agents");
         findings.push(Finding { level: Level::Critical, reason, advice });
     } else if space.free_bytes < space.reserve_bytes.saturating_mul(SPACE_WARNING_RESERVES) {
-        let reason = format!("space is nearly used up: {free} MiB are free");
+        let slowed = match pressure::rate(space.free_bytes, space.reserve_bytes) {
+            Some(rate) => format!(
+                "; each disk's frames are taken at {} MiB/s at most, so points may come late",
+                rate >> 20
+            ),
+            None => String::new(),
+        };
+        let reason = format!("space is nearly used up: {free} MiB are free{slowed}");
         findings.push(Finding { level: Level::Warning, reason, advice });
     }
     findings
@@ -125,6 +133,9 @@ pub(super) async fn machine_status(
         pending_points: state.points.pending_count(id),
         arriving_points: state.points.arriving(id).len(),
         stored_bytes: sum(|disk| disk.stored_bytes),
+        live_bytes: sum(|disk| disk.live_bytes),
+        history_bytes: sum(|disk| disk.history_bytes),
+        reclaimable_bytes: sum(|disk| disk.reclaimable_bytes),
         pending_bytes: sum(|disk| disk.pending_bytes),
         link: state.links.figures(id).as_ref().map(views::link),
         disks,

@@ -22,6 +22,7 @@ use crate::{
     registry::{
         DiskState, MachineStatus,
         health::{DiskFacts, Finding, Level, disk_findings, worst},
+        retention_rule,
     },
 };
 
@@ -34,6 +35,8 @@ pub(super) fn policy(policy: &PolicyRecord) -> PolicyShape {
     PolicyShape {
         interval_ms: policy.interval_ms,
         retention_seconds: policy.retention_seconds,
+        retention_tiers: policy.retention_tiers.clone(),
+        retention: retention_rule(policy).map(|rule| rule.to_string()).unwrap_or_default(),
         hold_ms_max: policy.hold_ms_max,
         send_bytes_per_second_max: policy.send_bytes_per_second_max,
         scan_bytes_per_second_max: policy.scan_bytes_per_second_max,
@@ -191,6 +194,14 @@ pub(super) fn disk_status(
                 .to_owned(),
         }
     }));
+    findings.extend(figures.reclaim_trouble.map(|text| {
+        Finding {
+            level: Level::Warning,
+            reason: format!("space that retention gave up is not given back: {text}"),
+            advice: "it is tried again by itself; if it lasts, look at the coordinator's log and at its disk"
+                .to_owned(),
+        }
+    }));
     findings.extend(damage_finding(state, disk.record.id, points));
     let report = report.map(|(report, _)| report);
     DiskStatusShape {
@@ -207,6 +218,9 @@ pub(super) fn disk_status(
         written_bytes_per_second: disk.written_bytes_per_second,
         scanned_percent: report.map_or(0, |report| percent(report.scanned_to.0, disk.record.size_bytes)),
         stored_bytes: figures.stored_bytes,
+        live_bytes: figures.space.live_bytes,
+        history_bytes: figures.space.history_bytes,
+        reclaimable_bytes: figures.space.reclaimable_bytes,
         pending_bytes: figures.pending_bytes,
     }
 }

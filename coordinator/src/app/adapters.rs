@@ -14,7 +14,7 @@ use holdfast_common::{
 };
 use tokio::sync::watch;
 
-use super::logs::Logs;
+use super::{logs::Logs, reclaim::SpaceFigures};
 use crate::{
     api::port::{DiskFigures, Space, StoreFigures},
     compute::port::BoxFuture,
@@ -143,6 +143,8 @@ pub(super) struct Figures {
     pub(super) logs: Arc<Logs>,
     /// What recovery found at start.
     pub(super) trouble: Vec<Trouble>,
+    /// What the logs hold.
+    pub(super) space: Arc<SpaceFigures>,
 }
 
 /// Something that recovery found.
@@ -179,12 +181,15 @@ impl StoreFigures for Figures {
     fn disk(&self, disk: DiskId) -> DiskFigures {
         let Some(log) = self.logs.store.disk(disk) else { return DiskFigures::default() };
         let usage = log.usage();
+        let (space, reclaim_trouble) = self.space.of(disk);
         let progress = self.logs.index(disk).map(|index| index.progress()).unwrap_or_default();
         DiskFigures {
             stored_bytes: usage.journal_bytes.saturating_add(usage.index_bytes),
             pending_bytes: progress.pending_bytes,
             durable: log.tail().sequence.0,
             indexed: progress.processed.0,
+            space,
+            reclaim_trouble,
             trouble: log.trouble().map(|text| format!("its log cannot be written: {text}")).or_else(|| {
                 self.logs.trouble(disk).map(|text| format!("its points cannot be recorded: {text}"))
             }),

@@ -6,7 +6,10 @@ use std::{sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::{points::catalog::PointCatalog, registry::Registry};
+use crate::{
+    points::{catalog::PointCatalog, damage::DamageLedger},
+    registry::{Registry, retention_rule},
+};
 
 /// Time between two rounds.
 const STEP: Duration = Duration::from_millis(500);
@@ -14,7 +17,12 @@ const STEP: Duration = Duration::from_millis(500);
 const RETENTION_ROUNDS: u32 = 20;
 
 /// Keeps house until told to end.
-pub(super) async fn run(registry: Arc<Registry>, points: Arc<PointCatalog>, closing: CancellationToken) {
+pub(super) async fn run(
+    registry: Arc<Registry>,
+    points: Arc<PointCatalog>,
+    damage: Arc<DamageLedger>,
+    closing: CancellationToken,
+) {
     let mut round = 0_u32;
     loop {
         tokio::select! {
@@ -29,20 +37,26 @@ pub(super) async fn run(registry: Arc<Registry>, points: Arc<PointCatalog>, clos
         }
         round = round.wrapping_add(1);
         if round.is_multiple_of(RETENTION_ROUNDS) {
-            prune(&registry, &points).await;
+            prune(&registry, &points, &damage).await;
         }
     }
 }
 
-async fn prune(registry: &Registry, points: &PointCatalog) {
+async fn prune(registry: &Registry, points: &PointCatalog, damage: &DamageLedger) {
     for machine in registry.machines() {
         let id = machine.record.id;
-        let retention = Duration::from_secs(machine.policy.retention_seconds);
-        match points.prune(id, retention).await {
-            Ok(plan) if plan.remove.is_empty() => {}
-            Ok(plan) => {
-                tracing::info!(machine = %id, points = plan.remove.len(), "retention has ended points")
+        let rule = match retention_rule(&machine.policy) {
+            Ok(rule) => rule,
+            Err(error) => {
+                tracing::error!(machine = %id, %error, "a policy's retention is wrong; nothing is removed");
+                continue;
             }
+        };
+        match points.prune(id, &rule, &|disk, cut| damage.hits(disk, cut)).await {
+            Ok(plan) => match plan.removed().len() {
+                0 => {}
+                points => tracing::info!(machine = %id, points, "retention has ended points"),
+            },
             Err(error) => tracing::error!(machine = %id, %error, "retention failed; it is tried again"),
         }
     }

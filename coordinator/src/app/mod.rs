@@ -13,6 +13,7 @@ mod jobs;
 mod logs;
 mod points;
 mod rebuild;
+mod reclaim;
 
 use std::{future::Future, path::Path, sync::Arc, time::Duration};
 
@@ -29,6 +30,7 @@ use adapters::{Comparer, Figures, IngestStore, RegistryLogs, Trouble};
 use damage::{FailedReads, Repair};
 use data::DataFolder;
 use logs::Logs;
+use reclaim::{Reclaimer, SpaceFigures};
 
 use crate::{
     api::{self, ApiState, Peer},
@@ -76,6 +78,7 @@ struct Running {
     jobs: Arc<Jobs>,
     ingest: Ingest,
     state: ApiState,
+    space: Arc<SpaceFigures>,
 }
 
 /// Runs the coordinator until `stop` resolves.
@@ -94,6 +97,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     let keeping = tokio::spawn(housekeeping::run(
         Arc::clone(&running.state.registry),
         Arc::clone(&running.state.points),
+        Arc::clone(&running.state.damage),
         closing.clone(),
     ));
     let repair = Repair {
@@ -104,6 +108,15 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
         clock: Arc::clone(&running.state.clock),
     };
     let repairing = tokio::spawn(repair.run(closing.clone()));
+    let reclaimer = Reclaimer {
+        logs: Arc::clone(&running.logs),
+        points: Arc::clone(&running.state.points),
+        clock: Arc::clone(&running.state.clock),
+        bytes_per_second: settings.reclaim_bytes_per_second,
+        segment_bytes: settings.segment_bytes,
+        figures: Arc::clone(&running.space),
+    };
+    let reclaiming = tokio::spawn(reclaimer.run(closing.clone()));
     let service = api::router(running.state.clone()).into_make_service_with_connect_info::<Peer>();
     let drained = closing.clone();
     let server = tokio::spawn(async move {
@@ -118,6 +131,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     let _drained = tokio::time::timeout(DRAIN, server).await;
     keeping.await?;
     repairing.await?;
+    reclaiming.await?;
     finish(running).await;
     Ok(())
 }
@@ -185,6 +199,7 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<Running> {
         entropy,
         &Handle::current(),
     )?;
+    let space = Arc::new(SpaceFigures::default());
     let state = ApiState {
         jobs: Arc::new(jobs::Control {
             jobs: Arc::clone(&jobs),
@@ -192,7 +207,7 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<Running> {
             failed_reads,
         }),
         damage,
-        store: Arc::new(Figures { logs: Arc::clone(&logs), trouble }),
+        store: Arc::new(Figures { logs: Arc::clone(&logs), trouble, space: Arc::clone(&space) }),
         listen: ingest.local_address()?.to_string(),
         registry,
         points,
@@ -202,7 +217,7 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<Running> {
         clock,
         started_at,
     };
-    Ok(Running { catalog, logs, jobs, ingest, state })
+    Ok(Running { catalog, logs, jobs, ingest, state, space })
 }
 
 /// Ends everything in order: agents first, so that what they sent is durable; then what looks at it.

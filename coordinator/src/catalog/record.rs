@@ -9,6 +9,7 @@ use holdfast_common::{
     ids::{DiskId, Generation, JobId, MachineId, PointId, Sequence},
     wire::DiskIdentity,
 };
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 macro_rules! text_enum {
@@ -151,14 +152,26 @@ pub struct PolicyRecord {
     pub machine: MachineId,
     /// Time between cuts.
     pub interval_ms: u64,
-    /// How long points are kept.
+    /// How long every point is kept.
     pub retention_seconds: u64,
+    /// What is kept of older ones, by ascending age.
+    pub retention_tiers: Vec<RetentionTier>,
     /// Longest time that writes may be held.
     pub hold_ms_max: u64,
     /// Bound of what is sent; zero means none.
     pub send_bytes_per_second_max: u64,
     /// Bound of what a scan reads; zero means none.
     pub scan_bytes_per_second_max: u64,
+}
+
+/// What is kept of points that are no longer all kept: one of each stretch. Persisted as JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetentionTier {
+    /// Length of a stretch.
+    pub every_seconds: u64,
+    /// Age at which the tier ends; it begins where the one before ends.
+    pub until_seconds: u64,
 }
 
 /// A recovery point.

@@ -12,8 +12,8 @@ use super::{
     Catalog, CatalogError, Change, SqliteCatalog, VOIDED_CUTS_KEPT,
     record::{
         AuditRecord, CertificateRecord, DiskRecord, GenerationRecord, JobEventRow, LeaseRecord,
-        MachineRecord, MachineState, PointDiskRecord, PointRecord, PointState, PolicyRecord, TokenRecord,
-        VoidedCutRecord,
+        MachineRecord, MachineState, PointDiskRecord, PointRecord, PointState, PolicyRecord, RetentionTier,
+        TokenRecord, VoidedCutRecord,
     },
 };
 
@@ -94,6 +94,7 @@ async fn everything_is_read_back_as_written_also_by_the_next_process() {
         machine: MACHINE,
         interval_ms: 10_000,
         retention_seconds: 86_400,
+        retention_tiers: vec![RetentionTier { every_seconds: 3_600, until_seconds: 2_592_000 }],
         hold_ms_max: 2_000,
         send_bytes_per_second_max: 0,
         scan_bytes_per_second_max: 1,

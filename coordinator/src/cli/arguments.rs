@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use holdfast_coordinator::points::retention::RetentionRule;
+
 use crate::duration::parse_duration;
 
 const EXIT_CODES: &str = "\
@@ -68,6 +70,8 @@ Examples:
   holdfast protect web-1 --disk /dev/vda --disk /dev/vdb
   holdfast protect web-1 --disk /dev/vda --interval 5s --retention 72h
   holdfast protect web-1 --interval 1s          changes the interval only
+  holdfast protect web-1 --retention 24h,1h:30d,1d:365d
+      keeps every point for 24 hours, then one an hour until they are 30 days old, then one a day for a year
 
 The first copy begins at once; points are made once it is complete.")]
     Protect(ProtectOptions),
@@ -101,6 +105,11 @@ Examples:
     Point {
         #[command(subcommand)]
         command: PointCommand,
+    },
+    /// Which points are kept, and why
+    Retention {
+        #[command(subcommand)]
+        command: RetentionCommand,
     },
     /// Make a machine's recovery point usable
     #[command(after_help = "\
@@ -210,6 +219,26 @@ pub(crate) enum PointCommand {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum RetentionCommand {
+    /// Show what retention would keep and remove now, and why; changes nothing
+    #[command(after_help = "\
+Examples:
+  holdfast retention plan web-1
+  holdfast retention plan web-1 --retention 24h,1h:30d,1d:365d
+      what that rule would do; `holdfast protect web-1 --retention RULE` then sets it
+
+A machine's own rule is applied every few seconds by itself. Points that a job needs, the newest
+point and the newest processed one are never removed.")]
+    Plan {
+        /// Name or id
+        machine: String,
+        /// Try another rule than the machine's own
+        #[arg(long, value_name = "RULE")]
+        retention: Option<RetentionRule>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum JobCommand {
     /// Show a job: steps, times, progress, messages
     Show {
@@ -241,9 +270,10 @@ pub(crate) struct ProtectOptions {
     /// Time between recovery points (1s to 24h; 10s if never set)
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(crate) interval: Option<Duration>,
-    /// How long points are kept (24h if never set)
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub(crate) retention: Option<Duration>,
+    /// How long points are kept (24h if never set): TIME for all, then SPACING:AGE for older ones, such as
+    /// 24h,1h:30d,1d:365d; each spacing is a multiple of the one before
+    #[arg(long, value_name = "RULE")]
+    pub(crate) retention: Option<RetentionRule>,
     /// Longest time that writes may be held for a point (2s if never set)
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(crate) hold: Option<Duration>,

@@ -7,9 +7,10 @@ use std::{io::IsTerminal as _, time::Duration};
 use holdfast_coordinator::{
     api::shapes::{
         AuditShape, MachineDetailShape, MachineShape, PointRequest, PointRequestShape, PointsShape,
-        ProtectRequest, ProtectShape, StatusShape, TokenRequest, TokenShape, UnprotectRequest,
-        UnprotectShape,
+        ProtectRequest, ProtectShape, RetentionPlanShape, StatusShape, TokenRequest, TokenShape,
+        UnprotectRequest, UnprotectShape,
     },
+    points::retention::RetentionRule,
     quickstart::{self, QuickstartOptions},
 };
 
@@ -18,7 +19,7 @@ use crate::{
     client::{Client, escape},
     duration,
     output::{Failure, Output},
-    tables,
+    retention_tables, tables,
 };
 
 /// Time between two pictures of `status --watch`.
@@ -84,7 +85,8 @@ pub(crate) async fn protect(client: &Client, output: Output, options: ProtectOpt
     let request = ProtectRequest {
         disks: options.disk,
         interval_ms: millis(options.interval),
-        retention_seconds: options.retention.map(|time| time.as_secs()),
+        retention_seconds: options.retention.as_ref().map(|rule| rule.dense().as_secs()),
+        retention_tiers: options.retention.map(|rule| rule.tiers().to_vec()),
         hold_ms_max: millis(options.hold),
         send_bytes_per_second_max: mebibytes(options.send_rate),
         scan_bytes_per_second_max: mebibytes(options.scan_rate),
@@ -102,9 +104,9 @@ pub(crate) async fn protect(client: &Client, output: Output, options: ProtectOpt
             text.push_str(&format!("Protected: {} ({})\n", disk.path, tables::bytes(disk.size_bytes)));
         }
         let interval = duration::show(Duration::from_millis(protected.policy.interval_ms));
-        let retention = duration::show(Duration::from_secs(protected.policy.retention_seconds));
         text + &format!(
-            "A point every {interval}, kept for {retention}. `holdfast status` shows how it goes."
+            "A point every {interval}, {}. `holdfast status` shows how it goes.",
+            tables::kept(&protected.policy)
         )
     })
 }
@@ -159,6 +161,18 @@ pub(crate) async fn points(
     let limit = limit.map(|limit| format!("?limit={limit}")).unwrap_or_default();
     let points: PointsShape = client.get(&format!("/v1/machines/{}/points{limit}", escape(machine))).await?;
     output.answer(&points, tables::points)
+}
+
+pub(crate) async fn plan_retention(
+    client: &Client,
+    output: Output,
+    machine: &str,
+    rule: Option<RetentionRule>,
+) -> Result<(), Failure> {
+    let rule = rule.map(|rule| format!("?retention={}", escape(&rule.to_string()))).unwrap_or_default();
+    let path = format!("/v1/machines/{}/retention{rule}", escape(machine));
+    let plan: RetentionPlanShape = client.get(&path).await?;
+    output.answer(&plan, retention_tables::plan)
 }
 
 pub(crate) async fn create_point(

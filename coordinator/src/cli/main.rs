@@ -11,6 +11,7 @@ mod duration;
 mod failover;
 mod manual;
 mod output;
+mod retention_tables;
 mod settings;
 mod tables;
 
@@ -18,7 +19,9 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use arguments::{Arguments, Command, JobCommand, MachineCommand, PointCommand, TokenCommand};
+use arguments::{
+    Arguments, Command, JobCommand, MachineCommand, PointCommand, RetentionCommand, TokenCommand,
+};
 use client::Client;
 use output::{Failure, Output};
 
@@ -65,6 +68,9 @@ async fn dispatch(command: Command, client: Client, output: Output) -> Result<()
         Command::Point { command: PointCommand::Create { machine, wait, time_limit } } => {
             let wait = wait.then_some(time_limit);
             commands::create_point(&client, output, &machine, wait).await
+        }
+        Command::Retention { command: RetentionCommand::Plan { machine, retention } } => {
+            commands::plan_retention(&client, output, &machine, retention).await
         }
         Command::Failover(options) => failover::failover(&client, output, options).await,
         Command::Jobs => failover::jobs(&client, output).await,

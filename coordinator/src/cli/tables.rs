@@ -8,7 +8,7 @@ use comfy_table::{Table, presets::NOTHING};
 use holdfast_coordinator::{
     api::shapes::{
         AuditShape, DiskStatusShape, MachineDetailShape, MachineShape, MachineStatusShape, PointsShape,
-        StatusShape,
+        PolicyShape, StatusShape,
     },
     registry::health::{Finding, Level},
 };
@@ -46,7 +46,7 @@ fn with_age(text: &str) -> String {
     format!("{} ({} ago)", local(text), duration::show(age))
 }
 
-fn table(header: &[&str]) -> Table {
+pub(crate) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING).set_header(header.iter().copied());
     table
@@ -119,15 +119,45 @@ pub(crate) fn machine(detail: &MachineDetailShape) -> String {
     let memory = detail.inventory["memory_bytes"].as_u64().map_or_else(|| "-".to_owned(), bytes);
     let _infallible = writeln!(text, "  memory      {memory}");
     let interval = duration::show(Duration::from_millis(detail.policy.interval_ms));
-    let retention = duration::show(Duration::from_secs(detail.policy.retention_seconds));
-    let _infallible = writeln!(text, "  policy      a point every {interval}, kept for {retention}\n");
+    let kept = kept(&detail.policy);
+    let _infallible = writeln!(text, "  policy      a point every {interval}, {kept}\n");
     text.push_str(&inventory_disks(detail));
     text.push_str("\n\n");
+    text.push_str(&stored(&detail.disks));
     findings(&mut text, &machine.name, &detail.findings);
     for disk in &detail.disks {
         findings(&mut text, &disk.path, &disk.findings);
     }
     text
+}
+
+/// How long a policy keeps points.
+pub(crate) fn kept(policy: &PolicyShape) -> String {
+    let time = |seconds| duration::show(Duration::from_secs(seconds));
+    let mut text = format!("kept for {}", time(policy.retention_seconds));
+    for tier in &policy.retention_tiers {
+        let (every, until) = (time(tier.every_seconds), time(tier.until_seconds));
+        let _infallible = write!(text, ", then one every {every} until they are {until} old");
+    }
+    text
+}
+
+/// What the protected disks take in the store, and what for.
+fn stored(disks: &[DiskStatusShape]) -> String {
+    if disks.is_empty() {
+        return String::new();
+    }
+    let mut rows = table(&["STORED", "IN ALL", "NEWEST STATE", "HISTORY", "RECLAIMABLE"]);
+    for disk in disks {
+        rows.add_row([
+            disk.path.clone(),
+            bytes(disk.stored_bytes),
+            bytes(disk.live_bytes),
+            bytes(disk.history_bytes),
+            bytes(disk.reclaimable_bytes),
+        ]);
+    }
+    format!("{rows}\n\n")
 }
 
 /// All disks of a machine: those that could be protected, too.

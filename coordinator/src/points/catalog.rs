@@ -4,12 +4,11 @@
 //! Invariant: a point is in the catalog before anybody is told of it; in it only when all its disks' cuts are durable;
 //! `processed` only when the index has all its frames. `durable_at` grows from point to point of a machine, also when
 //! the wall clock steps, so it orders them as the logs do.
-//! Limit: one small entry in memory per point kept, for recognizing replayed cuts.
+//! Limit: one small entry in memory per point kept (see [`super::known`]).
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use holdfast_common::{
@@ -21,11 +20,15 @@ use tokio::sync::watch;
 
 use super::{
     assembler::{Arriving, Assembler, CutSeen, MemberSeen, Outcome},
-    retention::{self, RetentionPlan},
+    known::{Known, KnownPoint},
+    retention::{self, RetentionPlan, RetentionRule, Subject, Verdict},
 };
-use crate::catalog::{
-    Catalog, CatalogError, Change, ROWS_MAX,
-    record::{LeaseRecord, PointDiskRecord, PointRecord, PointState, VoidedCutRecord},
+use crate::{
+    catalog::{
+        Catalog, CatalogError, Change, ROWS_MAX,
+        record::{LeaseRecord, PointDiskRecord, PointRecord, PointState, VoidedCutRecord},
+    },
+    store::NeededCuts,
 };
 
 /// How the time at which a point became durable is known.
@@ -39,6 +42,9 @@ pub enum Arrival {
     /// It was found in the store: the cut's own time is the best that is known.
     Found,
 }
+
+/// Points removed in one transaction.
+const REMOVED_AT_ONCE: usize = 1000;
 
 /// The points of all machines.
 #[derive(Debug)]
@@ -54,7 +60,7 @@ pub struct PointCatalog {
 #[derive(Debug, Default)]
 struct State {
     assembler: Assembler,
-    known: HashSet<PointId>,
+    known: Known,
     /// Points that wait for the index.
     pending: BTreeMap<PointId, PointRecord>,
     newest: HashMap<MachineId, PointRecord>,
@@ -85,8 +91,11 @@ impl PointCatalog {
     /// The catalog fails. The cut is not lost: it comes again from the log.
     pub async fn observe(&self, cut: CutSeen, arrival: Arrival) -> Result<Option<PointRecord>, CatalogError> {
         let _one_at_a_time = self.changing.lock().await;
-        if self.state().known.contains(&cut.record.point) {
-            return Ok(None);
+        {
+            let known = &self.state().known;
+            if known.contains(cut.record.point) || known.is_past(cut.disk, cut.sequence) {
+                return Ok(None);
+            }
         }
         let outcomes = self.state().assembler.observe(cut);
         let mut made = None;
@@ -151,13 +160,25 @@ impl PointCatalog {
             let mut state = self.state();
             for point in points {
                 state.pending.remove(point);
+                state.known.set_state(*point, PointState::Void);
             }
             let newest = state.newest.iter().filter(|(_, newest)| points.contains(&newest.id));
             newest.map(|(machine, _)| *machine).collect()
         };
         for machine in machines {
-            let all = self.catalog.points(machine, ROWS_MAX).await?;
-            let newest = all.into_iter().find(|point| point.state != PointState::Void);
+            let newest = {
+                let state = self.state();
+                state
+                    .known
+                    .of(machine)
+                    .rev()
+                    .find(|point| point.state != PointState::Void)
+                    .map(|point| point.id)
+            };
+            let newest = match newest {
+                Some(newest) => self.catalog.point(newest).await?,
+                None => None,
+            };
             let mut state = self.state();
             match newest {
                 Some(newest) => state.newest.insert(machine, newest),
@@ -181,14 +202,9 @@ impl PointCatalog {
     /// The catalog fails.
     pub async fn void_beyond(&self, disk: DiskId, durable: Sequence) -> Result<Vec<PointId>, CatalogError> {
         let _one_at_a_time = self.changing.lock().await;
-        let mut voided = Vec::new();
-        for machine in self.catalog.machines().await? {
-            for point in self.catalog.points(machine.id, ROWS_MAX).await? {
-                let lost = point.disks.iter().any(|member| member.disk == disk && member.sequence > durable);
-                if lost && point.state != PointState::Void {
-                    voided.push(point.id);
-                }
-            }
+        let voided = self.state().known.beyond(disk, durable);
+        if voided.is_empty() {
+            return Ok(voided);
         }
         let reason = format!("the log of disk {disk} ends before it");
         let changes = voided
@@ -255,29 +271,64 @@ impl PointCatalog {
         self.catalog.apply(vec![Change::EndLeases(holder)]).await
     }
 
-    /// Ends the points of a machine that are older than `retention`, and says what it did.
+    /// What retention would do with the points of a machine now, oldest first. `damaged` tells whether the state of a disk at
+    /// a cut needs a damaged frame.
+    ///
+    /// # Errors
+    /// The catalog cannot be read.
+    pub async fn plan(
+        &self,
+        machine: MachineId,
+        rule: &RetentionRule,
+        damaged: &(dyn Fn(DiskId, Sequence) -> bool + Sync),
+    ) -> Result<Vec<(KnownPoint, Verdict)>, CatalogError> {
+        let leased = self.leased().await?;
+        let known: Vec<KnownPoint> = self.state().known.of(machine).cloned().collect();
+        let subjects: Vec<Subject> = known.iter().map(|point| point.subject(damaged)).collect();
+        let plan = retention::plan(&subjects, &leased, rule, self.clock.wall());
+        // Both are in the order of durability.
+        Ok(known.into_iter().zip(plan.verdicts.into_iter().map(|(_, verdict)| verdict)).collect())
+    }
+
+    /// Ends the points of a machine whose time is over, and says what it did.
     ///
     /// # Errors
     /// The catalog fails.
     pub async fn prune(
         &self,
         machine: MachineId,
-        retention: Duration,
+        rule: &RetentionRule,
+        damaged: &(dyn Fn(DiskId, Sequence) -> bool + Sync),
     ) -> Result<RetentionPlan, CatalogError> {
         let _one_at_a_time = self.changing.lock().await;
-        let points = self.catalog.points(machine, ROWS_MAX).await?;
-        let leased: HashSet<PointId> = self.catalog.leases().await?.iter().map(|lease| lease.point).collect();
-        let plan = retention::plan(&points, &leased, retention, self.clock.wall());
-        if !plan.remove.is_empty() {
-            self.catalog.apply(vec![Change::RemovePoints(plan.remove.clone())]).await?;
+        let leased = self.leased().await?;
+        let subjects: Vec<Subject> =
+            self.state().known.of(machine).map(|point| point.subject(damaged)).collect();
+        let plan = retention::plan(&subjects, &leased, rule, self.clock.wall());
+        let removed = plan.removed();
+        for some in removed.chunks(REMOVED_AT_ONCE) {
+            self.catalog.apply(vec![Change::RemovePoints(some.to_vec())]).await?;
             let mut state = self.state();
-            for point in &plan.remove {
+            for point in some {
                 state.pending.remove(point);
-                // Cuts are replayed at start only, and then the removed ones come once more and go once more.
-                state.known.remove(point);
+                state.known.remove(*point);
             }
         }
         Ok(plan)
+    }
+
+    /// The cuts of a disk that points stand on: what its log must keep.
+    ///
+    /// # Errors
+    /// The catalog cannot be read.
+    pub async fn needed(&self, disk: DiskId) -> Result<NeededCuts, CatalogError> {
+        let _one_at_a_time = self.changing.lock().await;
+        let leased = self.leased().await?;
+        Ok(self.state().known.needed(disk, &leased))
+    }
+
+    async fn leased(&self) -> Result<HashSet<PointId>, CatalogError> {
+        Ok(self.catalog.leases().await?.iter().map(|lease| lease.point).collect())
     }
 
     /// Marks a point as processed if the index has all of it.
@@ -289,6 +340,7 @@ impl PointCatalog {
         let point = PointRecord { state: PointState::Processed, ..point };
         let mut state = self.state();
         state.pending.remove(&point.id);
+        state.known.set_state(point.id, PointState::Processed);
         if let Some(newest) = state.newest.get_mut(&point.machine).filter(|newest| newest.id == point.id) {
             newest.state = PointState::Processed;
         }
@@ -346,7 +398,7 @@ impl PointCatalog {
 
 impl State {
     fn take_in(&mut self, point: PointRecord) {
-        self.known.insert(point.id);
+        self.known.insert(&point);
         if point.state == PointState::Pending {
             self.pending.insert(point.id, point.clone());
         }

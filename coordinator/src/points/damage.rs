@@ -203,6 +203,12 @@ impl DamageLedger {
         }
     }
 
+    /// Whether the state of a disk at a cut needs a damaged frame.
+    #[must_use]
+    pub fn hits(&self, disk: DiskId, cut: Sequence) -> bool {
+        self.disks().get(&disk).is_some_and(|damage| damage.frames.iter().any(|frame| frame.hits(cut)))
+    }
+
     /// What is damaged of a point: by disk.
     #[must_use]
     pub fn point(&self, point: &PointRecord) -> Vec<(DiskId, DiskDamage)> {

@@ -3,6 +3,7 @@
 pub mod assembler;
 pub mod catalog;
 pub mod damage;
+pub mod known;
 pub mod retention;
 pub mod selection;
 pub mod view;

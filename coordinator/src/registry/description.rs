@@ -12,7 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalog::{
     Change,
-    record::{CertificateRecord, DiskRecord, GenerationRecord, MachineRecord, MachineState, PolicyRecord},
+    record::{
+        CertificateRecord, DiskRecord, GenerationRecord, MachineRecord, MachineState, PolicyRecord,
+        RetentionTier,
+    },
 };
 
 /// Version that this program writes.
@@ -30,6 +33,8 @@ pub struct Description {
     agent_version: String,
     interval_ms: u64,
     retention_seconds: u64,
+    #[serde(default)]
+    retention_tiers: Vec<RetentionTier>,
     hold_ms_max: u64,
     send_bytes_per_second_max: u64,
     scan_bytes_per_second_max: u64,
@@ -75,6 +80,7 @@ impl Description {
             agent_version: machine.agent_version.clone(),
             interval_ms: policy.interval_ms,
             retention_seconds: policy.retention_seconds,
+            retention_tiers: policy.retention_tiers.clone(),
             hold_ms_max: policy.hold_ms_max,
             send_bytes_per_second_max: policy.send_bytes_per_second_max,
             scan_bytes_per_second_max: policy.scan_bytes_per_second_max,
@@ -121,6 +127,7 @@ impl Description {
             machine: self.machine,
             interval_ms: self.interval_ms,
             retention_seconds: self.retention_seconds,
+            retention_tiers: self.retention_tiers.clone(),
             hold_ms_max: self.hold_ms_max,
             send_bytes_per_second_max: self.send_bytes_per_second_max,
             scan_bytes_per_second_max: self.scan_bytes_per_second_max,

@@ -35,6 +35,7 @@ use crate::{
 
 use description::Description;
 pub use operator::{NewToken, Protect, Protected};
+pub use rules::retention_rule;
 use state::State;
 pub use state::{DiskState, MachineStatus};
 

@@ -22,7 +22,9 @@ use super::{
 };
 use crate::catalog::{
     Change,
-    record::{DiskRecord, GenerationRecord, MachineRecord, MachineState, PolicyRecord, TokenRecord},
+    record::{
+        DiskRecord, GenerationRecord, MachineRecord, MachineState, PolicyRecord, RetentionTier, TokenRecord,
+    },
 };
 
 /// Longest life of a token.
@@ -50,8 +52,10 @@ pub struct Protect {
     pub paths: Vec<String>,
     /// New time between cuts.
     pub interval_ms: Option<u64>,
-    /// New time that points are kept.
+    /// New time that every point is kept.
     pub retention_seconds: Option<u64>,
+    /// What is kept of older ones from now on.
+    pub retention_tiers: Option<Vec<RetentionTier>>,
     /// New longest hold.
     pub hold_ms_max: Option<u64>,
     /// New bound of sending; zero means none.
@@ -387,6 +391,7 @@ fn changed_policy(policy: &PolicyRecord, wanted: &Protect) -> PolicyRecord {
         machine: policy.machine,
         interval_ms: wanted.interval_ms.unwrap_or(policy.interval_ms),
         retention_seconds: wanted.retention_seconds.unwrap_or(policy.retention_seconds),
+        retention_tiers: wanted.retention_tiers.clone().unwrap_or_else(|| policy.retention_tiers.clone()),
         hold_ms_max: wanted.hold_ms_max.unwrap_or(policy.hold_ms_max),
         send_bytes_per_second_max: wanted
             .send_bytes_per_second_max

@@ -10,14 +10,13 @@ use holdfast_common::{
 };
 
 use super::RegistryError;
-use crate::catalog::record::PolicyRecord;
+use crate::{
+    catalog::record::PolicyRecord,
+    points::retention::{RetentionRule, RuleError},
+};
 
 /// How long points are kept if the operator does not say.
 pub const RETENTION_DEFAULT: Duration = Duration::from_hours(24);
-/// Shortest time that points are kept.
-pub const RETENTION_MIN: Duration = Duration::from_mins(1);
-/// Longest time that points are kept (ten years).
-pub const RETENTION_MAX: Duration = Duration::from_hours(24 * 3660);
 /// Longest interval of cuts (a day).
 pub const CUT_INTERVAL_MS_MAX: u64 = 24 * 3600 * 1000;
 
@@ -28,10 +27,19 @@ pub fn default_policy(machine: MachineId) -> PolicyRecord {
         machine,
         interval_ms: CUT_INTERVAL_MS_DEFAULT,
         retention_seconds: RETENTION_DEFAULT.as_secs(),
+        retention_tiers: Vec::new(),
         hold_ms_max: HOLD_MS_MAX_DEFAULT,
         send_bytes_per_second_max: 0,
         scan_bytes_per_second_max: 0,
     }
+}
+
+/// How long a policy keeps points.
+///
+/// # Errors
+/// The rule contradicts itself; a policy that passed [`check_policy`] does not.
+pub fn retention_rule(policy: &PolicyRecord) -> Result<RetentionRule, RuleError> {
+    RetentionRule::new(policy.retention_seconds, policy.retention_tiers.clone())
 }
 
 /// Checks a policy's bounds.
@@ -45,13 +53,7 @@ pub fn check_policy(policy: &PolicyRecord) -> Result<(), RegistryError> {
             policy.interval_ms
         )));
     }
-    let retention = Duration::from_secs(policy.retention_seconds);
-    if !(RETENTION_MIN..=RETENTION_MAX).contains(&retention) {
-        return Err(RegistryError::Setting(format!(
-            "a retention of {} s is out of range; use 1m to 3660d",
-            policy.retention_seconds
-        )));
-    }
+    retention_rule(policy).map_err(|error| RegistryError::Setting(error.to_string()))?;
     if !(10..=60_000).contains(&policy.hold_ms_max) {
         return Err(RegistryError::Setting(format!(
             "a longest hold of {} ms is out of range; use 10ms to 60s",

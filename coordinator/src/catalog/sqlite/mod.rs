@@ -87,7 +87,8 @@ async fn in_transaction(connection: &mut SqliteConnection, changes: &[Change]) -
 /// All migrations, embedded. Files are only ever added.
 fn migrations() -> Migrator {
     let first = include_str!("../../../migrations/0001_first.sql");
-    let all = [(1, "first", first)].map(|(version, name, sql)| {
+    let tiers = include_str!("../../../migrations/0002_retention_tiers.sql");
+    let all = [(1, "first", first), (2, "retention tiers", tiers)].map(|(version, name, sql)| {
         Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, sql.into_sql_str(), false)
     });
     Migrator::with_migrations(all.to_vec())

@@ -22,7 +22,7 @@ use super::{
         },
     },
     row::{
-        array, bytes, number, optional_id, optional_number, optional_text, optional_time, parsed, text,
+        array, bytes, json, number, optional_id, optional_number, optional_text, optional_time, parsed, text,
         texts, time,
     },
 };
@@ -133,6 +133,7 @@ pub(super) async fn policies(pool: &SqlitePool) -> Result<Vec<PolicyRecord>, Cat
             machine: MachineId::from_bytes(array(row, "machine")?),
             interval_ms: number(row, "interval_ms")?,
             retention_seconds: number(row, "retention_seconds")?,
+            retention_tiers: json(row, "retention_tiers")?,
             hold_ms_max: number(row, "hold_ms_max")?,
             send_bytes_per_second_max: number(row, "send_bytes_per_second_max")?,
             scan_bytes_per_second_max: number(row, "scan_bytes_per_second_max")?,

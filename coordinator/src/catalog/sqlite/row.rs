@@ -82,6 +82,14 @@ pub(super) fn parsed<T>(
 
 /// A list of texts kept as JSON.
 pub(super) fn texts(row: &SqliteRow, column: &'static str) -> Result<Vec<String>, CatalogError> {
+    json(row, column)
+}
+
+/// Anything kept as JSON.
+pub(super) fn json<T: serde::de::DeserializeOwned>(
+    row: &SqliteRow,
+    column: &'static str,
+) -> Result<T, CatalogError> {
     let value = text(row, column)?;
     serde_json::from_str(&value).map_err(|error| unreadable(column, error))
 }

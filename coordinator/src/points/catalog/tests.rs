@@ -15,7 +15,7 @@ use crate::{
         Catalog as _, Change, SqliteCatalog,
         record::{DiskRecord, MachineRecord, MachineState, PointState},
     },
-    points::assembler::CutSeen,
+    points::{assembler::CutSeen, retention::Verdict},
 };
 
 const MACHINE: MachineId = MachineId::from_bytes([1; 16]);
@@ -140,11 +140,11 @@ async fn cuts_replayed_after_a_restart_make_no_second_point() {
 #[tokio::test]
 async fn points_keep_their_order_when_the_clock_steps_back() {
     let fixture = Fixture::new().await;
-    fixture.arrive(9).await;
-    fixture.clock.step_wall(Timestamp(5_000_000));
     fixture.arrive(8).await;
-    assert_eq!(fixture.states().await, [(8, PointState::Pending), (9, PointState::Pending)]);
-    assert_eq!(fixture.points.newest(MACHINE).unwrap().id, PointId::from_bytes([8; 16]));
+    fixture.clock.step_wall(Timestamp(5_000_000));
+    fixture.arrive(9).await;
+    assert_eq!(fixture.states().await, [(9, PointState::Pending), (8, PointState::Pending)]);
+    assert_eq!(fixture.points.newest(MACHINE).unwrap().id, PointId::from_bytes([9; 16]));
 }
 
 #[tokio::test]
@@ -159,12 +159,23 @@ async fn old_points_go_but_not_the_newest_nor_leased_ones() {
     assert!(fixture.points.lease(PointId::from_bytes([2; 16]), "job 1".to_owned()).await.unwrap());
     assert!(!fixture.points.lease(PointId::from_bytes([9; 16]), "job 1".to_owned()).await.unwrap());
     fixture.clock.advance(Duration::from_secs(3_600));
-    let plan = fixture.points.prune(MACHINE, Duration::from_secs(60)).await.unwrap();
-    assert_eq!((plan.remove.len(), plan.held.len()), (2, 1));
+    let rule = "1m".parse().unwrap();
+    let needed = fixture.points.needed(disk(1)).await.unwrap();
+    assert_eq!((needed.horizon, needed.cuts), (Sequence(40), [10, 20, 30, 40].map(Sequence).to_vec()));
+    let plan = fixture.points.prune(MACHINE, &rule, &|_, _| false).await.unwrap();
+    assert_eq!((plan.removed().len(), plan.verdicts[1].1), (2, Verdict::Held));
     assert_eq!(fixture.states().await, [(4, PointState::Processed), (2, PointState::Processed)]);
+    assert_eq!(fixture.points.needed(disk(1)).await.unwrap().cuts, [20, 40].map(Sequence));
     fixture.points.release("job 1".to_owned()).await.unwrap();
-    fixture.points.prune(MACHINE, Duration::from_secs(60)).await.unwrap();
+    fixture.points.prune(MACHINE, &rule, &|_, _| false).await.unwrap();
     assert_eq!(fixture.states().await, [(4, PointState::Processed)]);
+    // Their cuts may still be in the log: they do not come back, least of all as the newest.
+    let fixture = fixture.restarted().await;
+    for point in 1..=4 {
+        fixture.arrive(point).await;
+    }
+    assert_eq!(fixture.states().await, [(4, PointState::Processed)]);
+    assert_eq!(fixture.points.newest(MACHINE).unwrap().id, PointId::from_bytes([4; 16]));
 }
 
 #[tokio::test]
