@@ -4,6 +4,7 @@ mod machine;
 mod nbd;
 mod protection;
 mod quic;
+mod reclaim;
 mod report;
 mod sending;
 mod stages;
@@ -52,6 +53,7 @@ const BENCHES: &[(&str, Bench)] = &[
     ("hold", protection::hold),
     ("nbd", nbd::nbd),
     ("tracking", tracking::tracking),
+    ("reclaim", reclaim::reclaim),
 ];
 
 fn main() -> ExitCode {

@@ -1,4 +1,5 @@
 //! Tests by breaking: kill -9, torn writes, damage.
 
 mod kill;
+mod reclaim;
 mod store;

@@ -19,7 +19,7 @@ use holdfast_coordinator::{
         recovery,
         segment::{SealedSegment, SegmentError},
     },
-    store::DiskManifest,
+    store::{DiskManifest, Kept},
 };
 use holdfast_tests::journal::{DISK, manifest};
 use tempfile::TempDir;
@@ -79,6 +79,16 @@ fn a_manifest_opens_and_a_newer_one_does_not() {
 }
 
 #[test]
+fn a_record_of_what_is_kept_opens_and_a_newer_one_does_not() {
+    let mut bytes = bytes("kept");
+    let kept = Kept::parse(&bytes).unwrap();
+    assert_eq!(kept.needed().cuts, [7, 300].map(Sequence));
+    assert!(kept.is_gone(Sequence(4)) && kept.is_gone(Sequence(1000)) && !kept.is_gone(Sequence(6)));
+    bytes[4] = 2;
+    assert!(Kept::parse(&bytes).unwrap_err().contains("version 2"));
+}
+
+#[test]
 fn a_ca_folder_is_the_same_authority() {
     let folder = TempDir::new().unwrap();
     for name in ["authority.key", "authority.crt"] {
@@ -107,5 +117,6 @@ async fn a_catalog_of_the_first_version_opens() {
     assert_eq!(catalog.disks().await.unwrap().len(), 1);
     assert_eq!(catalog.job_events().await.unwrap().len(), 1);
     assert_eq!(catalog.audit(10).await.unwrap().len(), 1);
+    assert!(catalog.policies().await.unwrap().is_empty());
     catalog.close().await;
 }

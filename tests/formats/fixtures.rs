@@ -7,7 +7,7 @@ use std::{fs, path::PathBuf, sync::Arc};
 use holdfast_common::{
     clock::{ManualClock, Timestamp},
     entropy::SeededEntropy,
-    ids::{DiskId, Generation, JobId, MachineId},
+    ids::{DiskId, Generation, JobId, MachineId, Sequence},
 };
 use holdfast_coordinator::{
     authority::{Authority, MACHINE_LIFE_DEFAULT},
@@ -15,6 +15,7 @@ use holdfast_coordinator::{
         Catalog as _, Change, SqliteCatalog,
         record::{AuditRecord, DiskRecord, JobEventRow, MachineRecord, MachineState},
     },
+    store::{Kept, NeededCuts},
 };
 use holdfast_tests::samples;
 use uuid::Uuid;
@@ -69,6 +70,12 @@ async fn write_fixtures() {
         let open = SqliteCatalog::open(&catalog).await.unwrap();
         open.apply(changes()).await.unwrap();
         open.close().await;
+    }
+    let kept = folder.join("kept");
+    if !kept.exists() {
+        let needed = NeededCuts { horizon: Sequence(300), cuts: [7, 300].map(Sequence).to_vec() };
+        let gone = [3, 4, 5, 1000].map(Sequence).to_vec();
+        fs::write(kept, Kept::default().with(needed, gone).to_bytes()).unwrap();
     }
     let authority = folder.join("ca");
     if !authority.join("authority.key").exists() {

@@ -38,6 +38,7 @@ pub const DECODERS: &[Decoder] = &[
     decoder("segment", files::segment, seeds::segments),
     decoder("index_run", files::index_run, seeds::runs),
     decoder("manifest", files::manifest, seeds::manifests),
+    decoder("kept", files::kept, seeds::kept),
     decoder("job_event", files::job_event, seeds::job_events),
     decoder("machine_table", holdfast_agent::inventory::decode_as_any_table, seeds::machine_tables),
     decoder(

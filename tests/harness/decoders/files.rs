@@ -26,7 +26,7 @@ use holdfast_coordinator::{
         tables,
         walk::Walk,
     },
-    store::DiskManifest,
+    store::{DiskManifest, Kept},
 };
 use tempfile::TempDir;
 
@@ -88,6 +88,17 @@ pub(super) fn manifest(bytes: &[u8]) {
     let mut repaired = bytes.to_vec();
     repair::manifest(&mut repaired);
     let _ = DiskManifest::parse(&repaired);
+}
+
+/// What of a log is kept; laid out like a manifest.
+pub(super) fn kept(bytes: &[u8]) {
+    let mut repaired = bytes.to_vec();
+    repair::manifest(&mut repaired);
+    for bytes in [bytes, &repaired] {
+        if let Ok(kept) = Kept::parse(bytes) {
+            assert_eq!(Kept::parse(&kept.to_bytes()), Ok(kept), "what was read cannot be written");
+        }
+    }
 }
 
 thread_local! {

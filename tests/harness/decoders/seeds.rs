@@ -28,6 +28,7 @@ use holdfast_coordinator::{
         run_writer::RunWriter,
     },
     journal::{format::SegmentHeader, writer::SegmentWriter},
+    store::{Kept, NeededCuts},
 };
 use tempfile::TempDir;
 
@@ -212,6 +213,14 @@ pub(super) fn manifests() -> Vec<Vec<u8>> {
     let path = folder.path().join("manifest");
     manifest().store(&path).expect("space");
     vec![std::fs::read(path).expect("the manifest")]
+}
+
+/// What of a log is kept.
+pub(super) fn kept() -> Vec<Vec<u8>> {
+    let cuts = [10, 20, 300, 70_000].map(Sequence).to_vec();
+    let needed = NeededCuts { horizon: Sequence(70_000), cuts };
+    let frames = (11..19).chain(400..1000).chain([60_000, 60_002]).map(Sequence).collect();
+    vec![Kept::default().to_bytes(), Kept::default().with(needed, frames).to_bytes()]
 }
 
 /// Events of a job.
