@@ -52,13 +52,22 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
 /// # Errors
 /// The bytes are too many, too few, or not a `T`. The peer or the file is at fault; the caller refuses it.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
-    if bytes.len() > MESSAGE_BYTES_MAX {
-        return Err(CodecError::TooLarge { bytes: bytes.len() });
-    }
-    let limited = config::standard().with_limit::<MESSAGE_BYTES_MAX>();
-    let (value, used) = bincode::serde::decode_from_slice(bytes, limited).map_err(CodecError::Malformed)?;
+    let (value, used) = decode_prefix(bytes)?;
     if used != bytes.len() {
         return Err(CodecError::Trailing { extra: bytes.len() - used });
     }
     Ok(value)
+}
+
+/// Decodes a value from the beginning of these bytes, for records that something was appended to. Returns how many of
+/// them it took.
+///
+/// # Errors
+/// The bytes are too many, too few, or do not begin with a `T`.
+pub fn decode_prefix<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, usize), CodecError> {
+    if bytes.len() > MESSAGE_BYTES_MAX {
+        return Err(CodecError::TooLarge { bytes: bytes.len() });
+    }
+    let limited = config::standard().with_limit::<MESSAGE_BYTES_MAX>();
+    bincode::serde::decode_from_slice(bytes, limited).map_err(CodecError::Malformed)
 }

@@ -10,7 +10,10 @@ use holdfast_common::{
     codec::CodecError,
     ids::{DiskId, Generation},
     tls::{self, COORDINATOR_NAME, MachineKey},
-    wire::{AgentMessage, CoordinatorMessage, Inventory, MessageBuffer, Refusal, RefusalCode, envelope},
+    wire::{
+        AgentMessage, ControlBuffer, ControlError, CoordinatorMessage, Inventory, Refusal, RefusalCode,
+        envelope,
+    },
 };
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use thiserror::Error;
@@ -21,8 +24,13 @@ use tokio::{
 };
 
 use super::{
-    InventorySource, ShipParts, ShipSettings, backoff::Backoff, endpoint, renewal::Renewal, session::Action,
-    shared::Shared, streams,
+    InventorySource, ShipParts, ShipSettings,
+    backoff::Backoff,
+    endpoint,
+    renewal::Renewal,
+    session::{self, Action},
+    shared::Shared,
+    streams,
 };
 use crate::identity::Identity;
 
@@ -71,6 +79,15 @@ enum LinkError {
     Codec(#[from] CodecError),
     #[error("the control stream has ended")]
     ControlEnded,
+}
+
+impl From<ControlError> for LinkError {
+    fn from(error: ControlError) -> Self {
+        match error {
+            ControlError::Version { theirs } => Self::Refused(session::version(theirs)),
+            ControlError::Codec(error) => Self::Codec(error),
+        }
+    }
 }
 
 impl LinkError {
@@ -307,7 +324,7 @@ async fn read_control(
     control: mpsc::Sender<AgentMessage>,
     ask: mpsc::Sender<Ask>,
 ) -> Result<(), LinkError> {
-    let mut buffer = MessageBuffer::default();
+    let mut buffer = ControlBuffer::default();
     loop {
         while let Some(message) = buffer.next::<CoordinatorMessage>()? {
             let actions = shared.session().message(message).map_err(LinkError::Refused)?;

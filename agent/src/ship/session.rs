@@ -269,7 +269,8 @@ fn protocol(text: &str) -> Refusal {
     Refusal::new(RefusalCode::PROTOCOL, text)
 }
 
-fn version(theirs: u32) -> Refusal {
+/// To a peer of another version.
+pub(super) fn version(theirs: u32) -> Refusal {
     let text = format!(
         "the coordinator speaks version {theirs}, this agent {PROTOCOL_VERSION}: upgrade the older one"
     );

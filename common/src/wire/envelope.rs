@@ -44,6 +44,14 @@ impl MessageBuffer {
     /// The length is over the limit, or the bytes are not a message. The stream cannot be read on.
     #[expect(clippy::should_implement_trait, reason = "an iterator could not name the type to decode")]
     pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, CodecError> {
+        self.take()?.map(|body| codec::decode(&body)).transpose()
+    }
+
+    /// The bytes of the next whole message, without their length; `None` if more bytes are needed.
+    ///
+    /// # Errors
+    /// The length is over the limit. The stream cannot be read on.
+    pub fn take(&mut self) -> Result<Option<BytesMut>, CodecError> {
         let Some(length) = self.bytes.get(..LENGTH_BYTES) else { return Ok(None) };
         let length = length.iter().rev().fold(0_usize, |sum, byte| (sum << 8) | usize::from(*byte));
         if length > MESSAGE_BYTES_MAX {
@@ -53,8 +61,7 @@ impl MessageBuffer {
             return Ok(None);
         }
         self.bytes.advance(LENGTH_BYTES);
-        let body = self.bytes.split_to(length);
-        codec::decode(&body).map(Some)
+        Ok(Some(self.bytes.split_to(length)))
     }
 
     /// What was read beyond the messages given out: the beginning of something else.

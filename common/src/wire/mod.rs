@@ -15,6 +15,7 @@ pub mod inventory;
 pub mod control;
 pub mod enrol;
 pub mod envelope;
+pub mod opening;
 
 pub use control::{
     AgentMessage, Assignment, Capture, CoordinatorMessage, CutVoided, DataStreamStart, DiskHealth,
@@ -26,6 +27,7 @@ pub use inventory::{
     DiskIdentity, DiskInventory, FileSystemInventory, Firmware, Inventory, NetworkCard, PartitionInventory,
     PartitionTable, Platform,
 };
+pub use opening::{ControlBuffer, ControlError};
 pub use refusal::{Refusal, RefusalCode};
 
 /// ALPN of an agent's session.
@@ -34,7 +36,8 @@ pub const ALPN_SESSION: &[u8] = b"holdfast/1";
 /// ALPN of an enrolment.
 pub const ALPN_ENROL: &[u8] = b"holdfast-enrol/1";
 
-/// Version of the control messages. History: 1, first.
+/// Version of the control messages; both ends must have the same, and read it before anything else ([`opening`]).
+/// History: 1, first.
 pub const PROTOCOL_VERSION: u32 = 1;
 
 #[cfg(test)]

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use holdfast_common::wire::{
-    AgentMessage, CoordinatorMessage, MessageBuffer, Refusal, RefusalCode, RenewReply, RenewRequest,
-    ScanAnswer, ScanQuestion, TrustLoss, envelope,
+    AgentMessage, ControlBuffer, ControlError, CoordinatorMessage, Refusal, RefusalCode, RenewReply,
+    RenewRequest, ScanAnswer, ScanQuestion, TrustLoss, envelope,
 };
 use quinn::{RecvStream, SendStream};
 use tokio::{sync::mpsc, task::JoinSet};
@@ -15,7 +15,7 @@ use tokio::{sync::mpsc, task::JoinSet};
 use super::{
     connection::{Context, lost, refuse},
     enrolment,
-    session::Request,
+    session::{self, Request},
 };
 
 /// Reads messages until the stream or the connection ends.
@@ -24,11 +24,9 @@ pub(super) async fn read(
     mut stream: RecvStream,
     requests: mpsc::Sender<Request>,
 ) -> Result<(), Refusal> {
-    let mut buffer = MessageBuffer::default();
+    let mut buffer = ControlBuffer::default();
     loop {
-        while let Some(message) =
-            buffer.next::<AgentMessage>().map_err(|error| refuse(RefusalCode::PROTOCOL, &error))?
-        {
+        while let Some(message) = buffer.next::<AgentMessage>().map_err(unreadable)? {
             let request = context.session().message(message)?;
             if request != Request::Nothing && requests.send(request).await.is_err() {
                 return Ok(());
@@ -43,6 +41,13 @@ pub(super) async fn read(
             // Without its control stream a session has no meaning; the agent closes the connection itself.
             Ok(None) | Err(_) => return Err(lost(context.connection.closed().await)),
         }
+    }
+}
+
+fn unreadable(error: ControlError) -> Refusal {
+    match error {
+        ControlError::Version { theirs } => session::version(theirs),
+        ControlError::Codec(error) => refuse(RefusalCode::PROTOCOL, &error),
     }
 }
 

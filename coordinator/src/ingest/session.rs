@@ -323,7 +323,8 @@ fn limit(text: String) -> Refusal {
     Refusal::new(RefusalCode::LIMIT, text)
 }
 
-fn version(theirs: u32) -> Refusal {
+/// To a peer of another version.
+pub(super) fn version(theirs: u32) -> Refusal {
     let text = format!(
         "the agent speaks version {theirs}, this coordinator {PROTOCOL_VERSION}: upgrade the older one"
     );

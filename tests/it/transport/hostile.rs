@@ -3,8 +3,9 @@
 use anyhow::Result;
 use holdfast_agent::identity::Identity;
 use holdfast_common::{
+    codec,
     ids::{DiskId, Generation, Sequence},
-    wire::{AgentMessage, CoordinatorMessage, RefusalCode},
+    wire::{AgentMessage, CoordinatorMessage, PROTOCOL_VERSION, RefusalCode},
 };
 use holdfast_tests::transport::TransportSite;
 
@@ -108,5 +109,27 @@ async fn another_version() -> Result<()> {
     let mut control = raw::control(&connection).await?;
     control.say(&raw::hello(99)).await?;
     assert_eq!(raw::close_code(&connection).await, RefusalCode::VERSION);
+    Ok(())
+}
+
+/// One with fields that this version does not know: what an agent of tomorrow says.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hello_that_cannot_be_read_further_than_its_version() -> Result<()> {
+    let (site, identity) = site().await?;
+    let connection = raw::connect(&site, &identity).await?;
+    let mut control = raw::control(&connection).await?;
+    let hello = (codec::encode(&raw::hello(PROTOCOL_VERSION + 1))?, codec::encode(&"a field of tomorrow")?);
+    let body = [hello.0, hello.1].concat();
+    control.send.write_all(&u32::try_from(body.len())?.to_le_bytes()).await?;
+    control.send.write_all(&body).await?;
+    let quinn::ConnectionError::ApplicationClosed(close) = connection.closed().await else {
+        panic!("not closed by the coordinator")
+    };
+    let said = String::from_utf8_lossy(&close.reason);
+    assert_eq!(close.error_code.into_inner(), u64::from(RefusalCode::VERSION.0), "{said}");
+    assert!(
+        said.contains(&format!("version {}", PROTOCOL_VERSION + 1)) && said.contains("upgrade the older one"),
+        "{said}"
+    );
     Ok(())
 }
