@@ -33,6 +33,9 @@ use crate::{
 /// address.
 pub const COORDINATOR_NAME: &str = "coordinator.holdfast.internal";
 
+/// ALPN of the operators' interface.
+pub const ALPN_OPERATOR: &[u8] = b"http/1.1";
+
 /// What stands before the UUID in a machine certificate's subject alternative name.
 const MACHINE_URI: &str = "holdfast://machine/";
 
@@ -215,14 +218,45 @@ pub fn session_client(
 /// # Errors
 /// rustls refuses its settings.
 pub fn enrol_client(clock: Arc<dyn Clock>, authority: Fingerprint) -> Result<ClientConfig, TlsError> {
+    pinned_client(clock, authority, crate::wire::ALPN_ENROL)
+}
+
+/// Settings of an operator's client, which knows the fingerprint of the CA from its token.
+///
+/// # Errors
+/// rustls refuses its settings.
+pub fn operator_client(clock: Arc<dyn Clock>, authority: Fingerprint) -> Result<ClientConfig, TlsError> {
+    pinned_client(clock, authority, ALPN_OPERATOR)
+}
+
+fn pinned_client(
+    clock: Arc<dyn Clock>,
+    authority: Fingerprint,
+    alpn: &[u8],
+) -> Result<ClientConfig, TlsError> {
     let mut config = ClientConfig::builder_with_details(provider(), Arc::new(InjectedTime(clock)))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(PinnedAuthority { authority, provider: provider() }))
         .with_no_client_auth();
-    config.alpn_protocols = vec![crate::wire::ALPN_ENROL.to_vec()];
+    config.alpn_protocols = vec![alpn.to_vec()];
     config.resumption = rustls::client::Resumption::disabled();
     Ok(config)
+}
+
+/// Settings of the server that operators reach. They have no certificates; their tokens say who they are.
+///
+/// # Errors
+/// rustls refuses its settings.
+pub fn operator_server(
+    clock: Arc<dyn Clock>,
+    resolver: Arc<dyn ResolvesServerCert>,
+) -> Result<ServerConfig, TlsError> {
+    let config = ServerConfig::builder_with_details(provider(), Arc::new(InjectedTime(clock)))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_cert_resolver(resolver);
+    Ok(unresumed(config, &[ALPN_OPERATOR]))
 }
 
 /// Settings of the server. A client's certificate is optional (enrolment has none), and verified if there is one.
@@ -237,14 +271,19 @@ pub fn server(
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(authority_der)?), provider())
         .allow_unauthenticated()
         .build()?;
-    let mut config = ServerConfig::builder_with_details(provider(), Arc::new(InjectedTime(clock)))
+    let config = ServerConfig::builder_with_details(provider(), Arc::new(InjectedTime(clock)))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(resolver);
-    config.alpn_protocols = vec![crate::wire::ALPN_SESSION.to_vec(), crate::wire::ALPN_ENROL.to_vec()];
+    Ok(unresumed(config, &[crate::wire::ALPN_SESSION, crate::wire::ALPN_ENROL]))
+}
+
+/// A server that speaks these protocols and resumes no session.
+fn unresumed(mut config: ServerConfig, alpn: &[&[u8]]) -> ServerConfig {
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    Ok(config)
+    config
 }
 
 fn roots(authority_der: &[u8]) -> Result<RootCertStore, TlsError> {

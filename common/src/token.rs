@@ -1,18 +1,22 @@
-//! Enrolment tokens: the text that an operator carries from the coordinator to a new machine.
+//! Tokens: texts that people carry from the coordinator, to enrol a new machine or to identify themselves.
 //!
 //! Owns the text form and the hash under which the coordinator keeps a token. Does not know who may make or redeem one.
-//! Invariant: the secret is shown only by [`EnrolToken::to_text`]; debug output never has it.
-//! Format: `hf1.SECRET.FINGERPRINT.CHECK`, all hexadecimal: 32 bytes of secret, the SHA-256 of the coordinator's CA
-//! certificate (DER), and the first 4 bytes of the SHA-256 of everything before the last dot. The check tells a
-//! mistyped token from a wrong one.
+//! Invariant: the secret is shown only by `to_text` (and an operator's by what the operator's program sends); debug
+//! output never has it.
+//! Format: `KIND.SECRET.FINGERPRINT.CHECK`, all but the kind hexadecimal: `hf1` for enrolment or `hfo1` for an
+//! operator, 32 bytes of secret, the SHA-256 of the coordinator's CA certificate (DER), and the first 4 bytes of the
+//! SHA-256 of everything before the last dot. The check tells a mistyped token from a wrong one.
 
 use std::{fmt, str::FromStr};
 
 use ring::digest::{SHA256, digest};
 use thiserror::Error;
 
-/// First part of every token; names the version of the form.
-const PREFIX: &str = "hf1";
+/// First part of a token for enrolment; names the version of the form.
+const ENROL: &str = "hf1";
+
+/// First part of an operator's token.
+const OPERATOR: &str = "hfo1";
 
 /// Bytes of the check.
 const CHECK_BYTES: usize = 4;
@@ -35,17 +39,32 @@ pub struct EnrolToken {
     pub authority: Fingerprint,
 }
 
+/// An operator's token: proves who asks, again and again, until it expires or is revoked.
+#[derive(Clone, PartialEq, Eq)]
+pub struct OperatorToken {
+    /// What proves who the operator is.
+    pub secret: [u8; 32],
+    /// The coordinator's CA.
+    pub authority: Fingerprint,
+}
+
 /// Why a text is not a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum TokenError {
     /// It does not have the form of a token.
-    #[error("this is not an enrolment token: it must look like hf1.<64 digits>.<64 digits>.<8 digits>")]
-    Form,
+    #[error("this is no such token: it must look like {0}.<64 digits>.<64 digits>.<8 digits>")]
+    Form(&'static str),
+    /// It is a token for something else.
+    #[error(
+        "this token is for something else: machines enrol with one of `holdfast token create` (hf1...), operators log \
+         in with one of `holdfast operator create` (hfo1...)"
+    )]
+    Purpose,
     /// It was made by a newer version.
-    #[error("this enrolment token has a form that this agent does not know: upgrade the agent")]
+    #[error("this token has a form that this program does not know: upgrade it")]
     Newer,
     /// The check does not match.
-    #[error("the enrolment token is mistyped or incomplete: copy it again from where it was created")]
+    #[error("the token is mistyped or incomplete: copy it again from where it was created")]
     Mistyped,
 }
 
@@ -69,9 +88,7 @@ impl EnrolToken {
     /// The text for the operator. The only place where the secret is shown.
     #[must_use]
     pub fn to_text(&self) -> String {
-        let body = format!("{PREFIX}.{}.{}", hex(&self.secret), hex(&self.authority.0));
-        let check = check(&body);
-        format!("{body}.{check}")
+        write(ENROL, &self.secret, self.authority)
     }
 
     /// What the coordinator keeps of it.
@@ -85,29 +102,71 @@ impl FromStr for EnrolToken {
     type Err = TokenError;
 
     fn from_str(text: &str) -> Result<Self, TokenError> {
-        let text = text.trim();
-        let (body, given) = text.rsplit_once('.').ok_or(TokenError::Form)?;
-        let mut parts = body.split('.');
-        let prefix = parts.next().ok_or(TokenError::Form)?;
-        if prefix != PREFIX {
-            let newer = prefix.strip_prefix("hf").is_some_and(|version| version.parse::<u32>().is_ok());
-            return Err(if newer { TokenError::Newer } else { TokenError::Form });
-        }
-        if given != check(body) {
-            return Err(TokenError::Mistyped);
-        }
-        let (Some(secret), Some(authority), None) = (parts.next(), parts.next(), parts.next()) else {
-            return Err(TokenError::Form);
-        };
-        let secret = unhex(secret).ok_or(TokenError::Form)?;
-        let authority = unhex(authority).ok_or(TokenError::Form)?;
-        Ok(Self { secret, authority: Fingerprint(authority) })
+        let (secret, authority) = read(ENROL, text)?;
+        Ok(Self { secret, authority })
     }
+}
+
+impl OperatorToken {
+    /// The text for the operator, and what the operator's program sends to prove who it is.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        write(OPERATOR, &self.secret, self.authority)
+    }
+
+    /// What the coordinator keeps of it.
+    #[must_use]
+    pub fn hash(&self) -> TokenHash {
+        TokenHash::of(&self.secret)
+    }
+}
+
+impl FromStr for OperatorToken {
+    type Err = TokenError;
+
+    fn from_str(text: &str) -> Result<Self, TokenError> {
+        let (secret, authority) = read(OPERATOR, text)?;
+        Ok(Self { secret, authority })
+    }
+}
+
+fn write(kind: &str, secret: &[u8; 32], authority: Fingerprint) -> String {
+    let body = format!("{kind}.{}.{}", hex(secret), hex(&authority.0));
+    let check = check(&body);
+    format!("{body}.{check}")
+}
+
+fn read(kind: &'static str, text: &str) -> Result<([u8; 32], Fingerprint), TokenError> {
+    let form = TokenError::Form(kind);
+    let (body, given) = text.trim().rsplit_once('.').ok_or(form)?;
+    let mut parts = body.split('.');
+    let prefix = parts.next().ok_or(form)?;
+    if prefix != kind {
+        let version = prefix.strip_prefix("hfo").or_else(|| prefix.strip_prefix("hf"));
+        return Err(match prefix {
+            ENROL | OPERATOR => TokenError::Purpose,
+            _ if version.is_some_and(|version| version.parse::<u32>().is_ok()) => TokenError::Newer,
+            _ => form,
+        });
+    }
+    if given != check(body) {
+        return Err(TokenError::Mistyped);
+    }
+    let (Some(secret), Some(authority), None) = (parts.next(), parts.next(), parts.next()) else {
+        return Err(form);
+    };
+    Ok((unhex(secret).ok_or(form)?, Fingerprint(unhex(authority).ok_or(form)?)))
 }
 
 impl fmt::Debug for EnrolToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EnrolToken").field("authority", &self.authority).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for OperatorToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OperatorToken").field("authority", &self.authority).finish_non_exhaustive()
     }
 }
 

@@ -19,7 +19,7 @@ use holdfast_common::{
     entropy::Entropy,
     ids::MachineId,
     tls::{self, COORDINATOR_NAME, MachineKey, TlsError},
-    token::{EnrolToken, Fingerprint},
+    token::{EnrolToken, Fingerprint, OperatorToken},
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
@@ -180,9 +180,19 @@ impl Authority {
     /// A new enrolment token. The caller stores its hash and when it expires, then shows the text once.
     #[must_use]
     pub fn new_token(&self) -> EnrolToken {
+        EnrolToken { secret: self.new_secret(), authority: self.fingerprint() }
+    }
+
+    /// A new token of an operator. The caller stores its hash, then shows the text once.
+    #[must_use]
+    pub fn new_operator_token(&self) -> OperatorToken {
+        OperatorToken { secret: self.new_secret(), authority: self.fingerprint() }
+    }
+
+    fn new_secret(&self) -> [u8; 32] {
         let mut secret = [0; 32];
         self.entropy.fill(&mut secret);
-        EnrolToken { secret, authority: self.fingerprint() }
+        secret
     }
 
     /// Signs a machine's certificate for the public key in the request.
@@ -226,6 +236,15 @@ impl Authority {
         // Fail here and not at the first connection if no certificate can be made.
         self.own_certificate()?;
         Ok(tls::server(Arc::clone(&self.clock), &self.certificate, resolver)?)
+    }
+
+    /// TLS settings of the endpoint that operators connect to.
+    ///
+    /// # Errors
+    /// No certificate can be made.
+    pub fn operator_server_config(self: &Arc<Self>) -> Result<rustls::ServerConfig, AuthorityError> {
+        self.own_certificate()?;
+        Ok(tls::operator_server(Arc::clone(&self.clock), Arc::new(OwnResolver(Arc::clone(self))))?)
     }
 
     /// The coordinator's certificate, made anew when two thirds of its life are over.

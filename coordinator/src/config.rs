@@ -22,6 +22,10 @@ pub struct Settings {
     pub data: PathBuf,
     /// UDP address for agents.
     pub listen: SocketAddr,
+    /// TCP address for operators on the network (HTTPS); they are reached over the unix socket only if not set.
+    pub api_listen: Option<SocketAddr>,
+    /// Folders on this host below which operators on the network who are no admins may have images written.
+    pub image_folders: Vec<PathBuf>,
     /// Folder of the operator's socket and of the exports' sockets; the data folder if not set. Paths of unix sockets are
     /// short (about 100 bytes).
     pub sockets: Option<PathBuf>,
@@ -57,6 +61,8 @@ impl Default for Settings {
         Self {
             data: PathBuf::from("/var/lib/holdfast"),
             listen: SocketAddr::from(([0, 0, 0, 0], 4433)),
+            api_listen: None,
+            image_folders: Vec::new(),
             sockets: None,
             certificate_days: 7,
             async_threads: processors.clamp(2, 8),
@@ -98,6 +104,10 @@ impl Settings {
             ensure!((from..=to).contains(&value), "{name} = {value} is out of its bounds, {from} to {to}");
             Ok(())
         };
+        ensure!(
+            self.image_folders.iter().all(|folder| folder.is_absolute()),
+            "image_folders must be full paths"
+        );
         within("certificate_days", self.certificate_days.into(), 1, 825)?;
         within("async_threads", self.async_threads as u64, 1, 64)?;
         within("blocking_threads", self.blocking_threads as u64, 4, 512)?;

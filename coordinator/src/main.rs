@@ -19,7 +19,8 @@ use tokio::{
     name = "holdfast-coordinator",
     version,
     after_help = "Logs go to standard error. HOLDFAST_LOG filters them (for example debug), HOLDFAST_LOG_FORMAT=json \
-                  makes them JSON.\n\nExample:\n  holdfast-coordinator serve --data /srv/holdfast --listen 0.0.0.0:4433"
+                  makes them JSON.\n\nExample:\n  holdfast-coordinator serve --data /srv/holdfast --listen 0.0.0.0:4433\n  \
+                  holdfast-coordinator serve --data /srv/holdfast --api-listen 0.0.0.0:4434"
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -42,6 +43,9 @@ struct Common {
     /// UDP address for agents [default: 0.0.0.0:4433]
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<SocketAddr>,
+    /// TCP address for operators on the network, HTTPS; `holdfast operator create` makes their tokens [default: none]
+    #[arg(long, value_name = "ADDR:PORT")]
+    api_listen: Option<SocketAddr>,
     /// Folder of unix sockets, if the data folder's path is too long for them
     #[arg(long, value_name = "DIR")]
     sockets: Option<PathBuf>,
@@ -89,6 +93,7 @@ fn settings(common: Common) -> Result<Settings> {
     let settings = Settings {
         data: std::path::absolute(common.data.unwrap_or(loaded.data)).context("the data folder's path")?,
         listen: common.listen.unwrap_or(loaded.listen),
+        api_listen: common.api_listen.or(loaded.api_listen),
         sockets: common.sockets.or(loaded.sockets),
         ..Settings { data: PathBuf::new(), sockets: None, ..loaded }
     };

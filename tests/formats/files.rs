@@ -116,7 +116,7 @@ async fn a_catalog_of_the_first_version_opens() {
     assert_eq!(machines[0].name, "web-1");
     assert_eq!(catalog.disks().await.unwrap().len(), 1);
     assert_eq!(catalog.job_events().await.unwrap().len(), 1);
-    assert_eq!(catalog.audit(10).await.unwrap().len(), 1);
+    assert_eq!(catalog.audit(Timestamp(0), 10).await.unwrap().len(), 1);
     assert!(catalog.policies().await.unwrap().is_empty());
     catalog.close().await;
 }

@@ -5,7 +5,7 @@
 
 use std::{
     fs::{self, File},
-    net::UdpSocket,
+    net::{TcpListener, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -26,6 +26,7 @@ pub struct Site {
     folder: TempDir,
     data: PathBuf,
     listen: String,
+    operators: Option<String>,
     process: Option<Process>,
 }
 
@@ -128,9 +129,22 @@ impl Site {
         let folder = TempDir::with_prefix("holdfast-site-")?;
         let port = UdpSocket::bind((address, 0))?.local_addr()?.port();
         let data = data.map_or_else(|| folder.path().join("data"), Path::to_owned);
-        let mut site = Self { folder, data, listen: format!("{address}:{port}"), process: None };
+        let listen = format!("{address}:{port}");
+        let mut site = Self { folder, data, listen, operators: None, process: None };
         site.start_coordinator()?;
         Ok(site)
+    }
+
+    /// Starts it anew, so that operators reach it over the network, too. Gives where.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn let_operators_in(&mut self) -> Result<String> {
+        self.stop_coordinator()?;
+        let address = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.to_string();
+        self.operators = Some(address.clone());
+        self.start_coordinator()?;
+        Ok(address)
     }
 
     /// Where agents connect to.
@@ -158,6 +172,7 @@ impl Site {
     pub fn start_coordinator(&mut self) -> Result<()> {
         let mut command = Command::new(program("holdfast-coordinator"));
         command.arg("serve").arg("--data").arg(&self.data).arg("--listen").arg(&self.listen);
+        command.args(self.operators.iter().flat_map(|address| ["--api-listen", address]));
         self.process = Some(Process::start(command, &self.folder.path().join("coordinator.log"))?);
         wait_for("the coordinator to answer", Duration::from_secs(30), || {
             if let Some(process) = &mut self.process {

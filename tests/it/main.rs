@@ -9,6 +9,7 @@ mod freeze;
 mod image;
 mod link;
 mod nbd;
+mod operators;
 mod oracle;
 mod machine_boot;
 mod machine_tracking;

@@ -68,6 +68,8 @@ impl From<RegistryError> for ApiError {
             RegistryError::DiskUnknown { .. } => (StatusCode::NOT_FOUND, "disk-unknown"),
             RegistryError::DiskUnsuitable { .. } => (StatusCode::BAD_REQUEST, "disk-unsuitable"),
             RegistryError::NotProtected { .. } => (StatusCode::NOT_FOUND, "not-protected"),
+            RegistryError::OperatorExists { .. } => (StatusCode::CONFLICT, "operator-exists"),
+            RegistryError::OperatorUnknown { .. } => (StatusCode::NOT_FOUND, "operator-unknown"),
             RegistryError::Setting(_) => (StatusCode::BAD_REQUEST, "invalid"),
             RegistryError::Catalog(_) | RegistryError::Store(_) => return Self::failed(&error),
         };

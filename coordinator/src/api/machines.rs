@@ -13,6 +13,7 @@ use holdfast_common::ids::MachineId;
 
 use super::{
     ApiError, ApiState, Who,
+    caller::require,
     error::chain,
     shapes::{
         MachineDetailShape, MachineShape, ProtectRequest, ProtectShape, TokenRequest, TokenShape,
@@ -21,7 +22,10 @@ use super::{
     status::machine_status,
     views,
 };
-use crate::registry::{NewToken, Protect};
+use crate::{
+    catalog::record::Role,
+    registry::{NewToken, Protect},
+};
 
 /// Life of a token if the operator does not say.
 const TOKEN_LIFE_DEFAULT: Duration = Duration::from_hours(1);
@@ -99,6 +103,10 @@ pub(super) async fn protect(
     Json(request): Json<ProtectRequest>,
 ) -> Result<Json<ProtectShape>, ApiError> {
     let machine = state.registry.resolve(&given)?;
+    let kept = state.registry.machine(machine).map(|machine| machine.policy.retention_seconds);
+    if request.retention_seconds < kept && request.retention_seconds.is_some() {
+        require(&state, &peer, Role::Admin, "a shorter retention").await?;
+    }
     let wanted = Protect {
         paths: request.disks,
         interval_ms: request.interval_ms,

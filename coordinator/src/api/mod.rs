@@ -1,34 +1,38 @@
-//! The operator's interface: HTTP with JSON over a unix socket.
+//! The operator's interface: HTTP with JSON, over a unix socket and, if wanted, over TLS.
 //!
 //! Owns routes, request and answer shapes ([`shapes`]) and the translation of errors. Does not know files, sessions or
 //! SQL: it asks registry, points and jobs. Invariant: every change carries who asked for it into the audit.
 //! Limit: [`BODY_BYTES_MAX`] per request. Paths begin with the version, `/v1`; within a version fields are only added.
 
+mod caller;
 mod error;
+mod gate;
 mod machines;
+mod operators;
 mod points;
 mod retention;
 pub mod port;
+pub mod remote;
 pub mod shapes;
 mod status;
 mod views;
 mod work;
 
-use std::sync::Arc;
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use axum::{
-    Router,
-    extract::{
-        DefaultBodyLimit,
-        connect_info::{ConnectInfo, Connected},
-    },
+    Router, middleware,
     routing::{get, post},
-    serve::IncomingStream,
 };
 use holdfast_common::clock::{Clock, Timestamp};
-use tokio::net::{UnixListener, unix::UCred};
 
+pub use caller::Peer;
+pub(crate) use caller::Who;
 pub use error::ApiError;
+use gate::Gate;
 use port::{JobControl, StoreFigures};
 pub(crate) use views::time as time_text;
 
@@ -68,39 +72,29 @@ pub struct ApiState {
     pub started_at: Timestamp,
     /// Where agents connect to, for people.
     pub listen: String,
+    /// Where operators connect to over the network, for people; nothing if they cannot.
+    pub api_listen: Option<String>,
+    /// Folders below which operators who are no admins may have images written.
+    pub image_folders: Vec<PathBuf>,
+    /// Counts failed logins.
+    pub logins: Logins,
 }
 
-/// Who speaks.
-#[derive(Clone, Copy, Debug)]
-pub struct Peer {
-    user: Option<u32>,
-}
+/// The count of failed logins.
+#[derive(Clone, Debug, Default)]
+pub struct Logins(Arc<Mutex<Gate>>);
 
-impl Peer {
-    /// The text for the audit.
-    #[must_use]
-    pub fn name(self) -> String {
-        self.user
-            .map_or_else(|| "operator (unknown user)".to_owned(), |user| format!("operator (uid {user})"))
+impl Logins {
+    fn gate(&self) -> MutexGuard<'_, Gate> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Connected<IncomingStream<'_, UnixListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        Self { user: stream.io().peer_cred().ok().as_ref().map(UCred::uid) }
-    }
-}
-
-/// Who speaks, as handlers get it.
-pub(crate) type Who = ConnectInfo<Peer>;
-
-/// All routes.
+/// All routes. Reading needs a viewer, changing an operator ([`caller`]); what an admin alone may do is [`for_admins`].
 pub fn router(state: ApiState) -> Router {
     Router::new()
-        .route("/v1/tokens", post(machines::create_token))
         .route("/v1/machines", get(machines::list))
         .route("/v1/machines/{machine}", get(machines::show))
-        .route("/v1/machines/{machine}/revoke", post(machines::revoke))
         .route("/v1/machines/{machine}/protect", post(machines::protect))
         .route("/v1/machines/{machine}/unprotect", post(machines::unprotect))
         .route("/v1/machines/{machine}/points", get(points::list).post(points::create))
@@ -112,7 +106,19 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/jobs/{job}/cancel", post(work::cancel))
         .route("/v1/jobs/{job}/retry", post(work::retry))
         .route("/v1/audit", get(status::audit))
+        .route("/v1/who", get(operators::who))
+        .merge(for_admins(&state))
         .fallback(error::no_such_path)
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(state.clone(), caller::admit))
         .with_state(state)
+}
+
+/// What decides who may do what, and what cannot be undone.
+fn for_admins(state: &ApiState) -> Router<ApiState> {
+    Router::new()
+        .route("/v1/tokens", post(machines::create_token))
+        .route("/v1/machines/{machine}/revoke", post(machines::revoke))
+        .route("/v1/operators", get(operators::list).post(operators::create))
+        .route("/v1/operators/{name}/revoke", post(operators::revoke))
+        .route_layer(middleware::from_fn_with_state(state.clone(), caller::admins_only))
 }

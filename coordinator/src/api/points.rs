@@ -9,13 +9,13 @@ use std::{
 
 use axum::{
     Json,
-    extract::{Path, Query, State},
+    extract::{ConnectInfo, Path, Query, State},
 };
 use holdfast_common::ids::MachineId;
 use serde::Deserialize;
 
 use super::{
-    ApiError, ApiState,
+    ApiError, ApiState, Who,
     shapes::{ArrivingShape, PointRequest, PointRequestShape, PointShape, PointsShape, VoidedCutShape},
     views,
 };
@@ -56,7 +56,7 @@ pub(super) async fn list(
     let voided = state.catalog.voided_cuts(machine, VOIDED_SHOWN).await?;
     Ok(Json(PointsShape {
         machine: machine.to_string(),
-        name: state.registry.machine(machine).map(|machine| machine.record.name).unwrap_or_default(),
+        name: views::machine_name(&state, machine),
         points: shapes(complete),
         void_points: shapes(void),
         arriving: arriving.collect(),
@@ -70,6 +70,7 @@ fn voided_cut(cut: VoidedCutRecord) -> VoidedCutShape {
 
 pub(super) async fn create(
     State(state): State<ApiState>,
+    ConnectInfo(peer): Who,
     Path(given): Path<String>,
     Json(body): Json<PointRequest>,
 ) -> Result<Json<PointRequestShape>, ApiError> {
@@ -80,6 +81,10 @@ pub(super) async fn create(
     }
     let mut changes = state.points.subscribe();
     let request = next_request(&state);
+    state
+        .registry
+        .record_act(&peer.name(), "point create", views::machine_name(&state, machine), request)
+        .await?;
     state.links.push(machine, Push::MakePoint { request }).map_err(|error| {
         ApiError::conflict(
             error.to_string(),

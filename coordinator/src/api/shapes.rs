@@ -620,3 +620,59 @@ pub struct PlannedPointShape {
     /// Bytes of the interval that it ends, as stored.
     pub stored_bytes: u64,
 }
+
+/// Asks for an operator's token.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OperatorRequest {
+    /// The operator's name, for the audit.
+    pub name: String,
+    /// "viewer", "operator" or "admin".
+    pub role: String,
+    /// How long the token may be used; 90 days if not given.
+    pub life_seconds: Option<u64>,
+}
+
+/// An operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperatorShape {
+    /// Its name.
+    pub name: String,
+    /// "viewer", "operator" or "admin".
+    pub role: String,
+    /// "valid", "expired" or "revoked".
+    pub state: String,
+    /// When its token was made.
+    pub created_at: String,
+    /// When its token stops working.
+    pub expires_at: String,
+    /// When it was revoked, if it was.
+    pub revoked_at: Option<String>,
+}
+
+/// An operator's token. Shown once.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OperatorTokenShape {
+    /// Whose it is.
+    #[serde(flatten)]
+    pub operator: OperatorShape,
+    /// The text for `holdfast login --token`.
+    pub token: String,
+    /// Fingerprint of the coordinator's CA, which the token carries.
+    pub fingerprint: String,
+    /// Where the coordinator listens for operators; null if it does not.
+    pub coordinator: Option<String>,
+}
+
+/// Who asks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WhoShape {
+    /// As it stands in the audit.
+    pub name: String,
+    /// "viewer", "operator" or "admin".
+    pub role: String,
+    /// Version of the coordinator.
+    pub version: String,
+    /// Fingerprint of the coordinator's CA.
+    pub fingerprint: String,
+}

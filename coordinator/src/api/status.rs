@@ -160,13 +160,22 @@ async fn compared_anew_because(state: &ApiState, disk: &DiskState) -> Result<Opt
 #[derive(Debug, Deserialize)]
 pub(super) struct AuditQuery {
     limit: Option<u32>,
+    /// Only entries of this time or later, in microseconds since 1970 UTC.
+    since_us: Option<i64>,
+    /// Only entries that are no older than this.
+    age_ms: Option<u64>,
 }
 
 pub(super) async fn audit(
     State(state): State<ApiState>,
     Query(query): Query<AuditQuery>,
 ) -> Result<Json<Vec<AuditShape>>, ApiError> {
-    let entries = state.catalog.audit(query.limit.unwrap_or(100)).await?;
+    let oldest = query.age_ms.map(|age| {
+        let age_us = i64::try_from(age).unwrap_or(i64::MAX).saturating_mul(1000);
+        state.clock.wall().0.saturating_sub(age_us)
+    });
+    let since = Timestamp(query.since_us.or(oldest).unwrap_or(i64::MIN));
+    let entries = state.catalog.audit(since, query.limit.unwrap_or(100)).await?;
     let shapes = entries.into_iter().map(|entry| AuditShape {
         at: views::time(entry.at),
         who: entry.who,

@@ -4,7 +4,7 @@
 
 use holdfast_common::{
     clock::Timestamp,
-    ids::DiskId,
+    ids::{DiskId, MachineId},
     units::{BLOCK_BYTES, BlockCount},
     wire::DiskHealth,
 };
@@ -149,6 +149,10 @@ pub(super) fn damage_finding(state: &ApiState, disk: DiskId, points: &[PointReco
 
 /// Points that a finding names.
 const POINTS_NAMED: usize = 5;
+
+pub(super) fn machine_name(state: &ApiState, machine: MachineId) -> String {
+    state.registry.machine(machine).map(|machine| machine.record.name).unwrap_or_default()
+}
 
 pub(super) fn disk_path(state: &ApiState, disk: DiskId) -> String {
     state.registry.disk(disk).map(|disk| disk.record.path).unwrap_or_default()

@@ -15,7 +15,7 @@ mod points;
 mod rebuild;
 mod reclaim;
 
-use std::{future::Future, path::Path, sync::Arc, time::Duration};
+use std::{future::Future, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use holdfast_common::{
@@ -23,7 +23,11 @@ use holdfast_common::{
     entropy::{Entropy, SystemEntropy},
     ids::DiskId,
 };
-use tokio::{net::UnixListener, runtime::Handle};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    runtime::Handle,
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 use adapters::{Comparer, Figures, IngestStore, RegistryLogs, Trouble};
@@ -33,7 +37,7 @@ use logs::Logs;
 use reclaim::{Reclaimer, SpaceFigures};
 
 use crate::{
-    api::{self, ApiState, Peer},
+    api::{self, ApiState, Peer, remote::Limits},
     authority::Authority,
     catalog::{Catalog, SqliteCatalog},
     compute::{
@@ -94,6 +98,10 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     let socket = settings.sockets().join(SOCKET);
     let listener = listen(&socket)?;
     let closing = CancellationToken::new();
+    let remote = match settings.api_listen {
+        None => None,
+        Some(address) => Some(serve_remote(address, &running.state, closing.clone()).await?),
+    };
     let keeping = tokio::spawn(housekeeping::run(
         Arc::clone(&running.state.registry),
         Arc::clone(&running.state.points),
@@ -128,7 +136,13 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     closing.cancel();
     let _removed = std::fs::remove_file(&socket);
     // A request that waits for a point must not hold the end up.
-    let _drained = tokio::time::timeout(DRAIN, server).await;
+    let _drained = tokio::time::timeout(DRAIN, async {
+        let _ended = server.await;
+        if let Some(remote) = remote {
+            let _ended = remote.await;
+        }
+    })
+    .await;
     keeping.await?;
     repairing.await?;
     reclaiming.await?;
@@ -209,6 +223,9 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<Running> {
         damage,
         store: Arc::new(Figures { logs: Arc::clone(&logs), trouble, space: Arc::clone(&space) }),
         listen: ingest.local_address()?.to_string(),
+        api_listen: settings.api_listen.map(|address| address.to_string()),
+        image_folders: settings.image_folders.clone(),
+        logins: api::Logins::default(),
         registry,
         points,
         catalog: shared,
@@ -322,6 +339,26 @@ fn attach(settings: &Settings, alarm: Arc<dyn DamageSink>) -> Result<NbdAttach> 
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
     std::fs::set_permissions(&folder, mode)?;
     Ok(NbdAttach::new(folder, NbdSettings::default(), alarm))
+}
+
+/// Lets operators in over the network.
+async fn serve_remote(
+    address: SocketAddr,
+    state: &ApiState,
+    closing: CancellationToken,
+) -> Result<JoinHandle<()>> {
+    let tls = state.authority.operator_server_config().context("TLS for operators")?;
+    let listener = TcpListener::bind(address).await.with_context(|| {
+        format!("listening for operators on TCP {address} (choose another address with --api-listen)")
+    })?;
+    tracing::info!(%address, "operators may connect over the network");
+    Ok(tokio::spawn(api::remote::serve(
+        listener,
+        Arc::new(tls),
+        api::router(state.clone()),
+        Limits::default(),
+        closing,
+    )))
 }
 
 /// The operators' socket; what a killed coordinator left is removed (the data folder is locked by us).

@@ -19,7 +19,7 @@ use thiserror::Error;
 
 use record::{
     AuditRecord, CertificateRecord, DiskRecord, GenerationRecord, JobEventRow, LeaseRecord, MachineRecord,
-    PointRecord, PointState, PolicyRecord, TokenRecord, VoidedCutRecord,
+    OperatorRecord, PointRecord, PointState, PolicyRecord, TokenRecord, VoidedCutRecord,
 };
 
 pub use sqlite::SqliteCatalog;
@@ -77,6 +77,8 @@ pub enum Change {
     ForgetJob(JobId),
     /// Adds an audit entry.
     Audit(AuditRecord),
+    /// Puts an operator.
+    PutOperator(OperatorRecord),
 }
 
 /// What the coordinator remembers.
@@ -111,8 +113,10 @@ pub trait Catalog: fmt::Debug + Send + Sync {
     fn leases(&self) -> Answer<'_, Vec<LeaseRecord>>;
     /// Events of all jobs, by job and number.
     fn job_events(&self) -> Answer<'_, Vec<JobEventRow>>;
-    /// Audit entries, newest first, at most `limit`.
-    fn audit(&self, limit: u32) -> Answer<'_, Vec<AuditRecord>>;
+    /// Audit entries of this time or later, newest first, at most `limit`.
+    fn audit(&self, since: Timestamp, limit: u32) -> Answer<'_, Vec<AuditRecord>>;
+    /// All operators, by name.
+    fn operators(&self) -> Answer<'_, Vec<OperatorRecord>>;
 }
 
 /// Why the catalog could not do it.

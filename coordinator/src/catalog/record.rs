@@ -58,6 +58,19 @@ text_enum!(
     }
 );
 
+text_enum!(
+    /// What an operator may do; each role may do what those before it may.
+    #[derive(PartialOrd, Ord)]
+    Role {
+        /// Look.
+        Viewer = "viewer",
+        /// Protect, make points, fail over.
+        Operator = "operator",
+        /// Make tokens, revoke, shorten history.
+        Admin = "admin",
+    }
+);
+
 /// A machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MachineRecord {
@@ -253,6 +266,23 @@ pub struct JobEventRow {
     pub at: Timestamp,
     /// The engine's record.
     pub body: String,
+}
+
+/// Somebody who may use the interface over the network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OperatorRecord {
+    /// Unique; stands in the audit.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+    /// `TokenHash` of the token's secret.
+    pub hash: [u8; 32],
+    /// When the token was made.
+    pub created_at: Timestamp,
+    /// When it stops working.
+    pub expires_at: Timestamp,
+    /// When it was revoked, if it was.
+    pub revoked_at: Option<Timestamp>,
 }
 
 /// Who changed what.

@@ -136,7 +136,8 @@ async fn everything_is_read_back_as_written_also_by_the_next_process() {
     assert_eq!(catalog.job_events().await.unwrap(), std::slice::from_ref(&event));
     catalog.apply(vec![Change::ForgetJob(event.job)]).await.unwrap();
     assert!(catalog.job_events().await.unwrap().is_empty());
-    assert_eq!(catalog.audit(10).await.unwrap(), [entry]);
+    assert_eq!(catalog.audit(Timestamp(6), 10).await.unwrap(), [entry]);
+    assert!(catalog.audit(Timestamp(7), 10).await.unwrap().is_empty());
     assert_eq!(catalog.leases().await.unwrap(), [lease]);
 }
 

@@ -36,10 +36,10 @@ Getting started:
 #[derive(Debug, Parser)]
 #[command(name = "holdfast", version, after_help = EXIT_CODES)]
 pub(crate) struct Arguments {
-    /// The coordinator: path of its socket, or of its data folder. Default: what the configuration file
-    /// (~/.config/holdfast/config.toml, /etc/holdfast/config.toml) says under `coordinator`, or
-    /// /var/lib/holdfast/holdfast.sock
-    #[arg(long, global = true, env = "HOLDFAST_COORDINATOR", value_name = "PATH")]
+    /// The coordinator: path of its socket or of its data folder, or https://HOST:PORT (see `holdfast login`; the token may
+    /// also be given by HOLDFAST_TOKEN). Default: what the configuration file (~/.config/holdfast/config.toml,
+    /// /etc/holdfast/config.toml) says under `coordinator`, or /var/lib/holdfast/holdfast.sock
+    #[arg(long, global = true, env = "HOLDFAST_COORDINATOR", value_name = "PLACE")]
     pub(crate) coordinator: Option<String>,
 
     /// Print JSON, for programs
@@ -133,10 +133,17 @@ Points:
         command: JobCommand,
     },
     /// Who changed what, newest first
+    #[command(after_help = "\
+Examples:
+  holdfast audit --since 24h
+  holdfast audit --since 2026-11-25T22:00:00Z --limit 1000")]
     Audit {
         /// Most entries to show
         #[arg(long, value_name = "COUNT", default_value_t = 50)]
         limit: u32,
+        /// Only what was done since: an age (24h, 7d) or a time
+        #[arg(long, value_name = "AGE|TIME")]
+        since: Option<String>,
     },
     /// See it all work on this machine: protect a disk, make points, fail over, check
     Quickstart(QuickstartArguments),
@@ -146,6 +153,23 @@ Points:
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Tokens of operators who reach the coordinator over the network
+    Operator {
+        #[command(subcommand)]
+        command: OperatorCommand,
+    },
+    /// Log in at a coordinator on the network, and keep that in ~/.config/holdfast/config.toml
+    #[command(after_help = "\
+Examples:
+  holdfast login recovery.example.org:4434 --token hfo1....
+  holdfast login recovery.example.org:4434 --token - < token     the token stays out of the list of processes
+
+The token carries the fingerprint of the coordinator's CA: a host that does not hold it never sees the token.")]
+    Login(LoginOptions),
+    /// Forget the login; the token itself works until it is revoked or expires
+    Logout,
+    /// Say who you are to the coordinator, and what you may do
+    Who,
     /// Write man pages into a folder
     #[command(after_help = "Example:\n  holdfast man /usr/local/share/man/man1")]
     Man {
@@ -184,6 +208,71 @@ pub(crate) struct TokenOptions {
     /// A machine that is to be enrolled again and keeps its history
     #[arg(long, value_name = "MACHINE")]
     pub(crate) machine: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LoginOptions {
+    /// Where the coordinator listens for operators (its --api-listen)
+    #[arg(value_name = "HOST:PORT")]
+    pub(crate) address: String,
+    /// Token made by `holdfast operator create`; - reads it from standard input
+    #[arg(long, value_name = "TOKEN", env = "HOLDFAST_TOKEN", hide_env_values = true)]
+    pub(crate) token: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum OperatorCommand {
+    /// Make a token for an operator; it is shown once
+    #[command(after_help = "\
+Examples:
+  holdfast operator create anna --role operator --expires 30d
+  holdfast operator create dashboard --role viewer --expires 365d
+
+Roles:
+  viewer     looks: status, points, jobs, audit
+  operator   also protects, makes points, fails over (images only below the coordinator's `image_folders`)
+  admin      also makes tokens and operators, revokes, shortens retention")]
+    Create {
+        /// Name that will stand in the audit
+        name: String,
+        /// What the operator may do
+        #[arg(long, value_enum)]
+        role: RoleName,
+        /// How long the token works (at most 1825d)
+        #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "90d")]
+        expires: Duration,
+    },
+    /// List operators and what they may do
+    List,
+    /// Make an operator's token worthless at once
+    Revoke {
+        /// Name of the operator
+        name: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RoleName {
+    /// Looks
+    Viewer,
+    /// Also protects, makes points, fails over
+    Operator,
+    /// Also decides who may do what, revokes, shortens history
+    Admin,
+}
+
+impl RoleName {
+    /// As the interface names it.
+    pub(crate) const fn text(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]

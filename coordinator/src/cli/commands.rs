@@ -6,7 +6,7 @@ use std::{io::IsTerminal as _, time::Duration};
 
 use holdfast_coordinator::{
     api::shapes::{
-        AuditShape, MachineDetailShape, MachineShape, PointRequest, PointRequestShape, PointsShape,
+        MachineDetailShape, MachineShape, PointRequest, PointRequestShape, PointsShape,
         ProtectRequest, ProtectShape, RetentionPlanShape, StatusShape, TokenRequest, TokenShape,
         UnprotectRequest, UnprotectShape,
     },
@@ -66,7 +66,7 @@ pub(crate) async fn revoke(client: &Client, output: Output, machine: &str, yes: 
 }
 
 /// Asks on the terminal.
-fn confirmed(question: &str) -> Result<bool, Failure> {
+pub(crate) fn confirmed(question: &str) -> Result<bool, Failure> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::usage("this needs a confirmation", "give --yes where nobody can be asked"));
     }
@@ -192,11 +192,6 @@ pub(crate) async fn create_point(
         Some(point) => format!("Point {} of {}.", point.id, tables::local(&point.at)),
         None => "A point was asked for; `holdfast points` will list it.".to_owned(),
     })
-}
-
-pub(crate) async fn audit(client: &Client, output: Output, limit: u32) -> Result<(), Failure> {
-    let entries: Vec<AuditShape> = client.get(&format!("/v1/audit?limit={limit}")).await?;
-    output.answer(&entries, |entries| tables::audit(entries))
 }
 
 pub(crate) fn quickstart(arguments: &QuickstartArguments, output: Output) -> Result<(), Failure> {

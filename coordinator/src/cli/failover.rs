@@ -28,6 +28,11 @@ pub(crate) async fn failover(
 ) -> Result<(), Failure> {
     let target = match options.image {
         None => TargetShape::Attach,
+        Some(folder) if !client.is_local() && !folder.is_absolute() => {
+            let message = format!("{} is no full path", folder.display());
+            let advice = "images are written on the coordinator's host: give a full path there";
+            return Err(Failure::usage(message, advice));
+        }
         Some(folder) => {
             let folder = std::path::absolute(&folder).map_err(|error| {
                 Failure::usage(format!("the folder is unusable: {error}"), "give a full path")

@@ -10,6 +10,7 @@ mod commands;
 mod duration;
 mod failover;
 mod manual;
+mod operators;
 mod output;
 mod retention_tables;
 mod settings;
@@ -38,15 +39,22 @@ fn run(arguments: Arguments, output: Output) -> Result<(), Failure> {
     match &arguments.command {
         Command::Completions { shell } => return manual::completions(*shell),
         Command::Man { folder } => return manual::pages(folder, output),
+        Command::Logout => return operators::logout(output),
         Command::Quickstart(options) => return commands::quickstart(options, output),
         _ => {}
     }
-    let address = settings::address(arguments.coordinator.as_deref())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::failed(format!("the program cannot start: {error}"), ""))?;
-    runtime.block_on(dispatch(arguments.command, Client::new(address), output))
+    match arguments.command {
+        Command::Login(options) => runtime.block_on(operators::login(output, options)),
+        command => {
+            let token = std::env::var("HOLDFAST_TOKEN").ok();
+            let target = settings::target(arguments.coordinator.as_deref(), token.as_deref())?;
+            runtime.block_on(dispatch(command, Client::new(target), output))
+        }
+    }
 }
 
 async fn dispatch(command: Command, client: Client, output: Output) -> Result<(), Failure> {
@@ -79,7 +87,13 @@ async fn dispatch(command: Command, client: Client, output: Output) -> Result<()
         }
         Command::Job { command: JobCommand::Cancel { job } } => failover::cancel(&client, output, &job).await,
         Command::Job { command: JobCommand::Retry { job } } => failover::retry(&client, output, &job).await,
-        Command::Audit { limit } => commands::audit(&client, output, limit).await,
-        Command::Completions { .. } | Command::Man { .. } | Command::Quickstart(_) => Ok(()),
+        Command::Audit { limit, since } => operators::audit(&client, output, limit, since).await,
+        Command::Operator { command } => operators::operator(&client, output, command).await,
+        Command::Who => operators::who(&client, output).await,
+        Command::Completions { .. }
+        | Command::Man { .. }
+        | Command::Quickstart(_)
+        | Command::Login(_)
+        | Command::Logout => Ok(()),
     }
 }

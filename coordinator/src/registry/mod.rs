@@ -6,6 +6,7 @@
 //! are made one at a time. Reports are in memory only.
 //! Limit: [`DISKS_PER_MACHINE_MAX`](holdfast_common::wire::limits::DISKS_PER_MACHINE_MAX) disks per machine.
 
+pub mod access;
 pub mod description;
 mod directory;
 pub mod health;
@@ -252,6 +253,21 @@ pub enum RegistryError {
         path: String,
         /// What is protected.
         known: String,
+    },
+    /// The name is in use.
+    #[error(
+        "there is an operator {name} already; revoke it first with `holdfast operator revoke {name}`, or choose another \
+         name"
+    )]
+    OperatorExists {
+        /// The name.
+        name: String,
+    },
+    /// No operator of this name.
+    #[error("there is no operator `{name}`; `holdfast operator list` lists them")]
+    OperatorUnknown {
+        /// What was given.
+        name: String,
     },
     /// A setting is out of its range.
     #[error("{0}")]

@@ -13,7 +13,7 @@ use holdfast_common::{
 use super::rules::default_policy;
 use crate::catalog::{
     Catalog, CatalogError, Change,
-    record::{DiskRecord, MachineRecord, PolicyRecord},
+    record::{DiskRecord, MachineRecord, OperatorRecord, PolicyRecord},
 };
 
 /// A machine and what is known of it now.
@@ -56,6 +56,7 @@ impl DiskState {
 pub(super) struct State {
     pub(super) machines: BTreeMap<MachineId, MachineStatus>,
     pub(super) disks: BTreeMap<DiskId, DiskState>,
+    pub(super) operators: BTreeMap<String, OperatorRecord>,
 }
 
 impl State {
@@ -70,6 +71,9 @@ impl State {
         for disk in catalog.disks().await? {
             state.apply(Change::PutDisk(disk));
         }
+        for operator in catalog.operators().await? {
+            state.apply(Change::PutOperator(operator));
+        }
         Ok(state)
     }
 
@@ -81,6 +85,9 @@ impl State {
                 if let Some(machine) = self.machines.get_mut(&policy.machine) {
                     machine.policy = policy;
                 }
+            }
+            Change::PutOperator(operator) => {
+                self.operators.insert(operator.name.clone(), operator);
             }
             Change::PutDisk(record) => match self.disks.get_mut(&record.id) {
                 Some(disk) => disk.record = record,

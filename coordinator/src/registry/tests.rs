@@ -51,14 +51,14 @@ impl DiskLogs for FixedLogs {
     }
 }
 
-struct Fixture {
+pub(super) struct Fixture {
     folder: tempfile::TempDir,
-    clock: ManualClock,
-    registry: Registry,
+    pub(super) clock: ManualClock,
+    pub(super) registry: Registry,
 }
 
 impl Fixture {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let clock = ManualClock::default();
         clock.advance(Duration::from_secs(1_000_000));
@@ -98,7 +98,7 @@ impl Fixture {
         Ok(protected.disks)
     }
 
-    async fn restarted(self) -> Self {
+    pub(super) async fn restarted(self) -> Self {
         // The seeded ids must not come a second time.
         self.clock.advance(Duration::from_secs(1));
         let registry = load(&self.folder, &self.clock).await;
@@ -283,7 +283,7 @@ async fn every_change_is_in_the_audit() {
     fixture.protect(&["/dev/vda"]).await.unwrap();
     fixture.registry.unprotect("operator", MACHINE, &[]).await.unwrap();
     fixture.registry.revoke("operator", MACHINE).await.unwrap();
-    let audit = fixture.registry.catalog.audit(10).await.unwrap();
+    let audit = fixture.registry.catalog.audit(Timestamp(0), 10).await.unwrap();
     let mut acts: Vec<&str> = audit.iter().map(|entry| entry.what.as_str()).collect();
     acts.sort_unstable();
     assert_eq!(acts, ["enrol", "protect", "revoke", "token create", "unprotect"]);

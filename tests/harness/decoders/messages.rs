@@ -3,7 +3,13 @@
 //! Owns how bytes are given to them. A stream's first byte says in pieces of which size the rest arrives.
 
 use bytes::Bytes;
-use holdfast_common::{codec, frame::Frame, tls, token::EnrolToken, wire};
+use holdfast_common::{
+    codec,
+    frame::Frame,
+    tls,
+    token::{EnrolToken, OperatorToken},
+    wire,
+};
 use holdfast_coordinator::{
     compute::nbd::{
         handshake::{ExportDescription, ExportList, Handshake, Next},
@@ -96,7 +102,11 @@ pub(super) fn certificate(bytes: &[u8]) {
 
 /// What an operator pastes.
 pub(super) fn enrolment_token(bytes: &[u8]) {
-    if let Ok(token) = String::from_utf8_lossy(bytes).parse::<EnrolToken>() {
+    let text = String::from_utf8_lossy(bytes);
+    if let Ok(token) = text.parse::<EnrolToken>() {
+        assert_eq!(token.to_text().parse(), Ok(token));
+    }
+    if let Ok(token) = text.parse::<OperatorToken>() {
         assert_eq!(token.to_text().parse(), Ok(token));
     }
 }

@@ -11,7 +11,7 @@ use holdfast_common::{
     frame::{Extent, FrameIdentity, FrameSealer, ScanRecord, seal::seal_scan},
     ids::{Generation, Interval, JobId, MachineId, PointId, Sequence},
     tls::MachineKey,
-    token::{EnrolToken, Fingerprint},
+    token::{EnrolToken, Fingerprint, OperatorToken},
     units::{BLOCK_BYTES, BlockIndex, BlockRange},
     wire::envelope,
 };
@@ -124,7 +124,8 @@ pub(super) fn certificates() -> Vec<Vec<u8>> {
 /// A token.
 pub(super) fn tokens() -> Vec<Vec<u8>> {
     let token = EnrolToken { secret: [0x5a; 32], authority: Fingerprint([0xc3; 32]) };
-    vec![token.to_text().into_bytes(), b"hf2.00.00.00".to_vec()]
+    let operator = OperatorToken { secret: token.secret, authority: token.authority };
+    vec![token.to_text().into_bytes(), operator.to_text().into_bytes(), b"hf2.00.00.00".to_vec()]
 }
 
 /// Negotiations of several kinds, each with requests behind them.

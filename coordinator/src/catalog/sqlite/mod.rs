@@ -10,7 +10,10 @@ mod write;
 
 use std::{borrow::Cow, path::Path, time::Duration};
 
-use holdfast_common::ids::{DiskId, MachineId, PointId};
+use holdfast_common::{
+    clock::Timestamp,
+    ids::{DiskId, MachineId, PointId},
+};
 use sqlx::{
     Connection as _, SqlSafeStr as _, SqliteConnection, SqlitePool,
     migrate::{Migration, MigrationType, Migrator},
@@ -21,7 +24,7 @@ use super::{
     Answer, Catalog, CatalogError, Change,
     record::{
         AuditRecord, CertificateRecord, DiskRecord, GenerationRecord, JobEventRow, LeaseRecord,
-        MachineRecord, PointRecord, PolicyRecord, TokenRecord, VoidedCutRecord,
+        MachineRecord, OperatorRecord, PointRecord, PolicyRecord, TokenRecord, VoidedCutRecord,
     },
 };
 
@@ -88,7 +91,9 @@ async fn in_transaction(connection: &mut SqliteConnection, changes: &[Change]) -
 fn migrations() -> Migrator {
     let first = include_str!("../../../migrations/0001_first.sql");
     let tiers = include_str!("../../../migrations/0002_retention_tiers.sql");
-    let all = [(1, "first", first), (2, "retention tiers", tiers)].map(|(version, name, sql)| {
+    let operators = include_str!("../../../migrations/0005_operators.sql");
+    let all = [(1, "first", first), (2, "retention tiers", tiers), (5, "operators", operators)];
+    let all = all.map(|(version, name, sql)| {
         Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, sql.into_sql_str(), false)
     });
     Migrator::with_migrations(all.to_vec())
@@ -147,8 +152,12 @@ impl Catalog for SqliteCatalog {
         Box::pin(read::job_events(&self.readers))
     }
 
-    fn audit(&self, limit: u32) -> Answer<'_, Vec<AuditRecord>> {
-        Box::pin(read::audit(&self.readers, limit))
+    fn audit(&self, since: Timestamp, limit: u32) -> Answer<'_, Vec<AuditRecord>> {
+        Box::pin(read::audit(&self.readers, since, limit))
+    }
+
+    fn operators(&self) -> Answer<'_, Vec<OperatorRecord>> {
+        Box::pin(read::operators(&self.readers))
     }
 }
 

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use holdfast_common::{
+    clock::Timestamp,
     ids::{DiskId, Generation, JobId, MachineId, PointId, Sequence},
     wire::DiskIdentity,
 };
@@ -17,8 +18,8 @@ use super::{
         CatalogError, ROWS_MAX,
         record::{
             AuditRecord, CertificateRecord, DiskRecord, GenerationRecord, JobEventRow, LeaseRecord,
-            MachineRecord, MachineState, PointDiskRecord, PointRecord, PointState, PolicyRecord, TokenRecord,
-            VoidedCutRecord, parse_consistency, parse_method,
+            MachineRecord, MachineState, OperatorRecord, PointDiskRecord, PointRecord, PointState,
+            PolicyRecord, Role, TokenRecord, VoidedCutRecord, parse_consistency, parse_method,
         },
     },
     row::{
@@ -256,9 +257,28 @@ pub(super) async fn job_events(pool: &SqlitePool) -> Result<Vec<JobEventRow>, Ca
     })
 }
 
-pub(super) async fn audit(pool: &SqlitePool, limit: u32) -> Result<Vec<AuditRecord>, CatalogError> {
-    let query = sqlx::query("SELECT * FROM audit ORDER BY at DESC, id DESC LIMIT $1");
-    each(query.bind(i64::from(limit.min(ROWS_MAX))).fetch_all(pool).await, |row| {
+pub(super) async fn operators(pool: &SqlitePool) -> Result<Vec<OperatorRecord>, CatalogError> {
+    each(sqlx::query("SELECT * FROM operators ORDER BY name").fetch_all(pool).await, |row| {
+        Ok(OperatorRecord {
+            name: text(row, "name")?,
+            role: parsed(row, "role", Role::parse)?,
+            hash: array(row, "hash")?,
+            created_at: time(row, "created_at")?,
+            expires_at: time(row, "expires_at")?,
+            revoked_at: optional_time(row, "revoked_at")?,
+        })
+    })
+}
+
+pub(super) async fn audit(
+    pool: &SqlitePool,
+    since: Timestamp,
+    limit: u32,
+) -> Result<Vec<AuditRecord>, CatalogError> {
+    let query = sqlx::query("SELECT * FROM audit WHERE at >= $1 ORDER BY at DESC, id DESC LIMIT $2")
+        .bind(since.0)
+        .bind(i64::from(limit.min(ROWS_MAX)));
+    each(query.fetch_all(pool).await, |row| {
         Ok(AuditRecord {
             id: Uuid::from_bytes(array(row, "id")?),
             at: time(row, "at")?,

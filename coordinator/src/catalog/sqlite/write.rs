@@ -13,8 +13,9 @@ use super::{
     super::{
         CatalogError, Change, VOIDED_CUTS_KEPT,
         record::{
-            CertificateRecord, DiskRecord, GenerationRecord, JobEventRow, MachineRecord, PointDiskRecord,
-            PointRecord, PolicyRecord, TokenRecord, VoidedCutRecord, consistency_text, method_text,
+            CertificateRecord, DiskRecord, GenerationRecord, JobEventRow, MachineRecord, OperatorRecord,
+            PointDiskRecord, PointRecord, PolicyRecord, TokenRecord, VoidedCutRecord, consistency_text,
+            method_text,
         },
     },
     row::signed,
@@ -89,6 +90,7 @@ fn statement(change: &Change) -> Result<Statement<'_>, CatalogError> {
         .bind(entry.what.as_str())
         .bind(entry.subject.as_str())
         .bind(entry.detail.as_str()),
+        Change::PutOperator(operator) => put_operator(operator),
         Change::AddPoint(_)
         | Change::AddVoidedCut(_)
         | Change::RemovePoints(_)
@@ -125,6 +127,21 @@ fn put_machine(machine: &MachineRecord) -> Statement<'_> {
     .bind(machine.last_seen_at.map(|at| at.0))
     .bind(machine.agent_version.as_str())
     .bind(machine.inventory.as_deref())
+}
+
+fn put_operator(operator: &OperatorRecord) -> Statement<'_> {
+    sqlx::query(
+        "INSERT INTO operators (name, role, hash, created_at, expires_at, revoked_at) \
+         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (name) DO UPDATE SET role = excluded.role, \
+         hash = excluded.hash, created_at = excluded.created_at, expires_at = excluded.expires_at, \
+         revoked_at = excluded.revoked_at",
+    )
+    .bind(operator.name.as_str())
+    .bind(operator.role.text())
+    .bind(operator.hash.to_vec())
+    .bind(operator.created_at.0)
+    .bind(operator.expires_at.0)
+    .bind(operator.revoked_at.map(|at| at.0))
 }
 
 fn put_certificate(certificate: &CertificateRecord) -> Statement<'_> {
