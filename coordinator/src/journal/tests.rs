@@ -14,7 +14,7 @@ use super::{
     format::{FormatError, MARK_BYTES, Mark, MarkPlace, SEGMENT_HEADER_BYTES, SegmentHeader, Trailer},
     recovery::{self, Damage, RecoveryPlan},
     segment::{SealedSegment, SegmentError},
-    writer::SegmentWriter,
+    writer::{SegmentWriter, WriteError},
 };
 
 const DISK: DiskId = DiskId::from_bytes([0x22; 16]);
@@ -301,4 +301,22 @@ proptest::proptest! {
             assert!(plan.keep_bytes <= plan.file_bytes);
         }
     }
+}
+
+#[test]
+fn a_failed_sync_is_final_and_nothing_of_its_group_counts() {
+    let folder = TempDir::new().unwrap();
+    let bytes = written(&folder, false);
+    // The null device takes every write and can sync none.
+    let device = File::options().write(true).open("/dev/null").unwrap();
+    let mut writer = SegmentWriter::resume(device, header(), plan(&bytes));
+    let before = (writer.durable_bytes(), writer.durable_sequence());
+    let failed = writer.append_group(&[frame(13)]);
+    assert!(matches!(failed, Err(WriteError::Poisoned(_))), "{failed:?}");
+    assert!(writer.is_poisoned());
+    assert_eq!((writer.durable_bytes(), writer.durable_sequence()), before);
+    assert_eq!(writer.tables().read().unwrap().entries().len(), 8);
+    // What the kernel dropped would look written if it were tried again.
+    assert!(matches!(writer.append_group(&[frame(13)]), Err(WriteError::Unusable)));
+    assert!(matches!(writer.seal(), Err(WriteError::Unusable)));
 }
