@@ -128,25 +128,9 @@ impl Directory for MemoryDirectory {
 
     fn assignment(&self, machine: MachineId) -> PortFuture<'_, Assignment> {
         let disks = self.state.lock().unwrap().assigned.get(&machine).cloned().unwrap_or_default();
-        let capture = |(disk, generation): (DiskId, Generation)| Capture {
-            disk,
-            identity: DiskIdentity::default(),
-            path: String::new(),
-            size_bytes: 1 << 30,
-            generation,
-            durable: *self.store.sink(disk).durable.borrow(),
-            interval: Interval(1),
-            scanned_to: BlockIndex(0),
-            scan_complete: true,
-            replica_empty: false,
-        };
-        let settings = MachineSettings {
-            cut_interval_ms: 10_000,
-            hold_ms_max: 2_000,
-            send_bytes_per_second_max: 0,
-            scan_bytes_per_second_max: 0,
-        };
-        let assignment = Assignment { settings, disks: disks.into_iter().map(capture).collect() };
+        let durable = |disk| *self.store.sink(disk).durable.borrow();
+        let captures = disks.into_iter().map(|(disk, generation)| capture(disk, generation, durable(disk)));
+        let assignment = assignment(captures.collect());
         Box::pin(async { Ok(assignment) })
     }
 
@@ -340,6 +324,35 @@ fn listen(
     let clock = Arc::new(clock.clone());
     let (authority, entropy) = (Arc::clone(authority), Arc::clone(entropy));
     Ok(Ingest::start(&settings, authority, ports, links.clone(), clock, entropy, &Handle::current())?)
+}
+
+/// A disk that has been compared, and goes on behind `durable`.
+#[must_use]
+pub fn capture(disk: DiskId, generation: Generation, durable: Sequence) -> Capture {
+    Capture {
+        disk,
+        identity: DiskIdentity::default(),
+        path: String::new(),
+        size_bytes: 1 << 30,
+        generation,
+        durable,
+        interval: Interval(1),
+        scanned_to: BlockIndex(0),
+        scan_complete: true,
+        replica_empty: false,
+    }
+}
+
+/// These disks, without bounds of rates.
+#[must_use]
+pub fn assignment(disks: Vec<Capture>) -> Assignment {
+    let settings = MachineSettings {
+        cut_interval_ms: 10_000,
+        hold_ms_max: 2_000,
+        send_bytes_per_second_max: 0,
+        scan_bytes_per_second_max: 0,
+    };
+    Assignment { settings, disks }
 }
 
 /// A machine that has nothing.

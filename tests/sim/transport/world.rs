@@ -19,13 +19,10 @@ use holdfast_common::{
     entropy::{Entropy as _, SeededEntropy},
     frame::{Compression, FrameHeader, FrameIdentity, FrameKind},
     ids::{DiskId, Generation, Interval, MachineId},
-    units::BlockIndex,
-    wire::{
-        AgentMessage, Assignment, Capture, CoordinatorMessage, DataStreamStart, DiskIdentity, Firmware,
-        Inventory, MachineSettings, Platform, Refusal, TrustLoss,
-    },
+    wire::{AgentMessage, Assignment, CoordinatorMessage, DataStreamStart, Refusal, TrustLoss},
 };
 use holdfast_coordinator::ingest::session::{CoordinatorSession, Request, Verdict};
+use holdfast_tests::transport;
 
 use super::model::{Engine, Log};
 
@@ -180,7 +177,9 @@ impl World {
             preparing: false,
             reassign: false,
         };
-        let Action::Send(hello) = self.agent.connected(inventory(), "sim") else { panic!("no hello") };
+        let Action::Send(hello) = self.agent.connected(transport::inventory("sim"), "sim") else {
+            panic!("no hello")
+        };
         connection.up.push_back(hello);
         self.connections.insert(self.next_number, connection);
         self.current = Some(self.next_number);
@@ -446,28 +445,11 @@ impl World {
     }
 
     fn assignment(&self) -> Assignment {
+        let durable = |disk: &DiskId| self.logs.get(disk).unwrap().durable();
         let capture = |(disk, generation): (&DiskId, &Generation)| {
-            let log = self.logs.get(disk).unwrap();
-            Capture {
-                disk: *disk,
-                identity: DiskIdentity::default(),
-                path: String::new(),
-                size_bytes: 1 << 30,
-                generation: *generation,
-                durable: log.durable(),
-                interval: Interval(1),
-                scanned_to: BlockIndex(0),
-                scan_complete: true,
-                replica_empty: false,
-            }
+            transport::capture(*disk, *generation, durable(disk))
         };
-        let settings = MachineSettings {
-            cut_interval_ms: 10_000,
-            hold_ms_max: 2_000,
-            send_bytes_per_second_max: 0,
-            scan_bytes_per_second_max: 0,
-        };
-        Assignment { settings, disks: self.generations.iter().map(capture).collect() }
+        transport::assignment(self.generations.iter().map(capture).collect())
     }
 
     fn any_disk(&self) -> Option<DiskId> {
@@ -502,23 +484,5 @@ fn header(frame: &OutgoingFrame) -> FrameHeader {
         plain_bytes: 0,
         stored_bytes: 0,
         digest: [0; 32],
-    }
-}
-
-fn inventory() -> Inventory {
-    Inventory {
-        host_name: "sim".to_owned(),
-        operating_system: String::new(),
-        kernel: String::new(),
-        boot_id: String::new(),
-        firmware: Firmware::Bios,
-        platform: Platform::Kvm,
-        hardware: String::new(),
-        hardware_uuid: String::new(),
-        processors: 1,
-        memory_bytes: 1,
-        network_cards: Vec::new(),
-        disks: Vec::new(),
-        drivers: Vec::new(),
     }
 }
