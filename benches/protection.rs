@@ -13,7 +13,8 @@ use anyhow::{Context as _, Result};
 use holdfast_common::clock::{Clock as _, SystemClock};
 use holdfast_tests::{
     file_system::{Kind, MountedDisk},
-    site::{Agent, Site},
+    protected::{PATIENCE, Protected},
+    site::Site,
 };
 
 use crate::{
@@ -22,7 +23,6 @@ use crate::{
     report::{Row, percentile},
 };
 
-const PATIENCE: Duration = Duration::from_secs(120);
 const RPO_INTERVAL_SECONDS: f64 = 1.0;
 const RPO_ALLOWANCE_SECONDS: f64 = 2.0;
 /// Has the agent say what its holds are made of, in a form that can be read.
@@ -67,30 +67,20 @@ impl Drop for Churn {
     }
 }
 
-/// A coordinator and an agent that protects one disk with cuts every second.
-pub(crate) struct Protected {
-    pub(crate) site: Site,
-    pub(crate) agent: Agent,
-    pub(crate) machine: String,
-}
-
-impl Protected {
-    /// Starts both and waits for the first point.
-    pub(crate) fn start(disk: &Path) -> Result<Self> {
-        let site = Site::start()?;
-        let agent = site.add_agent_with(&LOG_OF_HOLDS, "")?;
-        let machine = site.only_machine()?;
-        site.protect(&machine, &[disk], "1s")?;
-        site.wait_for_points(&machine, 1, PATIENCE)?;
-        Ok(Self { site, agent, machine })
-    }
+/// Starts a coordinator and an agent that protects one disk with cuts every second, and waits for the first point.
+pub(crate) fn protect(disk: &Path) -> Result<Protected> {
+    let site = Site::start()?;
+    let agent = site.add_agent_with(&LOG_OF_HOLDS, "")?;
+    let protected = Protected::with(site, agent, &[disk])?;
+    protected.wait_for_points(1)?;
+    Ok(protected)
 }
 
 /// Age of the newest complete point, sampled over a minute of 50 MB/s churn.
 pub(crate) fn rpo(run: Run) -> Result<Vec<Row>> {
     let seconds = if run.quick { 30 } else { 60 };
     let disk = MountedDisk::create(Kind::Ext4, 4 << 30)?;
-    let protected = Protected::start(disk.device.path())?;
+    let protected = protect(disk.device.path())?;
     let _churn = Churn::start(&disk.folder().join("churn"), "2g", "50m", true)?;
     let clock = SystemClock::new();
     // The file is laid out first; that is not the churn to be measured.
@@ -122,7 +112,7 @@ pub(crate) fn rpo(run: Run) -> Result<Vec<Row>> {
 pub(crate) fn memory(run: Run) -> Result<Vec<Row>> {
     let seconds = if run.quick { 45 } else { 180 };
     let disk = MountedDisk::create(Kind::Ext4, 64 << 30)?;
-    let protected = Protected::start(disk.device.path())?;
+    let protected = protect(disk.device.path())?;
     let _churn = Churn::start(&disk.folder().join("churn"), "16g", "17895697", true)?;
     let (mut coordinator, mut agent) = (0, 0);
     for _ in 0..seconds {
@@ -152,7 +142,7 @@ pub(crate) fn hold(run: Run) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (name, rate, direct, target) in loads {
         let disk = MountedDisk::create(Kind::Ext4, 2 << 30)?;
-        let protected = Protected::start(disk.device.path())?;
+        let protected = protect(disk.device.path())?;
         let _churn = Churn::start(&disk.folder().join("churn"), "640m", rate, direct)?;
         thread::sleep(Duration::from_secs(8));
         let before = protected.site.points(&protected.machine)?.len();

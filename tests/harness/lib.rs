@@ -8,6 +8,8 @@ pub mod file_system;
 pub mod network;
 // A whole installation as processes.
 pub mod site;
+// A machine with protected disks.
+pub mod protected;
 // Writers under whose load points are made.
 pub mod load;
 // A disk in memory behind the view contract.

@@ -13,13 +13,13 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use holdfast_tests::{
     file_system::{Kind, MountPoint, MountedDisk, run},
-    load::{self, check_point},
+    load,
     loop_device::{self, LoopDevice},
+    protected::{PATIENCE, Protected},
     site::{Site, program, wait_for},
 };
 
 const DISK_BYTES: u64 = 256 << 20;
-const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Whether the test cannot run here; says why.
 fn skipped() -> bool {
@@ -67,20 +67,17 @@ fn a_revoked_machine_is_out_at_once() -> Result<()> {
         return Ok(());
     }
     let disk = MountedDisk::create(Kind::Ext4, DISK_BYTES)?;
-    let site = Site::start()?;
-    let mut agent = site.add_agent()?;
-    let machine = site.only_machine()?;
-    site.protect(&machine, &[disk.device.path()], "1s")?;
-    let kept = site.wait_for_points(&machine, 2, PATIENCE)?.len();
-    site.cli(&["machine", "revoke", &machine, "--yes"])?;
+    let mut protected = Protected::start(&[disk.device.path()])?;
+    let kept = protected.wait_for_points(2)?.len();
+    protected.site.cli(&["machine", "revoke", &protected.machine, "--yes"])?;
     wait_for("the agent to say that it was revoked", PATIENCE, || {
-        Ok(agent.log().to_lowercase().contains("revoked").then_some(()))
+        Ok(protected.agent.log().to_lowercase().contains("revoked").then_some(()))
     })?;
-    let settled = site.points(&machine)?.len();
-    agent.kill()?;
-    agent.start()?;
+    let settled = protected.points()?.len();
+    protected.agent.kill()?;
+    protected.agent.start()?;
     std::thread::sleep(Duration::from_secs(3));
-    let after = site.points(&machine)?.len();
+    let after = protected.points()?.len();
     assert!(settled >= kept && after == settled, "points: {kept}, {settled} when revoked, {after} later");
     Ok(())
 }
@@ -91,26 +88,20 @@ fn flipped_bits_are_named_and_repaired_from_the_source() -> Result<()> {
         return Ok(());
     }
     let disk = MountedDisk::create(Kind::Ext4, DISK_BYTES)?;
-    let mut site = Site::start()?;
-    let _agent = site.add_agent()?;
-    let machine = site.only_machine()?;
-    site.protect(&machine, &[disk.device.path()], "1s")?;
+    let mut protected = Protected::start(&[disk.device.path()])?;
     let mut writer = load::start(&[&disk], 5, Duration::from_millis(1))?;
-    site.wait_for_points(&machine, 3, PATIENCE)?;
-    site.kill_coordinator()?;
-    for segment in segments(site.data())? {
+    protected.wait_for_points(3)?;
+    protected.site.kill_coordinator()?;
+    for segment in segments(protected.site.data())? {
         serving::largest_frame(&segment)?.damage()?;
     }
-    site.start_coordinator()?;
+    protected.site.start_coordinator()?;
     let path = disk.device.path().to_str().context("path")?;
-    wait_for_status(&site, &["is damaged", path, "point"])?;
-    let before = writer.done();
-    let point = site.wait_for_new_point(&machine, PATIENCE)?;
-    let operations = check_point(&site, &machine, &point.id, &[&disk], writer.schedule())?;
-    assert!(operations >= before, "the point after the repair lacks operation {before}");
+    wait_for_status(&protected.site, &["is damaged", path, "point"])?;
+    protected.next_point_holds(&[&disk], &writer)?;
     writer.finish()?;
-    wait_for_status(&site, &["newer points do without it"])?;
-    let status = site.cli(&["status"])?.to_string();
+    wait_for_status(&protected.site, &["newer points do without it"])?;
+    let status = protected.site.cli(&["status"])?.to_string();
     assert!(!status.contains("compared with its source anew"), "the alarm outlives the repair: {status}");
     Ok(())
 }
@@ -121,21 +112,15 @@ fn a_truncated_segment_loses_no_later_point() -> Result<()> {
         return Ok(());
     }
     let disk = MountedDisk::create(Kind::Ext4, DISK_BYTES)?;
-    let mut site = Site::start()?;
-    let _agent = site.add_agent()?;
-    let machine = site.only_machine()?;
-    site.protect(&machine, &[disk.device.path()], "1s")?;
+    let mut protected = Protected::start(&[disk.device.path()])?;
     let mut writer = load::start(&[&disk], 6, Duration::from_millis(1))?;
-    site.wait_for_points(&machine, 3, PATIENCE)?;
-    site.kill_coordinator()?;
-    let last = segments(site.data())?.pop().context("a segment")?;
+    protected.wait_for_points(3)?;
+    protected.site.kill_coordinator()?;
+    let last = segments(protected.site.data())?.pop().context("a segment")?;
     let file = OpenOptions::new().write(true).open(&last)?;
     file.set_len(file.metadata()?.len() * 2 / 3)?;
-    site.start_coordinator()?;
-    let before = writer.done();
-    let point = site.wait_for_new_point(&machine, PATIENCE)?;
-    let operations = check_point(&site, &machine, &point.id, &[&disk], writer.schedule())?;
-    assert!(operations >= before, "the point after the repair lacks operation {before}");
+    protected.site.start_coordinator()?;
+    protected.next_point_holds(&[&disk], &writer)?;
     writer.finish()?;
     Ok(())
 }
@@ -150,20 +135,16 @@ fn a_full_store_holds_on_and_goes_on() -> Result<()> {
     write_noise(&ballast, 150 << 20)?;
     let disk = MountedDisk::create(Kind::Ext4, DISK_BYTES)?;
     let site = Site::start_at("127.0.0.1", Some(&store.folder().join("data")))?;
-    let _agent = site.add_agent()?;
-    let machine = site.only_machine()?;
-    site.protect(&machine, &[disk.device.path()], "1s")?;
-    site.wait_for_points(&machine, 1, PATIENCE)?;
+    let agent = site.add_agent()?;
+    let protected = Protected::with(site, agent, &[disk.device.path()])?;
+    protected.wait_for_points(1)?;
     let mut writer = load::start(&[&disk], 7, Duration::from_millis(1))?;
     write_noise(&disk.folder().join("noise"), 80 << 20)?;
-    wait_for_status(&site, &["no space left", "the replica does not go on"])?;
-    let kept = site.points(&machine)?;
+    wait_for_status(&protected.site, &["no space left", "the replica does not go on"])?;
+    let kept = protected.points()?;
     fs::remove_file(ballast)?;
-    let before = writer.done();
-    let point = site.wait_for_new_point(&machine, PATIENCE)?;
-    let operations = check_point(&site, &machine, &point.id, &[&disk], writer.schedule())?;
-    assert!(operations >= before, "the point after the full store lacks operation {before}");
-    let all = site.points(&machine)?;
+    protected.next_point_holds(&[&disk], &writer)?;
+    let all = protected.points()?;
     assert!(kept.iter().all(|point| all.iter().any(|other| other.id == point.id)), "a point was lost");
     writer.finish()?;
     Ok(())
@@ -196,25 +177,22 @@ fn a_disk_that_disappears_is_missed_and_one_that_grew_is_noticed() -> Result<()>
     let image = folder.path().join("disk.img");
     File::create_new(&image)?.set_len(64 << 20)?;
     let device = LoopDevice::attach(&image)?;
-    let site = Site::start()?;
-    let _agent = site.add_agent()?;
-    let machine = site.only_machine()?;
-    site.protect(&machine, &[device.path()], "1s")?;
-    site.wait_for_points(&machine, 1, PATIENCE)?;
-    let kept = site.points(&machine)?.len();
+    let protected = Protected::start(&[device.path()])?;
+    protected.wait_for_points(1)?;
+    let kept = protected.points()?.len();
     drop(device);
-    wait_for_status(&site, &["the disk is missing", "attach the disk again"])?;
+    wait_for_status(&protected.site, &["the disk is missing", "attach the disk again"])?;
     OpenOptions::new().write(true).open(&image)?.set_len(96 << 20)?;
     let grown = LoopDevice::attach(&image)?;
-    wait_for_status(&site, &["the disk was resized", "holdfast protect"])?;
-    assert!(site.points(&machine)?.len() >= kept, "points were lost with the disk");
+    wait_for_status(&protected.site, &["the disk was resized", "holdfast protect"])?;
+    assert!(protected.points()?.len() >= kept, "points were lost with the disk");
     // What the status advises works: once the agent has told of the new size, the disk is protected anew.
     wait_for("the new size to be protected", PATIENCE, || {
-        site.protect(&machine, &[grown.path()], "1s")?;
-        let status = site.cli(&["status"])?.to_string();
+        protected.site.protect(&protected.machine, &[grown.path()], "1s")?;
+        let status = protected.site.cli(&["status"])?.to_string();
         Ok(status.contains(&format!("\"size_bytes\":{}", 96 << 20)).then_some(()))
     })?;
-    site.wait_for_new_point(&machine, PATIENCE)?;
+    protected.site.wait_for_new_point(&protected.machine, PATIENCE)?;
     Ok(())
 }
 
@@ -224,14 +202,11 @@ fn a_disk_that_grows_in_place_is_noticed() -> Result<()> {
         return Ok(());
     }
     let device = LoopDevice::create(64 << 20)?;
-    let site = Site::start()?;
-    let _agent = site.add_agent()?;
-    let machine = site.only_machine()?;
-    site.protect(&machine, &[device.path()], "1s")?;
-    site.wait_for_points(&machine, 1, PATIENCE)?;
+    let protected = Protected::start(&[device.path()])?;
+    protected.wait_for_points(1)?;
     OpenOptions::new().write(true).open(device.backing())?.set_len(96 << 20)?;
     run(Command::new("losetup").arg("-c").arg(device.path()))?;
-    wait_for_status(&site, &["the disk was resized", "holdfast protect"])
+    wait_for_status(&protected.site, &["the disk was resized", "holdfast protect"])
 }
 
 /// All segment files below the coordinator's data, oldest first.

@@ -5,9 +5,9 @@ use std::{fs, path::Path, thread, time::Duration};
 use anyhow::{Context as _, Result};
 use holdfast_tests::{
     file_system::{Kind, MountedDisk},
-    load::{self, check_point},
-    loop_device,
+    load, loop_device,
     network::Namespace,
+    protected::Protected,
     site::Site,
 };
 
@@ -38,25 +38,21 @@ fn a_minute_without_link_costs_lag_only() -> Result<()> {
     let inside = namespace.command_prefix();
     let inside: Vec<_> = inside.iter().map(String::as_str).collect();
     let agent = site.add_agent_with(&inside, "")?;
-    let machine = site.only_machine()?;
-    site.protect(&machine, &[disk.device.path()], "1s")?;
+    let protected = Protected::with(site, agent, &[disk.device.path()])?;
     let mut writer = load::start(&[&disk], 3, Duration::from_micros(100))?;
-    site.wait_for_points(&machine, 2, Duration::from_secs(60))?;
+    protected.wait_for_points(2)?;
 
     namespace.set_link(false)?;
     let mut largest = 0;
     for _ in 0..cut_seconds() {
         thread::sleep(Duration::from_secs(1));
-        largest = largest.max(resident_bytes(agent.process_id())?);
+        largest = largest.max(resident_bytes(protected.agent.process_id())?);
     }
-    let stalled = site.points(&machine)?;
+    let stalled = protected.points()?;
     namespace.set_link(true)?;
-    let before = writer.done();
-    let point = site.wait_for_new_point(&machine, Duration::from_secs(90))?;
-    let operations = check_point(&site, &machine, &point.id, &[&disk], writer.schedule())?;
+    protected.next_point_holds(&[&disk], &writer)?;
     writer.finish()?;
     eprintln!("agent held at most {} MiB; {} points before the link came back", largest >> 20, stalled.len());
-    assert!(operations >= before, "the point after the cut lacks operation {before}");
     assert!(largest <= RESIDENT_BYTES_MAX, "the agent grew to {} MiB", largest >> 20);
     Ok(())
 }

@@ -5,9 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use holdfast_tests::{
     file_system::{Kind, MountedDisk},
-    load::{self, check_point},
-    loop_device,
-    site::Site,
+    load, loop_device,
+    protected::Protected,
 };
 
 const DISK_BYTES: u64 = 512 << 20;
@@ -25,29 +24,22 @@ fn every_point_is_a_prefix_over_two_disks() -> Result<()> {
     }
     let disks = [MountedDisk::create(Kind::Ext4, DISK_BYTES)?, MountedDisk::create(Kind::Ext4, DISK_BYTES)?];
     let disks: Vec<_> = disks.iter().collect();
-    let site = Site::start()?;
-    let _agent = site.add_agent()?;
-    let machine = site.only_machine()?;
     let paths: Vec<_> = disks.iter().map(|disk| disk.device.path()).collect();
-    site.protect(&machine, &paths, "1s")?;
+    let protected = Protected::start(&paths)?;
     let seed = u64::from(std::process::id());
     eprintln!("seed {seed}");
     let mut writer = load::start(&disks, seed, Duration::from_micros(300))?;
     let started = Instant::now();
     let mut checked = Vec::new();
     while started.elapsed() < Duration::from_secs(seconds()) {
-        let before = writer.done();
-        let point = site.wait_for_new_point(&machine, Duration::from_secs(60))?;
-        let operations = check_point(&site, &machine, &point.id, &disks, writer.schedule())?;
-        assert!(operations >= before, "a point cut after operation {before} ends at {operations}");
-        checked.push(operations);
+        checked.push(protected.next_point_holds(&disks, &writer)?);
     }
     let total = writer.finish()?;
     eprintln!("{} points checked over {total} operations: {checked:?}", checked.len());
     assert!(checked.len() >= 3, "too few points: {}", checked.len());
     // All points that were not looked at during the load are good as well.
-    for point in site.points(&machine)?.iter().rev().take(10) {
-        check_point(&site, &machine, &point.id, &disks, writer.schedule())?;
+    for point in protected.points()?.iter().rev().take(10) {
+        protected.check(point, &disks, &writer)?;
     }
     Ok(())
 }

@@ -5,12 +5,13 @@ use std::{fs, path::Path, process::Command, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use holdfast_tests::{
     file_system::{Kind, MountedDisk, run},
-    load::{self, check_point},
+    load,
     loop_device::LoopDevice,
+    protected::{PATIENCE, Protected},
     site::{Site, program, wait_for},
 };
 
-use super::{DISK_BYTES, PATIENCE, skipped, wait_for_status, write_noise};
+use super::{DISK_BYTES, skipped, wait_for_status, write_noise};
 
 /// Fills a file system to the last byte; gives the file.
 fn fill(folder: &Path) -> Result<std::path::PathBuf> {
@@ -34,26 +35,23 @@ fn a_catalog_without_space_is_named_and_goes_on() -> Result<()> {
     let store = MountedDisk::create(Kind::Ext4, 160 << 20)?;
     let disk = MountedDisk::create(Kind::Ext4, DISK_BYTES / 4)?;
     let site = Site::start_at("127.0.0.1", Some(&store.folder().join("data")))?;
-    let _agent = site.add_agent()?;
-    let machine = site.only_machine()?;
-    site.protect(&machine, &[disk.device.path()], "1s")?;
-    site.wait_for_points(&machine, 1, PATIENCE)?;
+    let agent = site.add_agent()?;
+    let protected = Protected::with(site, agent, &[disk.device.path()])?;
+    protected.wait_for_points(1)?;
     let mut writer = load::start(&[&disk], 9, Duration::from_millis(2))?;
     // Not only the store's reserve is used up: SQLite cannot write a page either.
     let filling = fill(store.folder())?;
-    wait_for_status(&site, &["no space left", "free space on the data folder"])?;
-    let refused = site.cli(&["token", "create"]).err().context("a change without space was accepted")?;
+    wait_for_status(&protected.site, &["no space left", "free space on the data folder"])?;
+    let refused =
+        protected.site.cli(&["token", "create"]).err().context("a change without space was accepted")?;
     let said = format!("{refused:#}").to_lowercase();
     assert!(said.contains("full") || said.contains("space"), "the reason is missing: {said}");
-    let kept = site.points(&machine)?;
+    let kept = protected.points()?;
     fs::remove_file(filling)?;
-    let before = writer.done();
-    let point = site.wait_for_new_point(&machine, PATIENCE)?;
-    let operations = check_point(&site, &machine, &point.id, &[&disk], writer.schedule())?;
-    assert!(operations >= before, "the point after the full disk lacks operation {before}");
-    let all = site.points(&machine)?;
+    protected.next_point_holds(&[&disk], &writer)?;
+    let all = protected.points()?;
     assert!(kept.iter().all(|point| all.iter().any(|other| other.id == point.id)), "a point was lost");
-    site.cli(&["token", "create"])?;
+    protected.site.cli(&["token", "create"])?;
     writer.finish()?;
     Ok(())
 }

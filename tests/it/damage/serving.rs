@@ -16,11 +16,12 @@ use holdfast_common::{
 };
 use holdfast_tests::{
     file_system::{Kind, MountedDisk, run},
-    load::{self, check_point},
-    site::{Attached, Site, wait_for},
+    load,
+    protected::{PATIENCE, Protected},
+    site::{Attached, wait_for},
 };
 
-use super::{DISK_BYTES, PATIENCE, segments, skipped, wait_for_status, write_noise};
+use super::{DISK_BYTES, segments, skipped, wait_for_status, write_noise};
 
 /// A data frame in a segment file.
 pub(super) struct StoredFrame {
@@ -112,54 +113,68 @@ fn damage_found_while_serving_is_named_and_sent_again() -> Result<()> {
     }
     let disk = MountedDisk::create(Kind::Ext4, DISK_BYTES / 4)?;
     write_noise(&disk.folder().join("noise"), 8 << 20)?;
-    let site = Site::start()?;
-    let mut agent = site.add_agent()?;
-    let machine = site.only_machine()?;
-    site.protect(&machine, &[disk.device.path()], "1s")?;
+    let mut protected = Protected::start(&[disk.device.path()])?;
     let mut writer = load::start(&[&disk], 8, std::time::Duration::from_millis(5))?;
-    site.wait_for_points(&machine, 2, PATIENCE)?;
+    protected.wait_for_points(2)?;
     // While the source is away nothing is repaired, so that what damage does can be looked at.
-    agent.kill()?;
-    let old = site.points(&machine)?.pop().context("a point")?.id;
+    protected.agent.kill()?;
+    let old = protected.points()?.pop().context("a point")?.id;
     let mut frames = Vec::new();
-    for segment in segments(site.data())? {
+    for segment in segments(protected.site.data())? {
         frames.push(largest_frame(&segment)?);
     }
     let frame = frames.into_iter().max_by_key(|frame| frame.frame.bytes().len()).context("a frame")?;
     let path = disk.device.path().to_str().context("path")?.to_owned();
 
-    let attached = site.attach(&machine, "latest")?;
+    let attached = protected.site.attach(&protected.machine, "latest")?;
     frame.damage()?;
     let bad = unreadable(&attached)?;
     ensure!(!bad.is_empty(), "the damaged frame was served");
     ensure!(bad.is_subset(&frame.blocks()), "errors beyond the damaged frame: {bad:?}");
-    wait_for_status(&site, &["stored data of", &path, "is damaged", "points need it", &old])?;
-    let listed = site.points(&machine)?.into_iter().find(|point| point.id == old).context("the point")?;
+    wait_for_status(&protected.site, &["stored data of", &path, "is damaged", "points need it", &old])?;
+    let listed = protected.points()?.into_iter().find(|point| point.id == old).context("the point")?;
     assert_eq!(listed.state, "damaged", "{}", listed.all);
-    let job = site.cli(&["job", "show", &attached.job])?.to_string();
+    let job = protected.site.cli(&["job", "show", &attached.job])?.to_string();
     assert!(job.contains("cannot be read") && job.contains("is damaged"), "the job does not say it: {job}");
-    let refused = site.attach(&machine, "latest").err().context("a damaged point was chosen")?;
+    let refused =
+        protected.site.attach(&protected.machine, "latest").err().context("a damaged point was chosen")?;
     assert!(format!("{refused:#}").contains("damaged"), "no reason: {refused:#}");
-    site.detach(&attached)?;
+    protected.site.detach(&attached)?;
 
-    let before = writer.done();
-    agent.start()?;
-    wait_for_status(&site, &["newer points do without it"])?;
-    let point = site.wait_for_new_point(&machine, PATIENCE)?;
-    let operations = check_point(&site, &machine, &point.id, &[&disk], writer.schedule())?;
-    assert!(operations >= before, "the point after the repair lacks operation {before}");
+    protected.agent.start()?;
+    wait_for_status(&protected.site, &["newer points do without it"])?;
+    protected.next_point_holds(&[&disk], &writer)?;
     writer.finish()?;
-    let attached = site.attach(&machine, "latest")?;
+    let attached = protected.site.attach(&protected.machine, "latest")?;
     assert!(unreadable(&attached)?.is_empty(), "the newest point is still damaged");
     assert_eq!(read_blocks(&attached, &bad)?, blocks_of(disk.device.backing(), &bad)?, "repaired blocks");
-    site.detach(&attached)?;
+    protected.site.detach(&attached)?;
 
     // The old point stays damaged, says so, and can be had by its name only.
-    let attached = site.attach(&machine, &old)?;
+    let attached = protected.site.attach(&protected.machine, &old)?;
     assert_eq!(unreadable(&attached)?, bad);
-    let job = site.cli(&["job", "show", &attached.job])?.to_string();
+    let job = protected.site.cli(&["job", "show", &attached.job])?.to_string();
     assert!(job.contains("damaged: stored data is damaged"), "the choice is not explained: {job}");
-    site.detach(&attached)
+    protected.site.detach(&attached)?;
+    no_image_of_what_is_damaged(&protected, &old)
+}
+
+/// An image with holes where data should be would be wrong silently: the job says what is damaged instead.
+fn no_image_of_what_is_damaged(protected: &Protected, point: &str) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let target = folder.path().to_str().context("path")?;
+    let begin = ["failover", &protected.machine, "--point", point, "--image", target];
+    let refused = protected.site.cli(&begin).err().context("an image of a damaged point was written")?;
+    let said = format!("{refused:#}");
+    assert!(said.contains("damaged") && said.contains("job"), "what is damaged is not said: {said}");
+    let jobs = protected.site.cli(&["jobs"])?;
+    let held =
+        jobs.as_array().and_then(|jobs| jobs.iter().find(|job| job["ok"] == false && job["point"] == *point));
+    let held = held.and_then(|job| job["id"].as_str()).with_context(|| format!("the job in {jobs}"))?;
+    protected.site.cli(&["job", "cancel", held])?;
+    let left = fs::read_dir(folder.path())?.count();
+    assert_eq!(left, 0, "a part of an image was left behind");
+    Ok(())
 }
 
 #[test]
@@ -169,31 +184,28 @@ fn what_is_known_to_be_damaged_stays_known_after_a_restart() -> Result<()> {
     }
     let disk = MountedDisk::create(Kind::Ext4, DISK_BYTES / 4)?;
     write_noise(&disk.folder().join("noise"), 8 << 20)?;
-    let mut site = Site::start()?;
-    let mut agent = site.add_agent()?;
-    let machine = site.only_machine()?;
-    site.protect(&machine, &[disk.device.path()], "1s")?;
-    site.wait_for_points(&machine, 2, PATIENCE)?;
-    agent.stop()?;
-    let frame = largest_frame(segments(site.data())?.first().context("a segment")?)?;
+    let mut protected = Protected::start(&[disk.device.path()])?;
+    protected.wait_for_points(2)?;
+    protected.agent.stop()?;
+    let frame = largest_frame(segments(protected.site.data())?.first().context("a segment")?)?;
     frame.damage()?;
-    let point = site.points(&machine)?.pop().context("a point")?.id;
-    let attached = site.attach(&machine, "latest")?;
+    let point = protected.points()?.pop().context("a point")?.id;
+    let attached = protected.site.attach(&protected.machine, "latest")?;
     let bad = unreadable(&attached)?;
     ensure!(!bad.is_empty(), "the damaged frame was served");
-    site.detach(&attached)?;
-    site.stop_coordinator()?;
-    site.start_coordinator()?;
-    let state = |site: &Site, wanted: &str| {
+    protected.site.detach(&attached)?;
+    protected.site.stop_coordinator()?;
+    protected.site.start_coordinator()?;
+    let state = |protected: &Protected, wanted: &str| {
         wait_for(&format!("the point to be {wanted}"), PATIENCE, || {
-            let points = site.points(&machine)?;
+            let points = protected.points()?;
             Ok(points.iter().any(|listed| listed.id == point && listed.state == wanted).then_some(()))
         })
     };
-    state(&site, "damaged")?;
+    state(&protected, "damaged")?;
     // A medium's errors may go away: what can be read again is good again, at the latest after a start.
-    site.stop_coordinator()?;
+    protected.site.stop_coordinator()?;
     frame.damage()?;
-    site.start_coordinator()?;
-    state(&site, "processed")
+    protected.site.start_coordinator()?;
+    state(&protected, "processed")
 }
