@@ -17,6 +17,7 @@ use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
+    sync::Notify,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::sync::CancellationToken;
@@ -33,6 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Server {
     address: SocketAddr,
     authority: Fingerprint,
+    /// A request that is never answered has come.
+    asked: Arc<Notify>,
     closing: CancellationToken,
     _folder: tempfile::TempDir,
 }
@@ -46,11 +49,16 @@ impl Server {
         let tls = Arc::new(authority.operator_server_config().unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let forever = || async { std::future::pending::<&'static str>().await };
+        let asked = Arc::new(Notify::new());
+        let begun = Arc::clone(&asked);
+        let forever = move || async move {
+            begun.notify_one();
+            std::future::pending::<&'static str>().await
+        };
         let router = Router::new().route("/hello", get(|| async { "hello" })).route("/forever", get(forever));
         let closing = CancellationToken::new();
         tokio::spawn(serve(listener, tls, router, limits, closing.clone()));
-        Self { address, authority: authority.fingerprint(), closing, _folder: folder }
+        Self { address, authority: authority.fingerprint(), asked, closing, _folder: folder }
     }
 
     async fn connect_to(&self, authority: Fingerprint) -> std::io::Result<TlsStream<TcpStream>> {
@@ -164,7 +172,7 @@ async fn running_requests_end_before_the_server_does() {
     let mut stream = server.connect().await;
     let request = String::from_utf8_lossy(GOOD).replace("hello", "forever");
     stream.write_all(request.as_bytes()).await.unwrap();
-    tokio::time::sleep(SOON / 10).await;
+    server.asked.notified().await;
     server.closing.cancel();
     assert!(until_end(&mut stream).await.contains("408"));
 }
