@@ -1,3 +1,5 @@
+-- Operators, and thresholds of health.
+
 -- Operators that may use the interface over the network. The secret itself is never kept.
 
 CREATE TABLE operators (
@@ -7,4 +9,10 @@ CREATE TABLE operators (
     created_at BIGINT NOT NULL,
     expires_at BIGINT NOT NULL,
     revoked_at BIGINT
+);
+
+-- When a machine's state is worth a warning: JSON text.
+CREATE TABLE thresholds (
+    machine BYTEA PRIMARY KEY REFERENCES machines (id),
+    body TEXT NOT NULL
 );

@@ -63,7 +63,9 @@ fn mistakes_are_named_and_have_their_exit_codes() -> Result<()> {
     site.stop_coordinator()?;
     check(&["machines"], 3, &["holdfast-coordinator serve"])?;
     let (code, said) = holdfast(Path::new("https://example.org"), &["machines"])?;
-    ensure!(code == 2 && said.contains("unix socket"), "{said}");
+    ensure!(code == 2 && said.contains("holdfast login"), "{said}");
+    let (code, said) = holdfast(Path::new("http://example.org:1"), &["machines"])?;
+    ensure!(code == 2 && said.contains("https://"), "{said}");
     Ok(())
 }
 
@@ -258,5 +260,71 @@ fn points_of_a_machine_are_kept_attached_and_found_again() -> Result<()> {
     site.start_coordinator()?;
     ensure!(kept(&site)? == before, "after the rebuild: {} was {before}", kept(&site)?);
     check_point(&site, &first, &first_content)?;
+    Ok(())
+}
+
+/// What `failover --dry-run` says of the only machine named.
+fn dry_run(site: &Site, point: &str) -> Result<serde_json::Value> {
+    let said = site.cli(&["failover", "web-1", "--point", point, "--dry-run"])?;
+    Ok(said.as_array().and_then(|machines| machines.first()).context("a machine")?.clone())
+}
+
+#[test]
+fn choices_say_what_they_give_and_lose_before_anything_is_done() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let site = Site::start()?;
+    let mut link = Link::open(&site, folder.path())?;
+    link.write(3, 0xaa)?;
+    link.scanned()?;
+    let first = link.cut(&site)?;
+    link.write(3, 0xbb)?;
+    let second = link.cut(&site)?;
+    processed(&site, &second)?;
+
+    let latest = dry_run(&site, "latest")?;
+    ensure!(latest["point"]["id"] == *second && latest["newer_count"] == 0, "{latest}");
+    ensure!(latest["loses_ms"].as_u64().is_some_and(|lost| lost < 600_000), "{latest}");
+    let older = dry_run(&site, &first)?;
+    ensure!(older["newer"][0]["point"] == *second && older["newer_count"] == 1, "{older}");
+    let at = older["point"]["at"].as_str().context("at")?;
+    ensure!(dry_run(&site, at)?["point"]["id"] == *first, "the newest at or before {at} is the first");
+    let none = site.cli(&["failover", "web-1", "--point", "2001-01-01T00:00:00Z", "--dry-run"]);
+    ensure!(
+        none.is_err_and(|error| error.to_string().contains("oldest point is newer")),
+        "before all points"
+    );
+
+    let overview = site.cli(&["points"])?;
+    let kinds = overview[0]["kinds"].as_array().context("kinds")?;
+    let kind = |name: &str| kinds.iter().find(|kind| kind["kind"] == name).context("kind").cloned();
+    ensure!(kind("latest")?["point"] == *second, "{overview}");
+    let app = kind("latest-app-consistent")?;
+    ensure!(app["refusal"].as_str().is_some_and(|why| why.contains("app-consistent")), "{app}");
+    ensure!(
+        kind("latest-multi-vm")?["point"] == *second,
+        "a machine of no group goes to its own: {overview}"
+    );
+
+    // A set of which one has no point: nothing is begun.
+    let token = site.cli(&["token", "create"])?;
+    let mut enrol = Command::new(program("holdfast-agent"));
+    enrol.arg("--state").arg(folder.path().join("second"));
+    let token = token["token"].as_str().context("token")?;
+    ensure!(enrol.args(["enroll", "--coordinator", site.address(), "--token", token]).status()?.success());
+    let machines = site.cli(&["machines"])?;
+    let other = machines[1]["id"].as_str().context("id")?;
+    let refused = site.cli(&["failover", "web-1", other, "--point", "latest", "--attach"]);
+    ensure!(
+        refused.is_err_and(|error| error.to_string().contains("no failover was begun")),
+        "a set is all or nothing"
+    );
+    ensure!(site.cli(&["jobs"])?.as_array().is_some_and(Vec::is_empty), "a job was begun");
+
+    site.cli(&["thresholds", "web-1", "--lag", "1ms,2ms"])?;
+    let status = site.cli(&["status"])?;
+    ensure!(status["machines"][0]["health"] == "critical", "{status}");
+    site.cli(&["thresholds", "web-1", "--lag", "1h,2h"])?;
+    let shown = site.cli(&["thresholds", "web-1"])?;
+    ensure!(shown["lag"]["warning_ms"] == 3_600_000, "{shown}");
     Ok(())
 }

@@ -46,7 +46,8 @@ impl PointSource for OnePoint {
     fn candidates(&self, _machine: MachineId) -> BoxFuture<'_, Result<Vec<Candidate>, PointsError>> {
         let point = PointId::from_bytes([1; 16]);
         let state = CandidateState::Pending;
-        let candidate = Candidate { point, at: Timestamp(1), consistency: Consistency::Crash, state };
+        let candidate =
+            Candidate { point, at: Timestamp(1), consistency: Consistency::Crash, state, group: None };
         Box::pin(async move { Ok(vec![candidate]) })
     }
 

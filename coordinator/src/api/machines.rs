@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     catalog::record::Role,
-    registry::{NewToken, Protect},
+    registry::{NewToken, Protect, thresholds::Thresholds},
 };
 
 /// Life of a token if the operator does not say.
@@ -123,6 +123,25 @@ pub(super) async fn protect(
         disks: protected.disks.iter().map(views::disk).collect(),
         policy: views::policy(&protected.policy),
     }))
+}
+
+pub(super) async fn thresholds(
+    State(state): State<ApiState>,
+    Path(given): Path<String>,
+) -> Result<Json<Thresholds>, ApiError> {
+    let machine = state.registry.resolve(&given)?;
+    Ok(Json(state.registry.machine(machine).map(|machine| machine.thresholds).unwrap_or_default()))
+}
+
+pub(super) async fn set_thresholds(
+    State(state): State<ApiState>,
+    ConnectInfo(peer): Who,
+    Path(given): Path<String>,
+    Json(thresholds): Json<Thresholds>,
+) -> Result<Json<Thresholds>, ApiError> {
+    let machine = state.registry.resolve(&given)?;
+    state.registry.set_thresholds(&peer.name(), machine, thresholds).await?;
+    Ok(Json(thresholds))
 }
 
 /// An agent that was started a moment ago is about to tell its disks: waits for that, for a bounded time.

@@ -6,6 +6,7 @@
 
 mod caller;
 mod error;
+mod forecast;
 mod gate;
 mod machines;
 mod operators;
@@ -106,6 +107,10 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/jobs/{job}/cancel", post(work::cancel))
         .route("/v1/jobs/{job}/retry", post(work::retry))
         .route("/v1/audit", get(status::audit))
+        .route("/v1/machines/{machine}/thresholds", get(machines::thresholds).post(machines::set_thresholds))
+        .route("/v1/points", get(forecast::overview))
+        .route("/v1/forecast", get(forecast::forecast))
+        .route("/v1/failover", post(work::failover_set))
         .route("/v1/who", get(operators::who))
         .merge(for_admins(&state))
         .fallback(error::no_such_path)

@@ -20,14 +20,17 @@ use super::{
     views,
 };
 use crate::{
-    catalog::record::{PointState, VoidedCutRecord},
+    catalog::{
+        VOIDED_CUTS_KEPT,
+        record::{PointState, VoidedCutRecord},
+    },
     ingest::links::Push,
 };
 
 /// Most points in one answer if the operator does not say.
 const POINTS_DEFAULT: u32 = 10_000;
 /// Voided cuts shown.
-const VOIDED_SHOWN: u32 = 20;
+const VOIDED_SHOWN: usize = 20;
 /// Longest wait for a point.
 const WAIT_MAX: Duration = Duration::from_mins(10);
 /// Points looked through for the one that answers a request.
@@ -45,6 +48,9 @@ pub(super) async fn list(
 ) -> Result<Json<PointsShape>, ApiError> {
     let machine = state.registry.resolve(&given)?;
     let records = state.points.list(machine, query.limit.unwrap_or(POINTS_DEFAULT)).await?;
+    let voided = state.catalog.voided_cuts(machine, VOIDED_CUTS_KEPT).await?;
+    let interval = state.registry.machine(machine).map(|machine| machine.policy.interval_ms);
+    let gaps = views::gaps(&records, &voided, Duration::from_millis(interval.unwrap_or(u64::MAX)));
     let (void, complete): (Vec<_>, Vec<_>) =
         records.iter().partition(|point| point.state == PointState::Void);
     let shapes = |records: Vec<_>| records.into_iter().map(|point| views::point(&state, point)).collect();
@@ -53,14 +59,14 @@ pub(super) async fn list(
         at: views::time(arriving.record.at),
         missing_disks: arriving.missing.iter().map(|disk| views::disk_path(&state, *disk)).collect(),
     });
-    let voided = state.catalog.voided_cuts(machine, VOIDED_SHOWN).await?;
     Ok(Json(PointsShape {
         machine: machine.to_string(),
         name: views::machine_name(&state, machine),
         points: shapes(complete),
         void_points: shapes(void),
         arriving: arriving.collect(),
-        voided_cuts: voided.into_iter().map(voided_cut).collect(),
+        voided_cuts: voided.into_iter().take(VOIDED_SHOWN).map(voided_cut).collect(),
+        gaps: gaps.iter().map(views::gap).collect(),
     }))
 }
 

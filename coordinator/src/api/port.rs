@@ -8,7 +8,11 @@ use holdfast_common::ids::{DiskId, JobId, MachineId};
 use thiserror::Error;
 
 use super::shapes::{JobShape, TargetShape};
-use crate::{compute::port::BoxFuture, points::selection::Selection, store::DiskSpace};
+use crate::{
+    compute::port::BoxFuture,
+    points::selection::{Candidate, Selection},
+    store::DiskSpace,
+};
 
 /// The jobs, as operators handle them.
 pub trait JobControl: fmt::Debug + Send + Sync {
@@ -20,6 +24,8 @@ pub trait JobControl: fmt::Debug + Send + Sync {
         selection: Selection,
         target: TargetShape,
     ) -> BoxFuture<'_, Result<JobShape, JobRefusal>>;
+    /// All cuts of a machine that are known here, in the order of its disks' logs, oldest first.
+    fn candidates(&self, machine: MachineId) -> BoxFuture<'_, Result<Vec<Candidate>, JobRefusal>>;
     /// All jobs, newest first.
     fn list(&self) -> BoxFuture<'_, Result<Vec<JobShape>, JobRefusal>>;
     /// One job.

@@ -8,7 +8,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use crate::catalog::record::RetentionTier;
-use crate::registry::health::{Finding, Level};
+use crate::registry::{
+    health::{Finding, Level},
+    thresholds::Thresholds,
+};
 
 /// An error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -220,6 +223,18 @@ pub struct MachineStatusShape {
     pub newest_point: Option<PointShape>,
     /// Age of its cut, the clocks' difference taken out: what a failover now would lose.
     pub lag_ms: Option<u64>,
+    /// Age of the newest app-consistent point; null if there is none.
+    #[serde(default)]
+    pub app_age_ms: Option<u64>,
+    /// Cuts that were void since the newest point.
+    #[serde(default)]
+    pub voided_since: usize,
+    /// Times without points among the last few hundred, newest first.
+    #[serde(default)]
+    pub gaps: Vec<GapShape>,
+    /// When these are worth a warning.
+    #[serde(default)]
+    pub thresholds: Thresholds,
     /// Points that are not in the index yet.
     pub pending_points: usize,
     /// Cuts that have not arrived on all disks.
@@ -378,6 +393,24 @@ pub struct PointsShape {
     pub arriving: Vec<ArrivingShape>,
     /// Cuts that could not be made, newest first.
     pub voided_cuts: Vec<VoidedCutShape>,
+    /// Times without points between those listed, newest first.
+    #[serde(default)]
+    pub gaps: Vec<GapShape>,
+}
+
+/// A time without points. A failover to an instant inside goes back to its beginning.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GapShape {
+    /// The last cut before it, by the source's clock.
+    pub from: String,
+    /// The first cut after it.
+    pub to: String,
+    /// How long it is.
+    pub length_ms: u64,
+    /// Cuts that were void in it.
+    pub voided: usize,
+    /// Why the last of them was.
+    pub reason: Option<String>,
 }
 
 /// A cut that has not arrived on all disks.
@@ -438,7 +471,8 @@ pub enum TargetShape {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FailoverRequest {
-    /// "latest", "latest-processed" or a point's id.
+    /// "latest", "latest-processed", "latest-app-consistent", "latest-multi-vm", "latest-multi-vm-app-consistent", a
+    /// point's id, or a time (the newest point at or before it).
     pub point: String,
     /// What to make of it.
     pub target: TargetShape,
@@ -675,4 +709,79 @@ pub struct WhoShape {
     pub version: String,
     /// Fingerprint of the coordinator's CA.
     pub fingerprint: String,
+}
+
+/// What a choice would give a machine, and what it would lose.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ForecastShape {
+    /// The machine's id.
+    pub machine: String,
+    /// Its host name.
+    pub name: String,
+    /// What was asked for.
+    pub selection: String,
+    /// The point that it would get; null if none.
+    pub point: Option<PointShape>,
+    /// Why it would get none.
+    pub refusal: Option<String>,
+    /// Whether the point would have to be processed first.
+    pub pending: bool,
+    /// Age of the point's cut, the clocks' difference taken out: everything written since then would be lost.
+    pub loses_ms: Option<u64>,
+    /// What the operator should know about the choice.
+    pub remarks: Vec<String>,
+    /// Cuts that are newer, newest first (the newest of them, if there are many).
+    pub newer: Vec<NewerShape>,
+    /// Number of all cuts that are newer.
+    pub newer_count: usize,
+}
+
+/// A cut that is newer than the chosen one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewerShape {
+    /// The point that it makes or would make; null if the source voided it.
+    pub point: Option<String>,
+    /// The instant of the cut, by the source's clock.
+    pub at: String,
+    /// Why it was not chosen.
+    pub why: String,
+}
+
+/// The newest point of each kind of a machine.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OverviewShape {
+    /// The machine's id.
+    pub machine: String,
+    /// Its host name.
+    pub name: String,
+    /// For each selection what it would give.
+    pub kinds: Vec<KindShape>,
+}
+
+/// What a selection would give a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KindShape {
+    /// The selection: "latest", "latest-processed", "latest-app-consistent", "latest-multi-vm",
+    /// "latest-multi-vm-app-consistent".
+    pub kind: String,
+    /// The point; null if there is none.
+    pub point: Option<String>,
+    /// The instant of its cut, by the source's clock.
+    pub at: Option<String>,
+    /// Age of its cut, the clocks' difference taken out.
+    pub age_ms: Option<u64>,
+    /// Why there is none.
+    pub refusal: Option<String>,
+}
+
+/// Asks for the failover of several machines together.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetFailoverRequest {
+    /// Names or ids.
+    pub machines: Vec<String>,
+    /// As in [`FailoverRequest`].
+    pub point: String,
+    /// What to make of each; images of several machines go into a folder of the machine's name below the one given.
+    pub target: TargetShape,
 }

@@ -8,7 +8,7 @@ use axum::{
     Json,
     extract::{Query, State},
 };
-use holdfast_common::{clock::Timestamp, ids::Generation};
+use holdfast_common::{clock::Timestamp, frame::Consistency, ids::Generation};
 use serde::Deserialize;
 
 use super::{
@@ -17,10 +17,7 @@ use super::{
     views,
 };
 use crate::{
-    catalog::{
-        ROWS_MAX,
-        record::{MachineState, PointRecord},
-    },
+    catalog::{ROWS_MAX, record::MachineState},
     registry::{
         DiskState, MachineStatus,
         health::{Finding, Level, MachineFacts, machine_findings, worst},
@@ -32,7 +29,10 @@ use crate::{
 const SPACE_WARNING_RESERVES: u64 = 4;
 
 /// Voided cuts looked at to tell whether the last ones all were.
-const VOIDED_LOOKED_AT: u32 = 20;
+const VOIDED_LOOKED_AT: u32 = 100;
+
+/// Points looked at for gaps between them; `holdfast points` looks at all that it lists.
+const POINTS_LOOKED_AT: u32 = 300;
 
 pub(super) async fn status(State(state): State<ApiState>) -> Result<Json<StatusShape>, ApiError> {
     let mut machines = Vec::new();
@@ -104,10 +104,16 @@ pub(super) async fn machine_status(
         disks.push(views::disk_status(state, &disk, connected, anew, &points));
     }
     let newest = state.points.newest(id);
-    let lag = newest.as_ref().map(|point| lag(state, machine, point));
+    let lag = newest.as_ref().map(|point| age(state, machine, point.cut_at));
+    let newest_app = state.catalog.newest_point(id, Consistency::App).await?;
+    let app_age = newest_app.as_ref().map(|point| age(state, machine, point.cut_at));
     let since = newest.as_ref().map_or(Timestamp(i64::MIN), |point| point.cut_at);
     let voided = state.catalog.voided_cuts(id, VOIDED_LOOKED_AT).await?;
     let voided_since = voided.iter().filter(|cut| cut.at > since).count();
+    let interval = Duration::from_millis(machine.policy.interval_ms);
+    let recent = state.points.list(id, POINTS_LOOKED_AT).await?;
+    let gaps = views::gaps(&recent, &voided, interval);
+    let newest_gap = gaps.first().map(|gap| (views::gap_text(gap), age(state, machine, gap.to)));
     let facts = MachineFacts {
         revoked: machine.record.state == MachineState::Revoked,
         connected,
@@ -115,8 +121,13 @@ pub(super) async fn machine_status(
         disk_count: disks.len(),
         scans_complete: !disks.is_empty() && disks.iter().all(|disk| disk.state == "protected"),
         point_age: lag,
-        interval: Duration::from_millis(machine.policy.interval_ms),
+        interval,
         voided_since: u32::try_from(voided_since).unwrap_or(u32::MAX),
+        voided_because: voided.first().map(|cut| cut.reason.clone()),
+        rpo: newest.as_ref().map(|point| Duration::from_micros(point.rpo_us)),
+        app_age,
+        gap: newest_gap,
+        thresholds: machine.thresholds,
     };
     let findings = machine_findings(&facts);
     let health = disks.iter().map(|disk| disk.health).fold(worst(&findings), Ord::max);
@@ -129,7 +140,11 @@ pub(super) async fn machine_status(
         connected,
         interval_ms: machine.policy.interval_ms,
         newest_point: newest.as_ref().map(|point| views::point(state, point)),
-        lag_ms: lag.map(|lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX)),
+        lag_ms: lag.map(millis),
+        app_age_ms: app_age.map(millis),
+        voided_since,
+        gaps: gaps.iter().map(views::gap).collect(),
+        thresholds: machine.thresholds,
         pending_points: state.points.pending_count(id),
         arriving_points: state.points.arriving(id).len(),
         stored_bytes: sum(|disk| disk.stored_bytes),
@@ -142,9 +157,13 @@ pub(super) async fn machine_status(
     })
 }
 
-/// Age of a point's cut by our clock.
-fn lag(state: &ApiState, machine: &MachineStatus, point: &PointRecord) -> Duration {
-    let cut_here = Timestamp(point.cut_at.0.saturating_add(machine.clock_offset_us.unwrap_or(0)));
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Age of a cut by our clock; `cut_at` is by the source's.
+pub(super) fn age(state: &ApiState, machine: &MachineStatus, cut_at: Timestamp) -> Duration {
+    let cut_here = Timestamp(cut_at.0.saturating_add(machine.clock_offset_us.unwrap_or(0)));
     state.clock.wall().since(cut_here)
 }
 

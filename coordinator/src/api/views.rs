@@ -2,6 +2,8 @@
 //!
 //! Owns the conversion only. Pure.
 
+use std::time::Duration;
+
 use holdfast_common::{
     clock::Timestamp,
     ids::{DiskId, MachineId},
@@ -12,13 +14,18 @@ use holdfast_common::{
 use super::{
     ApiState,
     port::DiskFigures,
-    shapes::{DiskShape, DiskStatusShape, LinkShape, MachineShape, PointDiskShape, PointShape, PolicyShape},
+    shapes::{
+        DiskShape, DiskStatusShape, GapShape, LinkShape, MachineShape, PointDiskShape, PointShape,
+        PolicyShape,
+    },
 };
 use crate::{
     catalog::record::{
-        DiskRecord, PointDiskRecord, PointRecord, PointState, PolicyRecord, consistency_text, method_text,
+        DiskRecord, PointDiskRecord, PointRecord, PointState, PolicyRecord, VoidedCutRecord,
+        consistency_text, method_text,
     },
     ingest::links::LinkFigures,
+    points::{self, gaps::Gap},
     registry::{
         DiskState, MachineStatus,
         health::{DiskFacts, Finding, Level, disk_findings, worst},
@@ -152,6 +159,35 @@ const POINTS_NAMED: usize = 5;
 
 pub(super) fn machine_name(state: &ApiState, machine: MachineId) -> String {
     state.registry.machine(machine).map(|machine| machine.record.name).unwrap_or_default()
+}
+
+/// Times without points; both lists are newest first.
+pub(super) fn gaps(points: &[PointRecord], voided: &[VoidedCutRecord], interval: Duration) -> Vec<Gap> {
+    let usable = points.iter().filter(|point| point.state != PointState::Void);
+    let cuts: Vec<Timestamp> = usable.map(|point| point.cut_at).collect();
+    let voided: Vec<(Timestamp, &str)> = voided.iter().map(|cut| (cut.at, cut.reason.as_str())).collect();
+    points::gaps::gaps(&cuts, &voided, interval)
+}
+
+pub(super) fn gap(gap: &Gap) -> GapShape {
+    GapShape {
+        from: time(gap.from),
+        to: time(gap.to),
+        length_ms: u64::try_from(gap.to.since(gap.from).as_millis()).unwrap_or(u64::MAX),
+        voided: gap.voided,
+        reason: gap.reason.clone(),
+    }
+}
+
+/// A gap in a sentence.
+pub(super) fn gap_text(gap: &Gap) -> String {
+    let (from, to) = (time(gap.from), time(gap.to));
+    let seconds = gap.to.since(gap.from).as_secs();
+    let why = match &gap.reason {
+        Some(reason) => format!("; {} cuts were void in it, the last: {reason}", gap.voided),
+        None => String::new(),
+    };
+    format!("there are no points between {from} and {to} ({seconds} s){why}")
 }
 
 pub(super) fn disk_path(state: &ApiState, disk: DiskId) -> String {

@@ -12,11 +12,14 @@ use axum::{
 use holdfast_common::ids::JobId;
 
 use super::{
-    ApiError, ApiState, Peer, Who,
-    shapes::{FailoverRequest, JobShape, TargetShape},
+    ApiError, ApiState, Peer, Who, forecast,
+    shapes::{FailoverRequest, JobShape, SetFailoverRequest, TargetShape},
     views,
 };
-use crate::{catalog::record::Role, points::selection::Selection};
+use crate::{
+    catalog::record::Role,
+    points::selection::{Choice, Selection},
+};
 
 /// Fewest digits of a job's id that are taken as its beginning or end.
 const PART_DIGITS_MIN: usize = 4;
@@ -28,34 +31,104 @@ pub(super) async fn failover(
     Json(request): Json<FailoverRequest>,
 ) -> Result<Json<JobShape>, ApiError> {
     let machine = state.registry.resolve(&given)?;
-    let selection: Selection = request
-        .point
-        .parse()
-        .map_err(|error| ApiError::invalid(format!("{error}"), "`holdfast points` lists the points"))?;
-    if let TargetShape::Image { folder, format } = &request.target {
-        if !folder.is_absolute() {
-            return Err(ApiError::invalid(
-                format!("the folder {} is not absolute", folder.display()),
-                "images are written on the coordinator's host: give a full path there",
-            ));
-        }
-        if !may_write(&peer, &state.image_folders, folder) {
-            return Err(ApiError::new(
-                StatusCode::FORBIDDEN,
-                "role",
-                format!("{} may not have images written into {}", peer.name(), folder.display()),
-                "ask an admin, or choose a folder below one that the coordinator's setting `image_folders` names",
-            ));
-        }
-        if !["raw", "qcow2"].contains(&format.as_str()) {
-            let message = format!("`{format}` is no image format");
-            return Err(ApiError::invalid(message, "use raw or qcow2"));
-        }
-    }
+    let selection = forecast::selection(&request.point)?;
+    check_target(&state, &peer, &request.target)?;
     let detail = format!("{selection}, {}", target_text(&request.target));
     let name = views::machine_name(&state, machine);
     state.registry.record_act(&peer.name(), "failover", name, detail).await?;
     Ok(Json(state.jobs.failover(peer.name(), machine, selection, request.target).await?))
+}
+
+/// Fails several machines over: all of them or, if a point cannot be chosen for one, none.
+pub(super) async fn failover_set(
+    State(state): State<ApiState>,
+    ConnectInfo(peer): Who,
+    Json(request): Json<SetFailoverRequest>,
+) -> Result<Json<Vec<JobShape>>, ApiError> {
+    let selection = forecast::selection(&request.point)?;
+    check_target(&state, &peer, &request.target)?;
+    let named: Vec<&str> = request.machines.iter().map(String::as_str).collect();
+    let chosen = forecast::choose(&state, &named, selection).await?;
+    let mut wanted = Vec::new();
+    for machine in &chosen.machines {
+        let name = views::machine_name(&state, *machine);
+        match chosen.choices.get(machine) {
+            // What a group has in common was chosen here, once; the rest chooses again when it runs, for the newest then.
+            Some(Ok(choice)) => wanted.push((*machine, name, fixed(selection, choice))),
+            Some(Err(refusal)) => return Err(none_begun(&name, &refusal.to_string())),
+            None => return Err(none_begun(&name, "it is gone")),
+        }
+    }
+    let mut jobs: Vec<JobShape> = Vec::new();
+    let is_set = wanted.len() > 1;
+    for (machine, name, selection) in wanted {
+        let target = if is_set { below(&request.target, &name) } else { request.target.clone() };
+        let detail = format!("{selection}, {}", target_text(&target));
+        state.registry.record_act(&peer.name(), "failover", &name, detail).await?;
+        let begun = state.jobs.failover(peer.name(), machine, selection, target).await;
+        jobs.push(begun.map_err(|refusal| some_begun(&name, &refusal.to_string(), &jobs))?);
+    }
+    Ok(Json(jobs))
+}
+
+/// The selection that a job of one machine gets.
+const fn fixed(selection: Selection, choice: &Choice) -> Selection {
+    match selection {
+        Selection::LatestMultiVm | Selection::LatestMultiVmAppConsistent => Selection::Point(choice.point),
+        own => own,
+    }
+}
+
+/// The target of one machine of several.
+fn below(target: &TargetShape, name: &str) -> TargetShape {
+    match target {
+        TargetShape::Attach => TargetShape::Attach,
+        TargetShape::Image { folder, format } => {
+            let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
+            let name: String = name.chars().map(plain).collect();
+            let name = if name.trim_matches('.').is_empty() { "machine".to_owned() } else { name };
+            TargetShape::Image { folder: folder.join(name), format: format.clone() }
+        }
+    }
+}
+
+fn none_begun(name: &str, why: &str) -> ApiError {
+    ApiError::conflict(
+        format!("no failover was begun: for machine {name}, {why}"),
+        "`--dry-run` shows what each machine would get; leave the machine out, or choose another point",
+    )
+}
+
+fn some_begun(name: &str, why: &str, begun: &[JobShape]) -> ApiError {
+    let begun: Vec<&str> = begun.iter().map(|job| job.machine_name.as_str()).collect();
+    ApiError::conflict(
+        format!("the failover of machine {name} was not begun: {why}; begun: {}", begun.join(", ")),
+        "`holdfast jobs` lists what was begun; fail over the others again",
+    )
+}
+
+/// Whether the target makes sense and this operator may have it.
+fn check_target(state: &ApiState, peer: &Peer, target: &TargetShape) -> Result<(), ApiError> {
+    let TargetShape::Image { folder, format } = target else { return Ok(()) };
+    if !folder.is_absolute() {
+        return Err(ApiError::invalid(
+            format!("the folder {} is not absolute", folder.display()),
+            "images are written on the coordinator's host: give a full path there",
+        ));
+    }
+    if !may_write(peer, &state.image_folders, folder) {
+        return Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            "role",
+            format!("{} may not have images written into {}", peer.name(), folder.display()),
+            "ask an admin, or choose a folder below one that the coordinator's setting `image_folders` names",
+        ));
+    }
+    if !["raw", "qcow2"].contains(&format.as_str()) {
+        let message = format!("`{format}` is no image format");
+        return Err(ApiError::invalid(message, "use raw or qcow2"));
+    }
+    Ok(())
 }
 
 /// Whether somebody may have files written into a folder of the coordinator's host, whose processes might take them for

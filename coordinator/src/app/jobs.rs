@@ -20,10 +20,10 @@ use crate::{
     failover::{
         job::{FailoverSpec, Job, JobSpec, Output, StepRecord, Target},
         machine::State,
-        port::{JobStore, LogRecord, StoreError},
+        port::{JobStore, LogRecord, PointSource, StoreError},
         runner::{Command, JobError, JobView, Jobs},
     },
-    points::selection::Selection,
+    points::selection::{Candidate, Selection},
     registry::Registry,
 };
 
@@ -67,6 +67,7 @@ impl JobStore for CatalogJobs {
 #[derive(Debug)]
 pub(super) struct Control {
     pub(super) jobs: Arc<Jobs>,
+    pub(super) points: Arc<dyn PointSource>,
     pub(super) registry: Arc<Registry>,
     /// What could not be read of attached disks.
     pub(super) failed_reads: Arc<FailedReads>,
@@ -197,6 +198,12 @@ impl JobControl for Control {
             let spec = JobSpec::Failover(FailoverSpec { machine, selection, target });
             let job = self.jobs.submit(spec, &who).await.map_err(refusal)?;
             self.view(job)
+        })
+    }
+
+    fn candidates(&self, machine: MachineId) -> BoxFuture<'_, Result<Vec<Candidate>, JobRefusal>> {
+        Box::pin(async move {
+            self.points.candidates(machine).await.map_err(|error| JobRefusal::Failed(Box::new(error)))
         })
     }
 

@@ -50,6 +50,7 @@ use crate::{
     config::Settings,
     failover::{
         plans::failover::Services,
+        port::PointSource,
         runner::{Jobs, Parts},
     },
     ingest::{
@@ -177,15 +178,15 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<Running> {
     let cache = FrameCache::new(FRAME_CACHE_BYTES);
     let damage = ledger(&logs);
     let failed_reads = FailedReads::new(Arc::clone(&clock));
-    let source = points::Source {
+    let source = Arc::new(points::Source {
         points: Arc::clone(&points),
         registry: Arc::clone(&registry),
         logs: Arc::clone(&logs),
         cache: Arc::clone(&cache),
         damage: Arc::clone(&damage),
-    };
+    });
     let services = Services {
-        points: Arc::new(source),
+        points: Arc::clone(&source) as Arc<dyn PointSource>,
         attach: Arc::new(attach(settings, Arc::clone(&failed_reads) as Arc<dyn DamageSink>)?),
         images: Arc::new(ImageWriter::new(settings.image_threads)),
     };
@@ -217,6 +218,7 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<Running> {
     let state = ApiState {
         jobs: Arc::new(jobs::Control {
             jobs: Arc::clone(&jobs),
+            points: source,
             registry: Arc::clone(&registry),
             failed_reads,
         }),

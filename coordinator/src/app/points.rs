@@ -58,6 +58,7 @@ impl Source {
             state: CandidateState::Arriving {
                 disks_missing: u32::try_from(arriving.missing.len()).unwrap_or(u32::MAX),
             },
+            group: None,
         }));
         Ok(candidates)
     }
@@ -175,6 +176,7 @@ fn candidate(point: &PointRecord) -> Candidate {
                 CandidateState::Void { reason: point.void_reason.clone().unwrap_or_default() }
             }
         },
+        group: None,
     }
 }
 

@@ -13,6 +13,7 @@ use std::{fmt, future::Future, pin::Pin};
 
 use holdfast_common::{
     clock::Timestamp,
+    frame::Consistency,
     ids::{DiskId, JobId, MachineId, PointId},
 };
 use thiserror::Error;
@@ -79,6 +80,8 @@ pub enum Change {
     Audit(AuditRecord),
     /// Puts an operator.
     PutOperator(OperatorRecord),
+    /// Puts a machine's thresholds, as the registry writes them.
+    PutThresholds(MachineId, String),
 }
 
 /// What the coordinator remembers.
@@ -115,6 +118,10 @@ pub trait Catalog: fmt::Debug + Send + Sync {
     fn job_events(&self) -> Answer<'_, Vec<JobEventRow>>;
     /// Audit entries of this time or later, newest first, at most `limit`.
     fn audit(&self, since: Timestamp, limit: u32) -> Answer<'_, Vec<AuditRecord>>;
+    /// All machines' thresholds, as the registry wrote them.
+    fn thresholds(&self) -> Answer<'_, Vec<(MachineId, String)>>;
+    /// The newest usable point of a machine with this consistency, by the time it became durable.
+    fn newest_point(&self, machine: MachineId, consistency: Consistency) -> Answer<'_, Option<PointRecord>>;
     /// All operators, by name.
     fn operators(&self) -> Answer<'_, Vec<OperatorRecord>>;
 }

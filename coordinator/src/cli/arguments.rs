@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use holdfast_coordinator::points::retention::RetentionRule;
 
-use crate::duration::parse_duration;
+use crate::{duration::parse_duration, thresholds};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -93,10 +93,21 @@ Examples:
         #[arg(long)]
         watch: bool,
     },
-    /// List a machine's recovery points
+    /// Show or set when a machine's state is worth a warning, and when it is critical
+    #[command(after_help = "\
+Examples:
+  holdfast thresholds web-1
+  holdfast thresholds web-1 --lag 30s,5m --app 2h,6h
+  holdfast thresholds web-1 --lag default")]
+    Thresholds(ThresholdOptions),
+    /// List a machine's recovery points; of all machines the newest of every kind, and its age
+    #[command(after_help = "\
+Examples:
+  holdfast points              what each choice would give each machine now
+  holdfast points web-1        all its points, and why others are not offered")]
     Points {
         /// Name or id
-        machine: String,
+        machine: Option<String>,
         /// Most points to show, the newest
         #[arg(long, value_name = "COUNT")]
         limit: Option<u32>,
@@ -111,9 +122,11 @@ Examples:
         #[command(subcommand)]
         command: RetentionCommand,
     },
-    /// Make a machine's recovery point usable
+    /// Make recovery points of one or more machines usable
     #[command(after_help = "\
 Examples:
+  holdfast failover web-1 db-1 --point latest-multi-vm --dry-run
+      shows what each machine would get and lose, and changes nothing
   holdfast failover web-1 --point latest --attach
       serves the disks as read-only NBD exports at once; `holdfast job cancel ID` ends that
   holdfast failover web-1 --point latest-processed --image /srv/images --format qcow2
@@ -123,7 +136,14 @@ Examples:
 Points:
   latest             the newest complete one; processes it first if need be (least data lost)
   latest-processed   the newest that is ready (least time lost)
-  ID                 this one; see `holdfast points`")]
+  latest-app-consistent
+                     the newest whose applications were made consistent
+  latest-multi-vm, latest-multi-vm-app-consistent
+                     the newest that all machines of the group have in common; a machine of no group goes to its own
+  TIME               the newest at or before it: 2026-11-25T22:00:00Z, or local time \"2026-11-25 22:00:00\"
+  ID                 this one; see `holdfast points`
+
+Several machines are failed over together: if no point can be chosen for one of them, nothing is begun.")]
     Failover(FailoverOptions),
     /// List the jobs
     Jobs,
@@ -208,6 +228,24 @@ pub(crate) struct TokenOptions {
     /// A machine that is to be enrolled again and keeps its history
     #[arg(long, value_name = "MACHINE")]
     pub(crate) machine: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ThresholdOptions {
+    /// Name or id
+    pub(crate) machine: String,
+    /// Age of the newest point; by default 3 and 10 intervals
+    #[arg(long, value_name = "WARNING,CRITICAL", value_parser = thresholds::parse_ages)]
+    pub(crate) lag: Option<thresholds::Set>,
+    /// Time from a cut until it is durable here; by default none
+    #[arg(long, value_name = "WARNING,CRITICAL", value_parser = thresholds::parse_ages)]
+    pub(crate) rpo: Option<thresholds::Set>,
+    /// Age of the newest app-consistent point; by default none
+    #[arg(long, value_name = "WARNING,CRITICAL", value_parser = thresholds::parse_ages)]
+    pub(crate) app: Option<thresholds::Set>,
+    /// Cuts that are void in a row, worth a warning; by default 3
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) voided: Option<u32>,
 }
 
 #[derive(Debug, Args)]
@@ -375,17 +413,21 @@ pub(crate) struct ProtectOptions {
 }
 
 #[derive(Debug, Args)]
-#[command(group(clap::ArgGroup::new("target").required(true).args(["attach", "image"])))]
+#[command(group(clap::ArgGroup::new("target").required(true).args(["attach", "image", "dry_run"])))]
 pub(crate) struct FailoverOptions {
-    /// Name or id
-    pub(crate) machine: String,
-    /// latest, latest-processed, or a point's id
+    /// Names or ids
+    #[arg(required = true, value_name = "MACHINE")]
+    pub(crate) machines: Vec<String>,
+    /// latest, latest-processed, latest-app-consistent, latest-multi-vm, latest-multi-vm-app-consistent, a time, or an id
     #[arg(long, value_name = "POINT")]
     pub(crate) point: String,
+    /// Show what each machine would get and lose, and why newer cuts would not be used; change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
     /// Serve the disks as read-only NBD exports, until the job is cancelled
     #[arg(long)]
     pub(crate) attach: bool,
-    /// Write images into this folder on the coordinator's host
+    /// Write images into this folder on the coordinator's host; of several machines into a folder each
     #[arg(long, value_name = "DIR")]
     pub(crate) image: Option<PathBuf>,
     /// Format of the images

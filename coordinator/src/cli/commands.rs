@@ -6,7 +6,7 @@ use std::{io::IsTerminal as _, time::Duration};
 
 use holdfast_coordinator::{
     api::shapes::{
-        MachineDetailShape, MachineShape, PointRequest, PointRequestShape, PointsShape,
+        MachineDetailShape, MachineShape, OverviewShape, PointRequest, PointRequestShape, PointsShape,
         ProtectRequest, ProtectShape, RetentionPlanShape, StatusShape, TokenRequest, TokenShape,
         UnprotectRequest, UnprotectShape,
     },
@@ -17,7 +17,7 @@ use holdfast_coordinator::{
 use crate::{
     arguments::{ProtectOptions, QuickstartArguments, TokenOptions},
     client::{Client, escape},
-    duration,
+    duration, forecasts,
     output::{Failure, Output},
     retention_tables, tables,
 };
@@ -155,9 +155,13 @@ pub(crate) async fn status(client: &Client, output: Output, watch: bool) -> Resu
 pub(crate) async fn points(
     client: &Client,
     output: Output,
-    machine: &str,
+    machine: Option<&str>,
     limit: Option<u32>,
 ) -> Result<(), Failure> {
+    let Some(machine) = machine else {
+        let overview: Vec<OverviewShape> = client.get("/v1/points").await?;
+        return output.answer(&overview, |overview| forecasts::overview(overview));
+    };
     let limit = limit.map(|limit| format!("?limit={limit}")).unwrap_or_default();
     let points: PointsShape = client.get(&format!("/v1/machines/{}/points{limit}", escape(machine))).await?;
     output.answer(&points, tables::points)

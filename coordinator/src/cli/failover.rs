@@ -5,13 +5,14 @@
 use std::{fmt::Write as _, io::IsTerminal as _, time::Duration};
 
 use comfy_table::{Table, presets::NOTHING};
-use holdfast_coordinator::api::shapes::{FailoverRequest, JobShape, TargetShape};
+use holdfast_coordinator::api::shapes::{ForecastShape, JobShape, SetFailoverRequest, TargetShape};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use jiff::tz::TimeZone;
 
 use crate::{
     arguments::{FailoverOptions, ImageFormat},
     client::{Client, escape},
-    duration,
+    duration, forecasts,
     output::{Failure, Output},
     tables,
 };
@@ -26,6 +27,10 @@ pub(crate) async fn failover(
     output: Output,
     options: FailoverOptions,
 ) -> Result<(), Failure> {
+    let point = with_zone(&options.point);
+    if options.dry_run {
+        return dry_run(client, output, &options.machines, &point).await;
+    }
     let target = match options.image {
         None => TargetShape::Attach,
         Some(folder) if !client.is_local() && !folder.is_absolute() => {
@@ -44,14 +49,51 @@ pub(crate) async fn failover(
             TargetShape::Image { folder, format: format.to_owned() }
         }
     };
-    let path = format!("/v1/machines/{}/failover", escape(&options.machine));
-    let job: JobShape = client.post(&path, &FailoverRequest { point: options.point, target }).await?;
-    if options.no_wait {
-        return output
-            .answer(&job, |job| format!("Job {} was begun; follow it with `holdfast job show`.", job.id));
+    let request = SetFailoverRequest { machines: options.machines, point, target };
+    let is_set = request.machines.len() > 1;
+    let mut jobs: Vec<JobShape> = client.post("/v1/failover", &request).await?;
+    if !options.no_wait {
+        for job in &mut jobs {
+            *job = watch(client, output, job.clone()).await?;
+        }
     }
-    let job = watch(client, output, job).await?;
-    finish(output, &job)
+    match jobs.as_slice() {
+        [job] if !is_set && options.no_wait => output.answer(job, begun),
+        [job] if !is_set => finish(output, job),
+        jobs if options.no_wait => {
+            output.answer(&jobs, |jobs| jobs.iter().map(begun).collect::<Vec<_>>().join("\n"))
+        }
+        jobs => finish_set(output, jobs),
+    }
+}
+
+fn begun(job: &JobShape) -> String {
+    format!("Job {} of {} was begun; follow it with `holdfast job show`.", job.id, job.machine_name)
+}
+
+/// What a failover would give and lose.
+async fn dry_run(client: &Client, output: Output, machines: &[String], point: &str) -> Result<(), Failure> {
+    let named: Vec<String> = machines.iter().map(|machine| escape(machine)).collect();
+    let path = format!("/v1/forecast?machines={}&point={}", named.join(","), escape(point));
+    let forecast: Vec<ForecastShape> = client.get(&path).await?;
+    output.answer(&forecast, |forecast| forecasts::forecast(forecast))?;
+    match forecast.iter().find(|machine| machine.point.is_none()) {
+        None => Ok(()),
+        Some(machine) => {
+            let why = machine.refusal.clone().unwrap_or_default();
+            Err(Failure::failed(format!("{} would get no point: {why}", machine.name), ""))
+        }
+    }
+}
+
+/// A time of the local time zone as one that says its zone; everything else as it is.
+fn with_zone(point: &str) -> String {
+    let local =
+        point.parse::<jiff::civil::DateTime>().ok().and_then(|time| time.to_zoned(TimeZone::system()).ok());
+    match (point.parse::<jiff::Timestamp>(), local) {
+        (Err(_), Some(local)) if point.contains(':') => local.timestamp().to_string(),
+        _ => point.to_owned(),
+    }
 }
 
 pub(crate) async fn jobs(client: &Client, output: Output) -> Result<(), Failure> {
@@ -152,6 +194,22 @@ fn finish(output: Output, job: &JobShape) -> Result<(), Failure> {
     Err(Failure::job(message, advice))
 }
 
+/// Prints the settled jobs of a set.
+fn finish_set(output: Output, jobs: &[JobShape]) -> Result<(), Failure> {
+    output.answer(&jobs, |jobs| jobs.iter().map(describe).collect::<Vec<_>>().join("\n"))?;
+    match jobs.iter().find(|job| !job.ok) {
+        None => Ok(()),
+        Some(job) => {
+            let message = format!("job {} of machine {} is {}", job.id, job.machine_name, job.state);
+            let advice = format!(
+                "`holdfast job show {0}` has the particulars; `holdfast job retry {0}` tries again",
+                job.id
+            );
+            Err(Failure::job(message, advice))
+        }
+    }
+}
+
 /// A job as text.
 fn describe(job: &JobShape) -> String {
     let mut text = format!("Job {} ({} of {}): {}\n", job.id, job.kind, job.machine_name, job.state);
@@ -188,4 +246,24 @@ fn describe(job: &JobShape) -> String {
         let _infallible = writeln!(text, "They are served until `holdfast job cancel {}`.", job.id);
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::with_zone;
+
+    #[test]
+    fn only_local_times_are_given_a_zone() {
+        for same in [
+            "latest",
+            "2026-11-25T22:00:00Z",
+            "2026-11-25T22:00:00+01:00",
+            "0192f0c1-aaaa-7bbb-8ccc-0123456789ab",
+        ] {
+            assert_eq!(with_zone(same), same);
+        }
+        for local in ["2026-11-25 22:00:00", "2026-11-25T22:00"] {
+            assert!(with_zone(local).ends_with('Z'), "{local}");
+        }
+    }
 }

@@ -9,12 +9,14 @@ mod client;
 mod commands;
 mod duration;
 mod failover;
+mod forecasts;
 mod manual;
 mod operators;
 mod output;
 mod retention_tables;
 mod settings;
 mod tables;
+mod thresholds;
 
 use std::process::ExitCode;
 
@@ -72,7 +74,9 @@ async fn dispatch(command: Command, client: Client, output: Output) -> Result<()
         Command::Protect(options) => commands::protect(&client, output, options).await,
         Command::Unprotect { machine, disk } => commands::unprotect(&client, output, &machine, disk).await,
         Command::Status { watch } => commands::status(&client, output, watch).await,
-        Command::Points { machine, limit } => commands::points(&client, output, &machine, limit).await,
+        Command::Points { machine, limit } => {
+            commands::points(&client, output, machine.as_deref(), limit).await
+        }
         Command::Point { command: PointCommand::Create { machine, wait, time_limit } } => {
             let wait = wait.then_some(time_limit);
             commands::create_point(&client, output, &machine, wait).await
@@ -89,6 +93,7 @@ async fn dispatch(command: Command, client: Client, output: Output) -> Result<()
         Command::Job { command: JobCommand::Retry { job } } => failover::retry(&client, output, &job).await,
         Command::Audit { limit, since } => operators::audit(&client, output, limit, since).await,
         Command::Operator { command } => operators::operator(&client, output, command).await,
+        Command::Thresholds(options) => thresholds::thresholds(&client, output, options).await,
         Command::Who => operators::who(&client, output).await,
         Command::Completions { .. }
         | Command::Man { .. }

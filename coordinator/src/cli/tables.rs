@@ -291,6 +291,20 @@ pub(crate) fn points(list: &PointsShape) -> String {
         text.push_str(&table.to_string());
         text.push('\n');
     }
+    for gap in &list.gaps {
+        let length = duration::show(Duration::from_millis(gap.length_ms));
+        let why = gap
+            .reason
+            .as_deref()
+            .map(|why| format!("; {} cuts were void in it, the last: {why}", gap.voided));
+        let _infallible = writeln!(
+            text,
+            "Gap: no points between {} and {} ({length}){}",
+            local(&gap.from),
+            local(&gap.to),
+            why.unwrap_or_default()
+        );
+    }
     for arriving in &list.arriving {
         let missing = arriving.missing_disks.join(", ");
         let _infallible = writeln!(text, "Arriving: cut of {}, still without {missing}", local(&arriving.at));

@@ -159,6 +159,7 @@ impl PointSource for World {
                 at: Timestamp(i64::from(number)),
                 consistency: Consistency::Crash,
                 state: CandidateState::Pending,
+                group: None,
             };
             Ok((1..=things.newest).map(candidate).collect())
         })

@@ -148,10 +148,19 @@ impl PointCatalog {
         let known = self.catalog.point(point).await?;
         let Some(known) = known.filter(|known| known.state != PointState::Void) else { return Ok(()) };
         tracing::warn!(machine = %known.machine, %point, reason, "a point is void");
+        let reason = self.voided_here(&reason);
         self.catalog.apply(vec![Change::SetPointState(point, PointState::Void, Some(reason))]).await?;
         self.forget_void(&[point]).await?;
         self.tell();
         Ok(())
+    }
+
+    /// The reason of a point that is voided now, with by whom and when.
+    fn voided_here(&self, reason: &str) -> String {
+        let now = self.clock.wall();
+        let when = jiff::Timestamp::from_microsecond(now.0)
+            .map_or_else(|_| now.0.to_string(), |at| format!("{at:.0}"));
+        format!("{reason} (voided by the coordinator at {when})")
     }
 
     /// Takes void points out of the memory, and finds each machine's newest again.
@@ -206,7 +215,7 @@ impl PointCatalog {
         if voided.is_empty() {
             return Ok(voided);
         }
-        let reason = format!("the log of disk {disk} ends before it");
+        let reason = self.voided_here(&format!("the log of disk {disk} ends before it"));
         let changes = voided
             .iter()
             .map(|point| Change::SetPointState(*point, PointState::Void, Some(reason.clone())))

@@ -1,5 +1,6 @@
 //! Points: where recovery points lie, and what a disk looked like at each.
 
+pub mod gaps;
 pub mod assembler;
 pub mod catalog;
 pub mod damage;

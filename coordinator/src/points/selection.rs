@@ -1,14 +1,23 @@
 //! Which recovery point an operator's choice means.
 //!
-//! Owns the choices and the rule for each. Pure: candidates in, choice or refusal out; knows no catalog and no clock.
+//! Owns the choices and the rule for each; of a set of machines in [`set`], and why others were not chosen in
+//! [`passed`]. Pure: candidates in, choice or refusal out; knows no catalog and no clock.
 //! Invariant: an interval that has not fully arrived, or a void cut, is never chosen, by no selection.
 //! Format: `Selection` is persisted in jobs' logs; variants are only ever appended.
 
+pub mod passed;
+pub mod set;
+
 use std::{fmt, str::FromStr};
 
-use holdfast_common::{clock::Timestamp, frame::cut::Consistency, ids::PointId};
+use holdfast_common::{
+    clock::Timestamp,
+    frame::cut::Consistency,
+    ids::{MachineId, PointId},
+};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use uuid::Uuid;
 
 /// What the operator asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +33,11 @@ pub enum Selection {
     AtOrBefore(Timestamp),
     /// The newest app-consistent point; it is processed first if it is still pending.
     LatestAppConsistent,
+    /// The newest point that all machines of the group have in common; a machine of no group goes to its latest.
+    LatestMultiVm,
+    /// The newest app-consistent point that all machines of the group have in common; a machine of no group goes to its
+    /// latest app-consistent one.
+    LatestMultiVmAppConsistent,
 }
 
 /// A cut that the coordinator knows of.
@@ -37,6 +51,19 @@ pub struct Candidate {
     pub consistency: Consistency,
     /// How far it has come.
     pub state: CandidateState,
+    /// The group cut that it is a part of, if it is one.
+    pub group: Option<GroupCut>,
+}
+
+/// A cut of several machines at one instant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupCut {
+    /// The cut; the same in the candidates of all its machines.
+    pub cut: Uuid,
+    /// The group.
+    pub group: Uuid,
+    /// All machines of the cut. Only what each of them has is a point of the group.
+    pub members: Vec<MachineId>,
 }
 
 /// How far a cut has come.
@@ -110,6 +137,25 @@ pub enum Refusal {
     /// All points are newer than the wanted time.
     #[error("the machine's oldest point is newer than the time asked for; choose one from `holdfast points`")]
     NoneSoOld,
+    /// Its group has no common point that all its machines have.
+    #[error(
+        "the machine's group has no {wanted} point that all its {machines} machines have; wait for one, or choose `latest` \
+         for each machine"
+    )]
+    NoneCommon {
+        /// What was asked for.
+        wanted: &'static str,
+        /// Machines of the newest group cut.
+        machines: usize,
+    },
+    /// A choice for a group was asked of one machine alone.
+    #[error(
+        "a point of a group is chosen for all its machines together; use `holdfast failover` with `--point {wanted}`"
+    )]
+    NeedsSet {
+        /// What was asked for.
+        wanted: &'static str,
+    },
     /// The machine has no such point.
     #[error("the machine has no point {point}; `holdfast points` lists them")]
     Unknown {
@@ -156,6 +202,10 @@ pub fn choose(candidates: &[Candidate], selection: Selection) -> Result<Choice, 
                 Refusal::NoneOfKind { .. } if !candidates.iter().any(old_enough) => Refusal::NoneSoOld,
                 other => other,
             })
+        }
+        Selection::LatestMultiVm => Err(Refusal::NeedsSet { wanted: "latest-multi-vm" }),
+        Selection::LatestMultiVmAppConsistent => {
+            Err(Refusal::NeedsSet { wanted: "latest-multi-vm-app-consistent" })
         }
     }
 }
@@ -218,6 +268,11 @@ fn is_arriving(candidate: &Candidate) -> bool {
     matches!(candidate.state, CandidateState::Arriving { .. })
 }
 
+/// Whether it can be had without damage.
+fn is_good(candidate: &Candidate) -> bool {
+    matches!(candidate.state, CandidateState::Pending | CandidateState::Processed)
+}
+
 fn is_complete(candidate: &Candidate) -> bool {
     !matches!(candidate.state, CandidateState::Arriving { .. } | CandidateState::Void { .. })
 }
@@ -228,15 +283,23 @@ impl fmt::Display for Selection {
             Self::Latest => f.write_str("latest"),
             Self::LatestProcessed => f.write_str("latest-processed"),
             Self::LatestAppConsistent => f.write_str("latest-app-consistent"),
+            Self::LatestMultiVm => f.write_str("latest-multi-vm"),
+            Self::LatestMultiVmAppConsistent => f.write_str("latest-multi-vm-app-consistent"),
             Self::Point(point) => point.fmt(f),
-            Self::AtOrBefore(time) => write!(f, "at-or-before:{}", time.0),
+            Self::AtOrBefore(time) => match jiff::Timestamp::from_microsecond(time.0) {
+                Ok(time) => write!(f, "{time}"),
+                Err(_) => write!(f, "{} us", time.0),
+            },
         }
     }
 }
 
 /// The text names no selection.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("`{text}` is no selection: use latest, latest-processed, latest-app-consistent or a point's id")]
+#[error(
+    "`{text}` is no selection: use latest, latest-processed, latest-app-consistent, latest-multi-vm, \
+     latest-multi-vm-app-consistent, a point's id, or a time (2026-11-25T22:00:00Z: the newest point at or before it)"
+)]
 pub struct SelectionUnknown {
     /// What was given.
     pub text: String,
@@ -250,10 +313,16 @@ impl FromStr for Selection {
             "latest" => Ok(Self::Latest),
             "latest-processed" => Ok(Self::LatestProcessed),
             "latest-app-consistent" => Ok(Self::LatestAppConsistent),
-            other => other
-                .parse()
-                .map(Self::Point)
-                .map_err(|_| SelectionUnknown { text: other.chars().take(80).collect() }),
+            "latest-multi-vm" => Ok(Self::LatestMultiVm),
+            "latest-multi-vm-app-consistent" => Ok(Self::LatestMultiVmAppConsistent),
+            other => {
+                let time = other.parse::<jiff::Timestamp>().map(|time| Timestamp(time.as_microsecond()));
+                other
+                    .parse()
+                    .map(Self::Point)
+                    .or(time.map(Self::AtOrBefore))
+                    .map_err(|_| SelectionUnknown { text: other.chars().take(80).collect() })
+            }
         }
     }
 }

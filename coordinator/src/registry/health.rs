@@ -8,10 +8,12 @@ use std::time::Duration;
 use holdfast_common::wire::DiskHealth;
 use serde::{Deserialize, Serialize};
 
+use super::thresholds::Thresholds;
+
 /// A disk that is silent for longer is worth a warning, in reports' own rhythm of a few seconds.
 const SILENT: Duration = Duration::from_secs(60);
-/// Voided cuts in a row that are worth a warning.
-const VOIDED_IN_A_ROW_MAX: u32 = 3;
+/// A gap between points is worth a warning for so long after its end.
+const GAP_FRESH: Duration = Duration::from_hours(1);
 
 /// How well something is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -50,7 +52,7 @@ pub struct DiskFacts {
 }
 
 /// What is known of a machine.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct MachineFacts {
     /// Whether it was revoked.
     pub revoked: bool,
@@ -68,6 +70,16 @@ pub struct MachineFacts {
     pub interval: Duration,
     /// Cuts that were voided since the newest point.
     pub voided_since: u32,
+    /// Why the last of them was.
+    pub voided_because: Option<String>,
+    /// RPO of the newest complete point.
+    pub rpo: Option<Duration>,
+    /// Age of the newest app-consistent point.
+    pub app_age: Option<Duration>,
+    /// The newest time without points, if there was one: as text with its exact extent, and how long ago it ended.
+    pub gap: Option<(String, Duration)>,
+    /// When these are worth a warning.
+    pub thresholds: Thresholds,
 }
 
 /// What is wrong with a disk.
@@ -147,16 +159,57 @@ pub fn machine_findings(facts: &MachineFacts) -> Vec<Finding> {
         ));
     }
     findings.extend(lag(facts));
-    if facts.voided_since >= VOIDED_IN_A_ROW_MAX {
+    findings.extend(rpo(facts));
+    findings.extend(app(facts));
+    if facts.voided_since >= facts.thresholds.voided() {
+        let because = facts.voided_because.as_deref().unwrap_or("no reason is known");
         findings.push(warning(
-            format!("the last {} cuts were void", facts.voided_since),
-            "`holdfast points` shows why; a longer `--hold` or a quieter interval may help",
+            format!("the last {} cuts were void; the newest: {because}", facts.voided_since),
+            "`holdfast points` shows all; a longer `--hold` or a longer interval may help",
+        ));
+    }
+    if let Some((text, _)) = facts.gap.as_ref().filter(|(_, ended)| *ended < GAP_FRESH) {
+        findings.push(warning(
+            text.clone(),
+            "points go on; look at what the source and its link did then (`holdfast points` lists all gaps)",
         ));
     }
     findings
 }
 
-/// A point is expected every interval plus the time to send it. Behind by three is a warning, by ten is critical.
+/// What is older than its thresholds allow.
+fn older(age: Duration, (warn, bad): (Duration, Duration), reason: String, advice: &str) -> Option<Finding> {
+    if age > bad {
+        Some(critical(reason, advice))
+    } else if age > warn {
+        Some(warning(reason, advice))
+    } else {
+        None
+    }
+}
+
+fn rpo(facts: &MachineFacts) -> Option<Finding> {
+    let (rpo, ages) = (facts.rpo?, facts.thresholds.rpo?);
+    let reason = format!("the newest point took {} s from its cut until it was durable here", rpo.as_secs());
+    let advice =
+        "look whether the link carries the churn (`holdfast status`), or raise its bound with `--send-rate`";
+    older(rpo, ages.pair(), reason, advice)
+}
+
+fn app(facts: &MachineFacts) -> Option<Finding> {
+    let ages = facts.thresholds.app?;
+    let advice = "look at the hooks' messages with `holdfast points`, and at the agent's log";
+    match facts.app_age {
+        None if facts.scans_complete => Some(warning("the machine has no app-consistent point", advice)),
+        None => None,
+        Some(age) => {
+            let reason = format!("the newest app-consistent point is {} s old", age.as_secs());
+            older(age, ages.pair(), reason, advice)
+        }
+    }
+}
+
+/// A point is expected every interval plus the time to send it.
 fn lag(facts: &MachineFacts) -> Option<Finding> {
     let Some(age) = facts.point_age else {
         return facts.scans_complete.then(|| {
@@ -172,14 +225,7 @@ fn lag(facts: &MachineFacts) -> Option<Finding> {
         facts.interval.as_secs()
     );
     let advice = "look whether the link or the source's disks are overloaded (`holdfast status` shows what is pending)";
-    let slack = Duration::from_secs(5);
-    if age > facts.interval * 10 + slack {
-        Some(critical(reason, advice))
-    } else if age > facts.interval * 3 + slack {
-        Some(warning(reason, advice))
-    } else {
-        None
-    }
+    older(age, facts.thresholds.lag(facts.interval), reason, advice)
 }
 
 /// The worst of some findings.

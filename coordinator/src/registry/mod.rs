@@ -14,6 +14,7 @@ pub mod identity;
 mod operator;
 pub mod rules;
 mod state;
+pub mod thresholds;
 
 use std::{
     fmt,

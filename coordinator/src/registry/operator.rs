@@ -19,6 +19,7 @@ use super::{
     identity::{find_disk, is_telling, same_disk},
     rules::check_policy,
     state::MachineStatus,
+    thresholds::Thresholds,
 };
 use crate::catalog::{
     Change,
@@ -148,6 +149,25 @@ impl Registry {
         described?;
         self.reassign(machine).await;
         Ok(Protected { disks, policy })
+    }
+
+    /// Sets when a machine's state is worth a warning.
+    ///
+    /// # Errors
+    /// A value is out of its bounds, or the catalog fails.
+    pub async fn set_thresholds(
+        &self,
+        who: &str,
+        machine: MachineId,
+        thresholds: Thresholds,
+    ) -> Result<(), RegistryError> {
+        thresholds.check()?;
+        let _one_at_a_time = self.changing.lock().await;
+        let name = self.known(machine)?.record.name;
+        let body =
+            serde_json::to_string(&thresholds).map_err(|error| RegistryError::Setting(error.to_string()))?;
+        let audit = self.audit(who, "thresholds", name, &body);
+        Ok(self.commit(vec![Change::PutThresholds(machine, body), audit]).await?)
     }
 
     /// Ends the protection of disks; all of the machine's if none is named. Their history stays until retention ends it.

@@ -10,7 +10,7 @@ use holdfast_common::{
     wire::{DiskReport, Inventory},
 };
 
-use super::rules::default_policy;
+use super::{rules::default_policy, thresholds::Thresholds};
 use crate::catalog::{
     Catalog, CatalogError, Change,
     record::{DiskRecord, MachineRecord, OperatorRecord, PolicyRecord},
@@ -23,6 +23,8 @@ pub struct MachineStatus {
     pub record: MachineRecord,
     /// Its rules.
     pub policy: PolicyRecord,
+    /// When its state is worth a warning.
+    pub thresholds: Thresholds,
     /// Its last inventory.
     pub inventory: Option<Inventory>,
     /// When its session was opened, if one is open.
@@ -71,6 +73,9 @@ impl State {
         for disk in catalog.disks().await? {
             state.apply(Change::PutDisk(disk));
         }
+        for (machine, body) in catalog.thresholds().await? {
+            state.apply(Change::PutThresholds(machine, body));
+        }
         for operator in catalog.operators().await? {
             state.apply(Change::PutOperator(operator));
         }
@@ -84,6 +89,12 @@ impl State {
             Change::PutPolicy(policy) => {
                 if let Some(machine) = self.machines.get_mut(&policy.machine) {
                     machine.policy = policy;
+                }
+            }
+            Change::PutThresholds(machine, body) => {
+                if let Some(machine) = self.machines.get_mut(&machine) {
+                    // What a newer version wrote and this one cannot read counts as not set.
+                    machine.thresholds = serde_json::from_str(&body).unwrap_or_default();
                 }
             }
             Change::PutOperator(operator) => {
@@ -110,6 +121,7 @@ impl State {
         }
         let machine = MachineStatus {
             policy: default_policy(record.id),
+            thresholds: Thresholds::default(),
             inventory: inventory_of(&record),
             connected_since: None,
             disconnect_reason: None,

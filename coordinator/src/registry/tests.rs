@@ -18,6 +18,7 @@ use super::{
     Description, DiskLogs, LogState, NewToken, Protect, Registry, RegistryError, RegistryParts,
     health::{DiskFacts, Level, MachineFacts, disk_findings, machine_findings, worst},
     identity::same_disk,
+    thresholds::{Ages, Thresholds},
 };
 use crate::{
     catalog::{
@@ -353,19 +354,39 @@ fn health_says_what_is_wrong() {
         scans_complete: true,
         point_age: Some(Duration::from_secs(12)),
         interval: Duration::from_secs(10),
-        voided_since: 0,
+        rpo: Some(Duration::from_secs(2)),
+        ..MachineFacts::default()
     };
     let level = |facts: MachineFacts| worst(&machine_findings(&facts));
-    assert_eq!(level(good), Level::Healthy);
-    assert_eq!(level(MachineFacts { revoked: true, ..good }), Level::Critical);
-    assert_eq!(level(MachineFacts { connected: false, ..good }), Level::Critical);
-    assert_eq!(level(MachineFacts { ever_connected: false, ..good }), Level::Warning);
-    assert_eq!(level(MachineFacts { disk_count: 0, ..good }), Level::Warning);
-    assert_eq!(level(MachineFacts { point_age: None, ..good }), Level::Warning);
-    assert_eq!(level(MachineFacts { point_age: None, scans_complete: false, ..good }), Level::Healthy);
-    assert_eq!(level(MachineFacts { point_age: Some(Duration::from_secs(40)), ..good }), Level::Warning);
-    assert_eq!(level(MachineFacts { point_age: Some(Duration::from_secs(106)), ..good }), Level::Critical);
-    assert_eq!(level(MachineFacts { voided_since: 3, ..good }), Level::Warning);
+    assert_eq!(level(good.clone()), Level::Healthy);
+    assert_eq!(level(MachineFacts { revoked: true, ..good.clone() }), Level::Critical);
+    assert_eq!(level(MachineFacts { connected: false, ..good.clone() }), Level::Critical);
+    assert_eq!(level(MachineFacts { ever_connected: false, ..good.clone() }), Level::Warning);
+    assert_eq!(level(MachineFacts { disk_count: 0, ..good.clone() }), Level::Warning);
+    assert_eq!(level(MachineFacts { point_age: None, ..good.clone() }), Level::Warning);
+    assert_eq!(
+        level(MachineFacts { point_age: None, scans_complete: false, ..good.clone() }),
+        Level::Healthy
+    );
+    assert_eq!(
+        level(MachineFacts { point_age: Some(Duration::from_secs(40)), ..good.clone() }),
+        Level::Warning
+    );
+    assert_eq!(
+        level(MachineFacts { point_age: Some(Duration::from_secs(106)), ..good.clone() }),
+        Level::Critical
+    );
+    assert_eq!(level(MachineFacts { voided_since: 3, ..good.clone() }), Level::Warning);
+
+    let because = Some("frozen too long".to_owned());
+    let voided = machine_findings(&MachineFacts { voided_since: 4, voided_because: because, ..good.clone() });
+    assert!(
+        voided[0].reason.contains("4 cuts") && voided[0].reason.contains("frozen too long"),
+        "{voided:?}"
+    );
+    let gap = |ended| Some(("no points between a and b".to_owned(), Duration::from_secs(ended)));
+    assert_eq!(level(MachineFacts { gap: gap(60), ..good.clone() }), Level::Warning);
+    assert_eq!(level(MachineFacts { gap: gap(3_600), ..good.clone() }), Level::Healthy);
 
     let disk = |health, age| {
         let report = Some((health, Duration::from_secs(age)));
@@ -378,4 +399,50 @@ fn health_says_what_is_wrong() {
     assert_eq!(disk(DiskHealth::Missing, 1), Level::Critical);
     assert_eq!(disk(DiskHealth::Resized { size_bytes: 6 }, 1), Level::Critical);
     assert_eq!(disk(DiskHealth::Failed("no BTF".to_owned()), 1), Level::Critical);
+}
+
+#[test]
+fn thresholds_decide_what_is_worth_a_warning() {
+    let ages =
+        |warning: u64, critical: u64| Some(Ages { warning_ms: warning * 1000, critical_ms: critical * 1000 });
+    let seconds = |number| Some(Duration::from_secs(number));
+    let level = |thresholds, point_age, rpo, app_age| {
+        let facts = MachineFacts {
+            connected: true,
+            ever_connected: true,
+            disk_count: 1,
+            scans_complete: true,
+            interval: Duration::from_secs(10),
+            thresholds,
+            point_age: seconds(point_age),
+            rpo: seconds(rpo),
+            app_age,
+            ..MachineFacts::default()
+        };
+        worst(&machine_findings(&facts))
+    };
+    let none = Thresholds::default();
+    assert_eq!(level(none, 30, 100, None), Level::Healthy);
+    let lag = Thresholds { lag: ages(20, 40), ..none };
+    assert_eq!([level(lag, 20, 0, None), level(lag, 21, 0, None)], [Level::Healthy, Level::Warning]);
+    assert_eq!(level(lag, 41, 0, None), Level::Critical);
+    let rpo = Thresholds { rpo: ages(5, 50), ..none };
+    assert_eq!([level(rpo, 1, 6, None), level(rpo, 1, 51, None)], [Level::Warning, Level::Critical]);
+    let app = Thresholds { app: ages(60, 600), ..none };
+    assert_eq!([level(app, 1, 1, None), level(app, 1, 1, seconds(60))], [Level::Warning, Level::Healthy]);
+    assert_eq!(level(app, 1, 1, seconds(601)), Level::Critical);
+    for wrong in [ages(0, 1), ages(2, 1), ages(1, 400 * 86_400)] {
+        assert!(Thresholds { lag: wrong, ..none }.check().is_err(), "{wrong:?}");
+    }
+    assert!(Thresholds { voided: Some(0), ..none }.check().is_err());
+    assert!(lag.check().is_ok());
+}
+
+#[tokio::test]
+async fn thresholds_are_kept() {
+    let fixture = Fixture::connected().await;
+    let thresholds = Thresholds { voided: Some(7), ..Thresholds::default() };
+    fixture.registry.set_thresholds("operator", MACHINE, thresholds).await.unwrap();
+    let fixture = fixture.restarted().await;
+    assert_eq!(fixture.registry.machine(MACHINE).unwrap().thresholds, thresholds);
 }

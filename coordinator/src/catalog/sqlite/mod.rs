@@ -12,6 +12,7 @@ use std::{borrow::Cow, path::Path, time::Duration};
 
 use holdfast_common::{
     clock::Timestamp,
+    frame::Consistency,
     ids::{DiskId, MachineId, PointId},
 };
 use sqlx::{
@@ -154,6 +155,14 @@ impl Catalog for SqliteCatalog {
 
     fn audit(&self, since: Timestamp, limit: u32) -> Answer<'_, Vec<AuditRecord>> {
         Box::pin(read::audit(&self.readers, since, limit))
+    }
+
+    fn thresholds(&self) -> Answer<'_, Vec<(MachineId, String)>> {
+        Box::pin(read::thresholds(&self.readers))
+    }
+
+    fn newest_point(&self, machine: MachineId, consistency: Consistency) -> Answer<'_, Option<PointRecord>> {
+        Box::pin(read::newest_point(&self.readers, machine, consistency))
     }
 
     fn operators(&self) -> Answer<'_, Vec<OperatorRecord>> {

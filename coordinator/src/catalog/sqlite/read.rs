@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use holdfast_common::{
     clock::Timestamp,
+    frame::Consistency,
     ids::{DiskId, Generation, JobId, MachineId, PointId, Sequence},
     wire::DiskIdentity,
 };
@@ -19,7 +20,8 @@ use super::{
         record::{
             AuditRecord, CertificateRecord, DiskRecord, GenerationRecord, JobEventRow, LeaseRecord,
             MachineRecord, MachineState, OperatorRecord, PointDiskRecord, PointRecord, PointState,
-            PolicyRecord, Role, TokenRecord, VoidedCutRecord, parse_consistency, parse_method,
+            PolicyRecord, Role, TokenRecord, VoidedCutRecord, consistency_text, parse_consistency,
+            parse_method,
         },
     },
     row::{
@@ -185,6 +187,24 @@ pub(super) async fn point(pool: &SqlitePool, point: PointId) -> Result<Option<Po
     point_of(&row, &mut members).map(Some)
 }
 
+pub(super) async fn newest_point(
+    pool: &SqlitePool,
+    machine: MachineId,
+    consistency: Consistency,
+) -> Result<Option<PointRecord>, CatalogError> {
+    let query = sqlx::query(
+        "SELECT id FROM points WHERE machine = $1 AND consistency = $2 AND state <> $3 \
+         ORDER BY durable_at DESC, id DESC LIMIT 1",
+    )
+    .bind(machine.into_bytes().to_vec())
+    .bind(consistency_text(consistency))
+    .bind(PointState::Void.text());
+    match query.fetch_optional(pool).await? {
+        Some(row) => point(pool, PointId::from_bytes(array(&row, "id")?)).await,
+        None => Ok(None),
+    }
+}
+
 fn point_of(
     row: &SqliteRow,
     members: &mut HashMap<PointId, Vec<PointDiskRecord>>,
@@ -254,6 +274,12 @@ pub(super) async fn job_events(pool: &SqlitePool) -> Result<Vec<JobEventRow>, Ca
             at: time(row, "at")?,
             body: text(row, "body")?,
         })
+    })
+}
+
+pub(super) async fn thresholds(pool: &SqlitePool) -> Result<Vec<(MachineId, String)>, CatalogError> {
+    each(sqlx::query("SELECT * FROM thresholds ORDER BY machine").fetch_all(pool).await, |row| {
+        Ok((MachineId::from_bytes(array(row, "machine")?), text(row, "body")?))
     })
 }
 

@@ -91,6 +91,12 @@ fn statement(change: &Change) -> Result<Statement<'_>, CatalogError> {
         .bind(entry.subject.as_str())
         .bind(entry.detail.as_str()),
         Change::PutOperator(operator) => put_operator(operator),
+        Change::PutThresholds(machine, body) => sqlx::query(
+            "INSERT INTO thresholds (machine, body) VALUES ($1, $2) \
+             ON CONFLICT (machine) DO UPDATE SET body = excluded.body",
+        )
+        .bind(machine.into_bytes().to_vec())
+        .bind(body.as_str()),
         Change::AddPoint(_)
         | Change::AddVoidedCut(_)
         | Change::RemovePoints(_)

@@ -4,16 +4,16 @@ use holdfast_common::{clock::Timestamp, frame::cut::Consistency, ids::PointId};
 
 use super::{Candidate, CandidateState, Refusal, Selection, choose};
 
-fn point(number: u8) -> PointId {
+pub(super) fn point(number: u8) -> PointId {
     PointId::from_bytes([number; 16])
 }
 
-fn candidate(number: u8, state: CandidateState) -> Candidate {
+pub(super) fn candidate(number: u8, state: CandidateState) -> Candidate {
     let consistency = if number == 2 { Consistency::App } else { Consistency::Crash };
-    Candidate { point: point(number), at: Timestamp(i64::from(number) * 10), consistency, state }
+    Candidate { point: point(number), at: Timestamp(i64::from(number) * 10), consistency, state, group: None }
 }
 
-fn history() -> Vec<Candidate> {
+pub(super) fn history() -> Vec<Candidate> {
     vec![
         candidate(1, CandidateState::Processed),
         candidate(2, CandidateState::Processed),
@@ -68,8 +68,18 @@ fn order_is_the_logs_not_the_clocks() {
 
 #[test]
 fn text_round_trips() {
-    for selection in [Selection::Latest, Selection::LatestProcessed, Selection::Point(point(3))] {
+    for selection in [
+        Selection::Latest,
+        Selection::LatestProcessed,
+        Selection::LatestAppConsistent,
+        Selection::LatestMultiVm,
+        Selection::LatestMultiVmAppConsistent,
+        Selection::Point(point(3)),
+        Selection::AtOrBefore(Timestamp(1_700_000_000_123_456)),
+    ] {
         assert_eq!(selection.to_string().parse(), Ok(selection));
     }
+    let time = "2023-11-14T22:13:20+01:00".parse();
+    assert_eq!(time, Ok(Selection::AtOrBefore(Timestamp(1_699_996_400_000_000))));
     assert!("newest".parse::<Selection>().is_err());
 }
