@@ -23,7 +23,7 @@ use super::{
     views,
 };
 use crate::{
-    catalog::record::Role,
+    catalog::record::{PolicyRecord, Role},
     registry::{NewToken, Protect, thresholds::Thresholds},
 };
 
@@ -103,8 +103,7 @@ pub(super) async fn protect(
     Json(request): Json<ProtectRequest>,
 ) -> Result<Json<ProtectShape>, ApiError> {
     let machine = state.registry.resolve(&given)?;
-    let kept = state.registry.machine(machine).map(|machine| machine.policy.retention_seconds);
-    if request.retention_seconds < kept && request.retention_seconds.is_some() {
+    if state.registry.machine(machine).is_some_and(|known| shortens(&known.policy, &request)) {
         require(&state, &peer, Role::Admin, "a shorter retention").await?;
     }
     let wanted = Protect {
@@ -142,6 +141,14 @@ pub(super) async fn set_thresholds(
     let machine = state.registry.resolve(&given)?;
     state.registry.set_thresholds(&peer.name(), machine, thresholds).await?;
     Ok(Json(thresholds))
+}
+
+/// Whether points that are kept now might not be kept with the request's rule.
+fn shortens(policy: &PolicyRecord, request: &ProtectRequest) -> bool {
+    let shorter = request.retention_seconds.is_some_and(|seconds| seconds < policy.retention_seconds);
+    let tiers = request.retention_tiers.as_ref();
+    shorter
+        || tiers.is_some_and(|tiers| !policy.retention_tiers.is_empty() && *tiers != policy.retention_tiers)
 }
 
 /// An agent that was started a moment ago is about to tell its disks: waits for that, for a bounded time.
