@@ -113,7 +113,7 @@ impl Link {
             let machines = site.cli(&["machines"])?;
             Ok((machines[0]["connected"] == true).then_some(()))
         })?;
-        site.cli(&["protect", "web-1", "--disk", DISK, "--retention", "1h"])?;
+        site.cli(&["protect", "web-1", "--disk", DISK, "--retention", "1h,10m:1d"])?;
         let assigned = |event: Inbound| match event {
             Inbound::Connected(welcome) => Some(welcome.assignment),
             Inbound::Assigned(assignment) => Some(assignment),
@@ -241,6 +241,11 @@ fn points_of_a_machine_are_kept_attached_and_found_again() -> Result<()> {
     check_point(&site, &first, &first_content)?;
     check_point(&site, "latest", &link.content)?;
     link.runtime.block_on(link.handle.shutdown());
+
+    let plan = site.cli(&["retention", "plan", "web-1"])?;
+    ensure!(plan["retention"] == "1h,10m:1d" && plan["own_rule"] == true, "{plan}");
+    ensure!(plan["kept_points"] == 2 && plan["removed_points"] == 0, "{plan}");
+    ensure!(plan["points"][1]["id"] == second && plan["points"][1]["reason"] == "dense", "{plan}");
 
     let before = kept(&site)?;
     ensure!(before["points"].as_array().map(Vec::len) == Some(2), "{before}");

@@ -622,3 +622,52 @@ fn a_crash_at_any_step_of_reclaim_loses_nothing() {
         }
     }
 }
+
+/// Gives up all but the newest 2,000 cuts and every 50th, joins the tiles between, and drops what is needless.
+fn thin(ladder: &mut Ladder, needed: &mut Vec<u64>, last: u64) {
+    needed.retain(|cut| cut + 2_000 > last || cut.is_multiple_of(50));
+    let (mut gone, mut joined, mut from) = (Vec::new(), Vec::new(), 0);
+    for cut in needed.iter().copied() {
+        let tiles = ladder.tiles(Sequence(from), Sequence(cut)).unwrap();
+        if tiles.len() > 1 {
+            joined.extend(super::ladder::joined_name(&tiles));
+            gone.extend(tiles);
+        }
+        from = cut;
+    }
+    ladder.remove_all(&gone);
+    ladder.add_all(joined);
+    let needless = ladder.needless(needed.iter().copied().map(Sequence), last);
+    ladder.remove_all(&needless);
+}
+
+#[test]
+fn thinned_cuts_open_with_few_runs_too_and_few_are_kept() {
+    let (mut ladder, mut needed) = (Ladder::default(), Vec::new());
+    let cuts = 100_000u64;
+    for cut in 1..=cuts {
+        ladder.add(RunName {
+            part: false,
+            level: 0,
+            last_cut: cut,
+            from: Sequence(cut - 1),
+            to: Sequence(cut),
+        });
+        needed.push(cut);
+        while let Some((older, newer)) = ladder.due(cut) {
+            ladder.add(super::ladder::merged_name(older, newer));
+        }
+        if cut % 4_000 == 0 {
+            thin(&mut ladder, &mut needed, cut);
+        }
+    }
+    assert_eq!(ladder.end(), Sequence(cuts));
+    assert!(needed.len() < 5_000);
+    let steps_max = cuts.ilog2() as usize + 1;
+    for cut in &needed {
+        let chain = ladder.chain(Sequence(*cut)).unwrap();
+        assert!(chain.len() <= steps_max, "cut {cut} takes {} runs", chain.len());
+        assert!(chain.iter().zip(chain.iter().skip(1)).all(|(older, newer)| older.to == newer.from));
+    }
+    assert!(ladder.len() < needed.len() * 5, "{} runs for {} cuts", ladder.len(), needed.len());
+}

@@ -124,6 +124,17 @@ impl Kept {
         Self { needed, gone }
     }
 
+    /// This, as far as a log goes that ends at `last`: what lies behind is replaced by other frames.
+    #[must_use]
+    pub fn up_to(&self, last: Sequence) -> Self {
+        let cuts: Vec<Sequence> = self.needed.cuts.iter().copied().filter(|cut| *cut <= last).collect();
+        let inside = self.gone.iter().filter(|(first, _)| *first <= last.0);
+        Self {
+            needed: NeededCuts { horizon: self.needed.horizon.min(last), cuts },
+            gone: inside.map(|(first, end)| (*first, last.0.min(*end))).collect(),
+        }
+    }
+
     /// The bytes of the file.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {

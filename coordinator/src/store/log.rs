@@ -142,6 +142,12 @@ impl DiskLog {
         };
         let found = log.recover()?;
         log.bad_frames = BadFrames::load(log.layout.damaged(), log.tail().sequence);
+        let kept = log.kept();
+        let shorter = kept.up_to(log.tail().sequence);
+        if shorter != *kept {
+            tracing::warn!(disk = %log.disk(), "the log ends before what its record of kept cuts names");
+            log.keep(shorter)?;
+        }
         let lost = found.damage.iter().filter_map(|(_, damage)| damage.lost.clone());
         log.bad_frames.note(lost.flatten().map(Sequence));
         Ok((log, found))

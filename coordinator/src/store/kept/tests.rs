@@ -30,6 +30,15 @@ proptest! {
             kept.wanted(Sequence(first), Sequence(last)).into_iter().flat_map(|(from, to)| from.0..=to.0).collect();
         prop_assert_eq!(wanted, (first..=last).filter(|frame| !plain.contains(frame)).collect::<BTreeSet<_>>());
         prop_assert_eq!(kept.gone_in(Sequence(first), Sequence(last)), plain.range(first..=last).count() as u64);
+        let shorter = kept.up_to(Sequence(first));
+        prop_assert_eq!(shorter.needed(), &if first < 9 {
+            needed(first, if first < 3 { &[] } else { &[3] })
+        } else {
+            needed(9, &[3, 9])
+        });
+        for frame in 0..130 {
+            prop_assert_eq!(shorter.is_gone(Sequence(frame)), frame <= first && plain.contains(&frame));
+        }
         prop_assert_eq!(Kept::parse(&kept.to_bytes()), Ok(kept));
     }
 
