@@ -17,7 +17,8 @@ proptest! {
         rounds in prop::collection::vec(prop::collection::vec(0u64..80, 0..20), 0..6),
         first in 0u64..80, count in 0u64..40,
     ) {
-        let (mut kept, mut plain) = (Kept::default(), BTreeSet::new());
+        let mut kept = Kept::default().with(needed(9, &[3, 9]), Vec::new());
+        let mut plain = BTreeSet::new();
         for round in rounds {
             kept = kept.with(needed(9, &[3, 9]), round.iter().copied().map(Sequence).collect());
             plain.extend(round);
