@@ -16,7 +16,7 @@ pub mod open;
 pub use cut::{Consistency, CutMember, CutMethod, CutRecord, ScanRecord};
 pub use extent::{Extent, ExtentKind};
 pub use header::{Compression, FRAME_HEADER_BYTES, FrameError, FrameHeader, FrameKind};
-pub use open::{Frame, PlainReader};
+pub use open::{Frame, PlainReader, check_in_place};
 pub use seal::{FrameIdentity, FrameSealer};
 
 /// The largest number of plain (uncompressed) bytes in one frame.

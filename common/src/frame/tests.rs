@@ -1,11 +1,11 @@
 //! Frames: golden bytes, round trips, and every kind of damage.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
 
 use super::{
     Compression, Consistency, CutMember, CutMethod, CutRecord, Extent, Frame, FrameError, FrameHeader,
-    FrameIdentity, FrameKind, FrameSealer, PlainReader, ScanRecord,
+    FrameIdentity, FrameKind, FrameSealer, PlainReader, ScanRecord, check_in_place,
     header::FRAME_HEADER_BYTES,
     seal::{seal_cut, seal_scan},
 };
@@ -148,6 +148,38 @@ proptest! {
 
     #[test]
     fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-        let _ = Frame::verify(Bytes::from(bytes));
+        let _ = Frame::verify(Bytes::from(bytes.clone()));
+        let _ = check_in_place(&mut bytes.clone());
+        let _ = Frame::verify_mut(BytesMut::from(bytes.as_slice()));
+    }
+
+    #[test]
+    fn all_ways_to_verify_agree_and_leave_the_bytes_alone(
+        blocks in 1u64..6, flipped in proptest::option::of((any::<proptest::sample::Index>(), 0u8..8)),
+    ) {
+        let plain: Vec<u8> = (0..usize::try_from(blocks).unwrap() * BLOCK_BYTES).map(|at| u8::try_from(at / 7 % 251).unwrap()).collect();
+        let extents = [Extent::data(BlockRange::new(3, blocks))];
+        let sealed = FrameSealer::new(None).unwrap().seal_data(identity(), &extents, &plain).unwrap();
+        let mut bytes = sealed.to_vec();
+        if let Some((at, bit)) = flipped {
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1 << bit;
+        }
+        let expected = Frame::verify(Bytes::from(bytes.clone())).map(|frame| *frame.header());
+        let owned = Frame::verify_mut(BytesMut::from(bytes.as_slice()));
+        prop_assert_eq!(owned.as_ref().map(|frame| *frame.header()), expected.as_ref().copied());
+        if let Ok(frame) = owned {
+            prop_assert_eq!(frame.bytes(), &bytes);
+        }
+        let before = bytes.clone();
+        // A frame may be followed by others; a table is not looked into here.
+        bytes.extend_from_slice(&[7; 50]);
+        let checked = check_in_place(&mut bytes);
+        if expected.is_ok() {
+            prop_assert_eq!(checked, expected);
+        } else {
+            prop_assert!(checked.is_err());
+        }
+        prop_assert_eq!(&bytes[..before.len()], before.as_slice());
     }
 }

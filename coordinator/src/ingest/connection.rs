@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::BytesMut;
 use holdfast_common::{
     clock::{Clock, Timestamp},
     ids::{DiskId, MachineId},
@@ -131,7 +131,7 @@ impl Context {
     /// Hands a batch to the pool, within the agent's byte budget. `None` if the pool is gone.
     pub(super) async fn submit(
         &self,
-        frames: Vec<Bytes>,
+        frames: Vec<BytesMut>,
         bytes: usize,
     ) -> Option<(oneshot::Receiver<Verified>, OwnedSemaphorePermit)> {
         let permits = u32::try_from(bytes.min(self.hall.agent_budget_bytes)).unwrap_or(u32::MAX);

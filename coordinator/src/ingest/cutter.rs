@@ -4,7 +4,7 @@
 //! Invariant: a header's lengths are checked before anything is kept for them.
 //! Limit: one frame of the largest size, and one block of [`BLOCK_BYTES`].
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use holdfast_common::frame::{FRAME_HEADER_BYTES, FrameError, FrameHeader};
 
 /// Memory is taken in pieces of this size, which several frames share.
@@ -30,7 +30,7 @@ impl FrameCutter {
     /// # Errors
     /// What comes next is no frame; the stream cannot be read on.
     #[expect(clippy::should_implement_trait, reason = "more may come after None, unlike with an iterator")]
-    pub fn next(&mut self) -> Result<Option<Bytes>, FrameError> {
+    pub fn next(&mut self) -> Result<Option<BytesMut>, FrameError> {
         if self.bytes.len() < FRAME_HEADER_BYTES {
             return Ok(None);
         }
@@ -38,7 +38,7 @@ impl FrameCutter {
         if self.bytes.len() < need {
             return Ok(None);
         }
-        Ok(Some(self.bytes.split_to(need).freeze()))
+        Ok(Some(self.bytes.split_to(need)))
     }
 
     /// Bytes of a frame that has not arrived whole.
@@ -80,7 +80,7 @@ mod tests {
                 cutter.push(piece);
                 while let Some(bytes) = cutter.next().unwrap() {
                     seen += 1;
-                    assert_eq!(Frame::verify(bytes).unwrap().header().sequence, Sequence(seen));
+                    assert_eq!(Frame::verify_mut(bytes).unwrap().header().sequence, Sequence(seen));
                 }
             }
             assert_eq!((seen, cutter.pending()), (40, 0), "pieces of {step}");

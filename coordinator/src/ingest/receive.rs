@@ -7,7 +7,7 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use holdfast_common::{
     frame::{Frame, FrameError},
     wire::{DataStreamStart, MessageBuffer, Refusal, RefusalCode},
@@ -84,7 +84,7 @@ async fn read(
     stop: &CancellationToken,
 ) -> Result<(), Refusal> {
     let mut pieces: Vec<Bytes> = vec![Bytes::new(); PIECES];
-    let mut frames: Vec<Bytes> = Vec::new();
+    let mut frames: Vec<BytesMut> = Vec::new();
     let mut bytes = 0;
     loop {
         while bytes < BATCH_BYTES_MAX {

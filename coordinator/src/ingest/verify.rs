@@ -6,7 +6,7 @@
 
 use std::{io, sync::Arc, thread};
 
-use bytes::Bytes;
+use bytes::BytesMut;
 use holdfast_common::frame::{Frame, FrameError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -17,7 +17,7 @@ const WAITING_PER_THREAD: usize = 8;
 pub type Verified = Result<Vec<Frame>, FrameError>;
 
 struct Job {
-    frames: Vec<Bytes>,
+    frames: Vec<BytesMut>,
     answer: oneshot::Sender<Verified>,
     _place: OwnedSemaphorePermit,
 }
@@ -47,7 +47,7 @@ impl VerifyPool {
     }
 
     /// Hands a batch over; waits while the pool is behind. `None` if the pool is gone.
-    pub async fn submit(&self, frames: Vec<Bytes>) -> Option<oneshot::Receiver<Verified>> {
+    pub async fn submit(&self, frames: Vec<BytesMut>) -> Option<oneshot::Receiver<Verified>> {
         let place = Arc::clone(&self.places).acquire_owned().await.ok()?;
         let (answer, receiver) = oneshot::channel();
         // There is a place in the queue for each permit.
@@ -57,7 +57,7 @@ impl VerifyPool {
 }
 
 fn work_on(job: Job) {
-    let verified = job.frames.into_iter().map(Frame::verify).collect();
+    let verified = job.frames.into_iter().map(Frame::verify_mut).collect();
     // Nobody waits any more if the connection has ended.
     let _unwanted = job.answer.send(verified);
 }

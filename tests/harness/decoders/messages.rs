@@ -54,7 +54,7 @@ pub(super) fn frame_stream(bytes: &[u8]) {
         cutter.push(piece);
         loop {
             match cutter.next() {
-                Ok(Some(frame)) => read_frame(frame),
+                Ok(Some(frame)) => read_frame(frame.freeze()),
                 Ok(None) => break,
                 Err(_) => return,
             }
