@@ -15,7 +15,7 @@ use holdfast_common::{
 use holdfast_coordinator::{
     index::DiskIndex,
     points::{FrameCache, PointView, view::BlockView as _},
-    store::{DiskLog, NeededCuts, Store, StoreSettings, reclaim},
+    store::{CheckOrder, DiskLog, NeededCuts, Store, StoreSettings, reclaim},
 };
 use holdfast_tests::journal::{BLOCKS, frame, is_cut, manifest, model, settings};
 use tempfile::TempDir;
@@ -84,7 +84,7 @@ fn check_view(view: &PointView, sequence: u64) {
 /// Every cut that the log's record keeps shows exactly what came before it.
 fn check(log: &Arc<DiskLog>, index: &Arc<DiskIndex>, last: u64) {
     assert_eq!(index.catch_up().unwrap(), Sequence(last));
-    assert_eq!((index.losses(), log.scrub(&mut |_| true).unwrap()), (vec![], vec![]));
+    assert_eq!((index.losses(), log.check(&CheckOrder::all(2), &|_| true).unwrap().bad), (vec![], vec![]));
     let kept = log.kept();
     let cuts: Vec<u64> = index.cuts().iter().map(|cut| cut.sequence.0).collect();
     let expected: Vec<u64> =

@@ -16,7 +16,7 @@ use holdfast_common::{
 use holdfast_coordinator::{
     index::DiskIndex,
     points::{FrameCache, PointView, view::BlockView as _},
-    store::{DiskLog, DiskRecovery, Store, StoreError},
+    store::{CheckOrder, DiskLog, DiskRecovery, Store, StoreError},
 };
 use holdfast_tests::journal::{BLOCKS, append, content, frame, is_cut, manifest, model, settings};
 use tempfile::TempDir;
@@ -199,7 +199,7 @@ fn a_flipped_bit_in_a_sealed_segment_hits_only_its_frame() {
     bytes[96 + 64 + 96 + 16 + 1000] ^= 1;
     fs::write(&path, &bytes).unwrap();
     let (store, log, _) = open(folder.path());
-    assert_eq!(log.scrub(&mut |_| true).unwrap(), [Sequence(1)]);
+    assert_eq!(log.check(&CheckOrder::all(2), &|_| true).unwrap().bad, [Sequence(1)]);
     let index = DiskIndex::open(Arc::clone(&log)).unwrap();
     index.catch_up().unwrap();
     assert!(index.losses().is_empty() && index.cuts().iter().all(|cut| cut.whole));

@@ -182,6 +182,32 @@ impl SealedSegment {
         matches!(self.heads, Heads::Footer(_))
     }
 
+    /// Where the frames begin, ascending.
+    #[must_use]
+    pub fn entries(&self) -> &[FrameEntry] {
+        &self.entries
+    }
+
+    /// The file, for reading several frames at once.
+    #[must_use]
+    pub const fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Offset behind the last frame.
+    ///
+    /// # Errors
+    /// The file's size cannot be read.
+    pub fn frames_end(&self) -> io::Result<u64> {
+        match &self.heads {
+            Heads::Footer(trailer) => Ok(trailer.entries_offset),
+            Heads::Walked(tables) => Ok(tables
+                .last_sequence()
+                .and_then(|last| tables.extent_of(last))
+                .map_or(0, |(offset, bytes)| offset + bytes)),
+        }
+    }
+
     /// Last sequence that the segment accounts for, if it holds any.
     #[must_use]
     pub const fn last_sequence(&self) -> Option<Sequence> {

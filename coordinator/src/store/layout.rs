@@ -5,6 +5,8 @@
 //! ```text
 //! <store>/lock                                     held by the one process that writes
 //! <store>/disks/<disk>/manifest                    what the disk is
+//! <store>/disks/<disk>/damaged.json                frames known to be damaged; see `bad_frames`
+//! <store>/disks/<disk>/checks.json                 how far the log was checked; see `check_record`
 //! <store>/disks/<disk>/journal/<first>.segment     first sequence, 16 hexadecimal digits
 //! <store>/disks/<disk>/kept, kept.copy             what is missing on purpose; see `store::kept`
 //! <store>/disks/<disk>/journal/<first>.segment.beside   a segment in the making; deleted at start
@@ -118,6 +120,12 @@ impl DiskLayout {
             }
         }
         Ok(())
+    }
+
+    /// How far the log was checked.
+    #[must_use]
+    pub fn checks(&self) -> PathBuf {
+        self.root.join("checks.json")
     }
 
     /// The folder of the segments.

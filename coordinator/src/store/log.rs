@@ -28,7 +28,7 @@ use super::{
     layout::DiskLayout,
     manifest::DiskManifest,
     reclaim::SegmentCensus,
-    segments::{ActiveSegment, SegmentSet},
+    segments::{ActiveSegment, SegmentSet, StoredFrames},
     settings::StoreSettings,
 };
 use crate::journal::{
@@ -462,6 +462,12 @@ impl DiskLog {
         self.segments.read().unwrap_or_else(PoisonError::into_inner).bytes_after(after)
     }
 
+    /// Size of all segment files.
+    #[must_use]
+    pub fn journal_bytes(&self) -> u64 {
+        self.segments.read().unwrap_or_else(PoisonError::into_inner).file_bytes()
+    }
+
     /// What the disk takes in the store. Lists the index's files.
     #[must_use]
     pub fn usage(&self) -> DiskUsage {
@@ -475,7 +481,7 @@ impl DiskLog {
     }
 
     /// The frames from `first` to before `end` that are not missing on purpose.
-    fn missing(&self, first: Sequence, end: Sequence) -> Vec<Sequence> {
+    pub(super) fn missing(&self, first: Sequence, end: Sequence) -> Vec<Sequence> {
         if first >= end {
             return Vec::new();
         }
@@ -483,34 +489,17 @@ impl DiskLog {
         stretches.into_iter().flat_map(|(first, last)| first.0..=last.0).map(Sequence).collect()
     }
 
-    /// Reads and verifies the whole log, sealed segments and the newest, and gives the frames that are damaged.
-    /// `between` is called after each frame, so that the caller can hold a rate or stop by returning `false`.
-    ///
-    /// # Errors
-    /// A segment cannot be read at all.
-    pub fn scrub(&self, between: &mut dyn FnMut(u64) -> bool) -> Result<Vec<Sequence>, StoreError> {
-        let mut bad = Vec::new();
-        let mut at = Sequence(0);
-        loop {
-            let batch = self.heads_after(at, SCRUB_BATCH_BYTES)?;
-            let mut expected = at.next();
-            for head in &batch.heads {
-                bad.extend(self.missing(expected, head.header.sequence));
-                expected = head.header.sequence.next();
-                match self.read(head.header.sequence) {
-                    Err(error) if error.is_damage() => bad.push(head.header.sequence),
-                    other => drop(other?),
-                }
-                if !between(head.header.frame_bytes() as u64) {
-                    return Ok(bad);
-                }
-            }
-            if batch.up_to == at {
-                return Ok(bad);
-            }
-            bad.extend(self.missing(expected, batch.up_to.next()));
-            at = batch.up_to;
-        }
+    /// Where the frames of the segment that holds `sequence` lie.
+    pub(super) fn stored_frames(&self, sequence: Sequence) -> Result<StoredFrames, StoreError> {
+        let durable = *self.durable.borrow();
+        self.segments.read().unwrap_or_else(PoisonError::into_inner).stored_frames(sequence, durable)
+    }
+
+    /// Last sequence that can lie in the segment that `sequence` is looked for in.
+    pub(super) fn segment_end(&self, sequence: Sequence) -> Sequence {
+        let durable = *self.durable.borrow();
+        let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
+        segments.end_of(sequence).unwrap_or(durable).max(sequence)
     }
 }
 
@@ -534,6 +523,3 @@ impl LogTail {
         }
     }
 }
-
-/// Bytes of heads that a scrub takes at a time.
-const SCRUB_BATCH_BYTES: usize = 1 << 20;

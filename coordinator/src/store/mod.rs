@@ -27,6 +27,12 @@ pub mod kept;
 pub mod reclaim;
 // How fast frames are taken when little space is left.
 pub mod pressure;
+// Some frames of a log.
+pub mod frame_set;
+// Whether stored frames still are what was written.
+pub mod check;
+// How far a log was checked.
+pub mod check_record;
 // All logs of a coordinator.
 pub mod disks;
 
@@ -35,9 +41,12 @@ mod port;
 
 pub use append::LogSink;
 pub use bad_frames::BadFrames;
+pub use check::{CheckOrder, Checked};
+pub use check_record::{CheckRecord, ScrubPass};
 pub use disks::{DiskRecovery, Store};
 pub use error::StoreError;
 pub use kept::{Kept, NeededCuts};
+pub use frame_set::FrameSet;
 pub use log::{DiskLog, DiskUsage, HeadBatch, LogTail};
 pub use manifest::DiskManifest;
 pub use reclaim::DiskSpace;

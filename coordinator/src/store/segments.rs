@@ -18,7 +18,8 @@ use holdfast_common::{
 use super::{error::StoreError, layout::DiskLayout, log::HeadBatch};
 use crate::journal::{
     segment::{SealedSegment, SegmentError, read_frame},
-    tables::{FrameHead, SegmentTables},
+    source::ReadAt,
+    tables::{FrameEntry, FrameHead, SegmentTables},
     writer::SharedTables,
 };
 
@@ -51,9 +52,43 @@ struct Cache {
 }
 
 /// Where a frame is to be looked for.
+#[derive(Clone)]
 pub(super) enum Place {
     Active(ActiveSegment),
     Sealed(Arc<SealedSegment>, Sequence),
+}
+
+/// Where the frames of one segment lie.
+pub(super) struct StoredFrames {
+    pub(super) place: Place,
+    pub(super) first: Sequence,
+    /// Last sequence that the segment accounts for.
+    pub(super) end: Sequence,
+    entries: Vec<FrameEntry>,
+    /// Offset behind the last frame.
+    behind: u64,
+}
+
+impl StoredFrames {
+    /// Position of the first entry at or behind a sequence.
+    pub(super) fn position(&self, sequence: Sequence) -> usize {
+        self.entries.partition_point(|entry| self.first.0 + u64::from(entry.delta) < sequence.0)
+    }
+
+    /// Sequence, offset and size (with what stands behind the frame, at most a mark) of an entry.
+    pub(super) fn entry(&self, position: usize) -> Option<(Sequence, u64, u64)> {
+        let entry = self.entries.get(position)?;
+        let next = self.entries.get(position + 1).map_or(self.behind, |next| u64::from(next.offset));
+        let offset = u64::from(entry.offset);
+        let sequence = Sequence(self.first.0 + u64::from(entry.delta));
+        Some((sequence, offset, next.saturating_sub(offset)))
+    }
+
+    /// Offset and size of a frame.
+    pub(super) fn find(&self, sequence: Sequence) -> Option<(u64, u64)> {
+        let (found, offset, bytes) = self.entry(self.position(sequence))?;
+        (found == sequence).then_some((offset, bytes))
+    }
 }
 
 impl SegmentSet {
@@ -134,6 +169,37 @@ impl SegmentSet {
         let (first, _) = found.ok_or(StoreError::Missing(sequence))?;
         let first = Sequence(*first);
         Ok(Place::Sealed(self.open(first)?, first))
+    }
+
+    /// Where the frames of the segment that holds `sequence` lie, as far as they are durable.
+    pub(super) fn stored_frames(
+        &self,
+        sequence: Sequence,
+        durable: Sequence,
+    ) -> Result<StoredFrames, StoreError> {
+        let place = self.place(sequence)?;
+        let first = place.first();
+        let next = self.next_first(first).map_or(durable, |next| Sequence(next.0 - 1));
+        let (entries, behind) = match &place {
+            Place::Active(active) => {
+                let tables = active.tables.read().unwrap_or_else(PoisonError::into_inner);
+                let last = tables.last_sequence().and_then(|last| tables.extent_of(last));
+                (tables.entries().to_vec(), last.map_or(0, |(offset, bytes)| offset + bytes))
+            }
+            Place::Sealed(segment, _) => {
+                let behind = segment.frames_end().map_err(|source| StoreError::Segment {
+                    path: self.layout.segment(first),
+                    source: source.into(),
+                })?;
+                (segment.entries().to_vec(), behind)
+            }
+        };
+        Ok(StoredFrames { place, first, end: next.min(durable), entries, behind })
+    }
+
+    /// Last sequence in front of the next segment behind `sequence`, if there is one.
+    pub(super) fn end_of(&self, sequence: Sequence) -> Option<Sequence> {
+        self.next_first(sequence).map(|next| Sequence(next.0 - 1))
     }
 
     fn open(&self, first: Sequence) -> Result<Arc<SealedSegment>, StoreError> {
@@ -268,6 +334,25 @@ impl Place {
                 read_frame(active.file.as_ref(), disk, sequence, offset, Some(limit))
             }
         }
+    }
+
+    /// Fills `buffer` from an offset of the segment's file.
+    pub(super) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        match self {
+            Self::Sealed(segment, _) => ReadAt::read_exact_at(segment.file(), offset, buffer),
+            Self::Active(active) => ReadAt::read_exact_at(active.file.as_ref(), offset, buffer),
+        }
+    }
+
+    /// Tells the system that these bytes are not read again soon.
+    pub(super) fn leave_cache(&self, offset: u64, bytes: u64) {
+        let file = match self {
+            Self::Sealed(segment, _) => segment.file(),
+            Self::Active(active) => active.file.as_ref(),
+        };
+        // Only an advice.
+        let _refused =
+            rustix::fs::fadvise(file, offset, std::num::NonZero::new(bytes), rustix::fs::Advice::DontNeed);
     }
 
     /// First sequence of the segment.

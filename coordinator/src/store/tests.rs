@@ -9,9 +9,9 @@ use holdfast_common::{
 };
 use tempfile::TempDir;
 
-use super::{DiskLog, DiskManifest, Store, StoreError, StoreSettings};
+use super::{CheckOrder, Checked, DiskLog, DiskManifest, Store, StoreError, StoreSettings};
 
-const DISK: DiskId = DiskId::from_bytes([0x44; 16]);
+pub(super) const DISK: DiskId = DiskId::from_bytes([0x44; 16]);
 
 fn settings() -> StoreSettings {
     // Small segments, so that every test rolls; the reserve must not depend on the machine.
@@ -22,7 +22,7 @@ fn manifest() -> DiskManifest {
     DiskManifest { disk: DISK, machine: MachineId::from_bytes([1; 16]), size_bytes: 1 << 20 }
 }
 
-fn frame(sequence: u64) -> Frame {
+pub(super) fn frame(sequence: u64) -> Frame {
     let identity = FrameIdentity {
         disk: DISK,
         generation: Generation(1),
@@ -35,14 +35,14 @@ fn frame(sequence: u64) -> Frame {
     Frame::verify(bytes).unwrap()
 }
 
-fn open(folder: &TempDir) -> (Arc<Store>, Arc<DiskLog>) {
+pub(super) fn open(folder: &TempDir) -> (Arc<Store>, Arc<DiskLog>) {
     let (store, found) = Store::open(folder.path(), settings()).unwrap();
     assert!(found.iter().all(|found| found.error.is_none() && found.damage.is_empty()), "{found:?}");
     let log = store.create_disk(&manifest()).unwrap();
     (store, log)
 }
 
-async fn append(log: &Arc<DiskLog>, sequences: std::ops::RangeInclusive<u64>) {
+pub(super) async fn append(log: &Arc<DiskLog>, sequences: std::ops::RangeInclusive<u64>) {
     let sink = log.sink().unwrap();
     let last = *sequences.end();
     // In small groups, because segments are rolled between groups.
@@ -71,7 +71,12 @@ fn check(log: &DiskLog, last: u64) {
     }
     assert_eq!(seen, (1..=last).collect::<Vec<_>>());
     assert_eq!(at, Sequence(last));
-    assert!(log.scrub(&mut |_| true).unwrap().is_empty());
+    let checked = check_all(log);
+    assert_eq!((checked.frames, checked.bad), (last, Vec::new()));
+}
+
+pub(super) fn check_all(log: &DiskLog) -> Checked {
+    log.check(&CheckOrder::all(3), &|_| true).unwrap()
 }
 
 #[tokio::test]
