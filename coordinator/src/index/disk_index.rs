@@ -1,8 +1,8 @@
 //! The index of one disk: follows its log, and answers what the disk held at each cut and holds now.
 //!
 //! Owns the memory table, the parts and the ladder, and the list of cuts. Does not know threads; [`super::follower`]
-//! drives it. Invariants: `processed` only grows; a cut is listed only when its run is on disk; readers never wait for
-//! file writing.
+//! drives it. Invariants: `processed` only grows; a cut is listed only when its run is written (after power loss it may be
+//! made again: see [`super::unsynced`]); readers never wait for file writing.
 //! Limits: [`SPILL_ENTRIES`] extents in memory, then they become a part; [`OPEN_RUNS_MAX`] runs are kept open.
 
 use std::{
@@ -24,16 +24,20 @@ use super::{
     ladder::{Ladder, merged_name},
     lookup::{BlockMap, CutMap, IndexError, Piece, resolve},
     memtable::Memtable,
-    merge::{Entries, merge_all},
+    merge::{Layer, merge},
     records::{CutHead, Loss, RunRecords, ScanHead},
     run::Run,
     run_format::RunName,
     run_writer::RunWriter,
+    unsynced::{UNSYNCED_MAX, Unsynced},
 };
-use crate::{journal::tables::FrameHead, store::DiskLog};
+use crate::{
+    journal::tables::FrameHead,
+    store::{DiskLog, FrameSet},
+};
 
-/// Extents of an open interval that are kept in memory; about 8 MiB.
-pub const SPILL_ENTRIES: usize = 1 << 17;
+/// Extents of an open interval that are kept in memory: 4 MiB, and as much again twice while they are sorted.
+pub const SPILL_ENTRIES: usize = 1 << 18;
 
 /// Runs kept open besides those that views hold.
 pub const OPEN_RUNS_MAX: usize = 128;
@@ -59,8 +63,12 @@ pub struct DiskIndex {
     folder: PathBuf,
     spill_entries: usize,
     state: RwLock<State>,
-    /// One thread works on it at a time.
+    /// One thread takes frames in at a time.
     working: Mutex<()>,
+    /// One thread merges runs of cuts at a time. It may take long, and holds up nobody but who throws runs away; who needs
+    /// `working` too takes it afterwards.
+    merging: Mutex<()>,
+    unsynced: Unsynced,
     open: Mutex<OpenRuns>,
 }
 
@@ -120,6 +128,8 @@ impl DiskIndex {
             spill_entries,
             state: RwLock::default(),
             working: Mutex::default(),
+            merging: Mutex::default(),
+            unsynced: Unsynced::default(),
             open: Mutex::default(),
         };
         index.load()?;
@@ -203,13 +213,31 @@ impl DiskIndex {
     /// # Errors
     /// The folder cannot be used.
     pub fn rebuild(&self) -> Result<(), IndexError> {
+        let _merging = self.merging();
         let _working = self.working();
         let io = |source| IndexError::Io { path: self.folder.clone(), source };
         for file in fs::read_dir(&self.folder).map_err(io)? {
             fs::remove_file(file.map_err(io)?.path()).map_err(io)?;
         }
         self.open.lock().unwrap_or_else(PoisonError::into_inner).runs.clear();
+        self.unsynced.clear();
         self.load()
+    }
+
+    /// Makes everything again if a reader has run into a damaged page since. Says whether it did.
+    ///
+    /// # Errors
+    /// The folder cannot be used.
+    pub fn heal(&self) -> Result<bool, IndexError> {
+        let damaged = {
+            let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            open.runs.values().any(|(run, _)| run.is_damaged())
+        };
+        if damaged {
+            tracing::warn!(disk = %self.log.disk(), "a page of the index is damaged; the index is made again from the journal");
+            self.rebuild()?;
+        }
+        Ok(damaged)
     }
 
     /// Indexes the next frames, about a megabyte of heads. `true` if there may be more. Reads no payload. Blocks; any
@@ -297,7 +325,7 @@ impl DiskIndex {
 
     fn index_data(&self, head: &FrameHead) -> Result<(), IndexError> {
         if self.read().memtable.len() >= self.spill_entries {
-            self.spill()?;
+            self.make_room()?;
         }
         let mut state = self.write();
         for entry in entries_of(head.header.sequence, &head.extents) {
@@ -305,6 +333,15 @@ impl DiskIndex {
         }
         state.seen(head.header.sequence);
         Ok(())
+    }
+
+    /// Drops what was overwritten from the memory table; if that is not enough, makes it a part.
+    fn make_room(&self) -> Result<(), IndexError> {
+        let mut state = self.write();
+        state.memtable.shrink();
+        let crowded = state.memtable.len() > self.spill_entries / 2;
+        drop(state);
+        if crowded { self.spill() } else { Ok(()) }
     }
 
     /// Makes the memory table a part.
@@ -318,7 +355,9 @@ impl DiskIndex {
             to: state.processed,
         };
         let records = state.records_now();
-        self.write_run(name, Box::new(state.memtable.iter().map(Ok)), &records)?;
+        let layers: Vec<Layer<'_>> = state.memtable.layers().collect();
+        self.write_run(name, &layers, &records)?;
+        drop(layers);
         drop(state);
         let run = self.run(name)?;
         let mut state = self.write();
@@ -354,6 +393,8 @@ impl DiskIndex {
 
     /// Closes the interval: memory table and parts become a run of level 0.
     fn cut(&self, head: &FrameHead, record: holdfast_common::frame::CutRecord) -> Result<(), IndexError> {
+        self.write().memtable.settle();
+        // Only who has `working` changes anything; others may read while the run is written.
         let state = self.read();
         let cut = Arc::new(CutHead {
             sequence: head.header.sequence,
@@ -372,9 +413,9 @@ impl DiskIndex {
         records = records.followed_by(state.records_now());
         records.cuts.push(Arc::clone(&cut));
         records.end.frames += 1;
-        let mut layers: Vec<Entries<'_>> = vec![Box::new(state.memtable.iter().map(Ok))];
-        layers.extend(state.parts.iter().rev().map(|part| -> Entries<'_> { Box::new(part.iter()) }));
-        self.write_run(name, merge_all(layers), &records)?;
+        let layers = state.layers_since_cut();
+        self.write_run(name, &layers, &records)?;
+        drop(layers);
         drop(state);
         let run = self.run(name)?;
         let mut state = self.write();
@@ -394,16 +435,19 @@ impl DiskIndex {
         Ok(())
     }
 
-    /// Does one merge of the ladder that is due. `false` if none is.
+    /// Syncs new runs, and does one merge of the ladder that is due; `false` if none is. Frames are taken in meanwhile.
     ///
     /// # Errors
     /// A run cannot be read or written. A damaged one is dropped and made again by a rebuild.
     pub fn compact(&self) -> Result<bool, IndexError> {
-        let _working = self.working();
+        let _merging = self.merging();
+        // Finer runs outlive the ones that are made of them.
+        self.sync()?;
         let state = self.read();
         let Some((older, newer)) = state.ladder.due(state.last_cut) else { return Ok(false) };
         drop(state);
         let name = self.merge_runs(&*self.run(older)?, &*self.run(newer)?)?;
+        let _working = self.working();
         let mut state = self.write();
         state.ladder.add(name);
         drop(state);
@@ -424,8 +468,7 @@ impl DiskIndex {
     fn merge_runs(&self, older: &Run, newer: &Run) -> Result<RunName, IndexError> {
         let name = merged_name(older.name(), newer.name());
         let records = self.needed_records(older.records()?.followed_by(newer.records()?));
-        let entries = merge_all(vec![Box::new(newer.iter()), Box::new(older.iter())]);
-        self.write_run(name, entries, &records)?;
+        self.write_run(name, &[Layer::Run(newer), Layer::Run(older)], &records)?;
         Ok(name)
     }
 
@@ -436,13 +479,19 @@ impl DiskIndex {
         records
     }
 
-    fn write_run(&self, name: RunName, entries: Entries<'_>, records: &RunRecords) -> Result<(), IndexError> {
+    fn write_run(&self, name: RunName, layers: &[Layer<'_>], records: &RunRecords) -> Result<(), IndexError> {
         let io = |source| IndexError::Io { path: name.path(&self.folder), source };
         let mut writer = RunWriter::create(&self.folder, self.log.disk(), name).map_err(io)?;
-        for entry in entries {
-            writer.push(entry?).map_err(io)?;
-        }
-        writer.finish(records).map_err(io).map(drop)
+        merge(layers, &mut |entry| writer.push(entry).map_err(io))?;
+        let written = writer.finish(records).map_err(io)?;
+        let run = Run::open_at(written.temporary().to_owned(), self.log.disk(), name)?;
+        self.unsynced.add(Arc::new(run), written);
+        if self.unsynced.len() >= UNSYNCED_MAX { self.sync() } else { Ok(()) }
+    }
+
+    /// Syncs all runs that are not yet, and gives them their names.
+    fn sync(&self) -> Result<(), IndexError> {
+        self.unsynced.sync().map_err(|source| IndexError::Unsynced { path: self.folder.clone(), source })
     }
 
     /// A run, opened if need be.
@@ -454,7 +503,10 @@ impl DiskIndex {
             *used = tick;
             return Ok(Arc::clone(run));
         }
-        let run = Arc::new(Run::open(&self.folder, self.log.disk(), name)?);
+        let run = match self.unsynced.get(name) {
+            Some(run) => run,
+            None => Arc::new(Run::open(&self.folder, self.log.disk(), name)?),
+        };
         if open.runs.len() >= OPEN_RUNS_MAX {
             let oldest = open.runs.iter().min_by_key(|(_, (_, used))| *used).map(|(name, _)| *name);
             oldest.and_then(|oldest| open.runs.remove(&oldest));
@@ -465,6 +517,7 @@ impl DiskIndex {
 
     fn delete(&self, name: RunName) {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).runs.remove(&name);
+        self.unsynced.forget(name);
         // What cannot be deleted now is found and deleted at the next start.
         let _ = fs::remove_file(name.path(&self.folder));
     }
@@ -496,6 +549,33 @@ impl DiskIndex {
             }
             return Ok(CutMap { runs });
         }
+    }
+
+    /// The frames behind `after` that the state at a cut takes something from. Frames that newer ones have covered by then
+    /// are not among them. Reads the runs behind `after`, no more.
+    ///
+    /// # Errors
+    /// There is no such cut, or a run cannot be used.
+    pub fn frames_between(&self, after: Sequence, cut: Sequence) -> Result<FrameSet, IndexError> {
+        let runs = match self.runs_between(after, cut) {
+            Some(runs) => runs,
+            None => self.at_cut(cut)?.runs,
+        };
+        let newer = runs.iter().filter(|run| run.to() > after);
+        let layers: Vec<Layer<'_>> = newer.map(|run| Layer::Run(run)).collect();
+        let mut frames = FrameSet::new(after);
+        merge(&layers, &mut |entry| {
+            frames.insert(entry.sequence);
+            Ok(())
+        })?;
+        frames.insert(cut);
+        Ok(frames)
+    }
+
+    /// The runs that lead from one frame to another, newest first, if there are some and all can be used.
+    fn runs_between(&self, after: Sequence, cut: Sequence) -> Option<Vec<Arc<Run>>> {
+        let steps = self.read().ladder.between(after, cut)?;
+        steps.into_iter().rev().map(|name| self.run(name).ok()).collect()
     }
 
     /// The log that is followed.
@@ -557,6 +637,10 @@ impl DiskIndex {
         state.memtable.is_empty() && state.parts.iter().chain(&state.newest).all(|run| run.is_empty())
     }
 
+    fn merging(&self) -> MutexGuard<'_, ()> {
+        self.merging.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn working(&self) -> MutexGuard<'_, ()> {
         self.working.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -573,13 +657,26 @@ impl DiskIndex {
 /// The newest indexed state; it moves on while it is used.
 impl BlockMap for DiskIndex {
     fn resolve(&self, range: BlockRange) -> Result<Vec<Piece>, IndexError> {
-        let state = self.read();
-        let runs: Vec<Arc<Run>> = state.parts.iter().rev().chain(&state.newest).cloned().collect();
-        resolve(Some(&state.memtable), &runs, range)
+        loop {
+            let state = self.read();
+            if state.memtable.is_settled() {
+                let mut layers = state.layers_since_cut();
+                layers.extend(state.newest.iter().map(|run| Layer::Run(run)));
+                return resolve(&layers, range);
+            }
+            drop(state);
+            self.write().memtable.settle();
+        }
     }
 }
 
 impl State {
+    /// The memory table and the parts, newest first. The table must be settled.
+    fn layers_since_cut(&self) -> Vec<Layer<'_>> {
+        let parts = self.parts.iter().rev().map(|part| Layer::Run(part));
+        self.memtable.layers().chain(parts).collect()
+    }
+
     /// Takes over what a run or part remembers.
     fn take(&mut self, records: &RunRecords) {
         self.cuts.extend(records.cuts.iter().cloned());

@@ -80,13 +80,11 @@ impl IndexEntry {
     /// The packed bytes.
     #[must_use]
     pub fn pack(&self) -> [u8; ENTRY_BYTES] {
-        let first = self.start << 22 | (self.count - 1) & (ENTRY_BLOCKS_MAX - 1);
-        let place = self.plain.map_or(1, |plain| u64::from(plain & 0x7fff) << 1);
-        let second = self.sequence.0 << 16 | place;
+        let Packed { blocks, source } = Packed::of(self);
         let mut bytes = [0; ENTRY_BYTES];
         let (low, high) = bytes.split_at_mut(8);
-        low.copy_from_slice(&first.to_le_bytes());
-        high.copy_from_slice(&second.to_le_bytes());
+        low.copy_from_slice(&blocks.to_le_bytes());
+        high.copy_from_slice(&source.to_le_bytes());
         bytes
     }
 
@@ -94,16 +92,61 @@ impl IndexEntry {
     #[must_use]
     pub fn unpack(bytes: [u8; ENTRY_BYTES]) -> Self {
         let words = u128::from_le_bytes(bytes);
-        let first = u64::try_from(words & u128::from(u64::MAX)).unwrap_or(0);
-        let second = u64::try_from(words >> 64).unwrap_or(0);
-        let plain = (second & 1 == 0).then(|| u32::try_from(second >> 1 & 0x7fff).unwrap_or(0));
+        let blocks = u64::try_from(words & u128::from(u64::MAX)).unwrap_or(0);
+        let source = u64::try_from(words >> 64).unwrap_or(0);
+        Packed { blocks, source }.unpack()
+    }
+}
+
+/// An entry in memory: the two words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Packed {
+    blocks: u64,
+    source: u64,
+}
+
+const _: () = assert!(size_of::<Packed>() == ENTRY_BYTES);
+
+impl Packed {
+    /// Packs an entry.
+    #[must_use]
+    pub fn of(entry: &IndexEntry) -> Self {
+        let place = entry.plain.map_or(1, |plain| u64::from(plain & 0x7fff) << 1);
         Self {
-            start: first >> 22,
-            count: (first & (ENTRY_BLOCKS_MAX - 1)) + 1,
-            sequence: Sequence(second >> 16),
+            blocks: entry.start << 22 | (entry.count - 1) & (ENTRY_BLOCKS_MAX - 1),
+            source: entry.sequence.0 << 16 | place,
+        }
+    }
+
+    /// The entry.
+    #[must_use]
+    pub fn unpack(&self) -> IndexEntry {
+        let plain = (self.source & 1 == 0).then(|| u32::try_from(self.source >> 1 & 0x7fff).unwrap_or(0));
+        IndexEntry {
+            start: self.start(),
+            count: self.end() - self.start(),
+            sequence: Sequence(self.source >> 16),
             plain,
         }
     }
+
+    /// First block.
+    #[must_use]
+    pub const fn start(&self) -> u64 {
+        self.blocks >> 22
+    }
+
+    /// First block behind.
+    #[must_use]
+    pub const fn end(&self) -> u64 {
+        self.start() + (self.blocks & (ENTRY_BLOCKS_MAX - 1)) + 1
+    }
+}
+
+/// First block of an entry that is still packed.
+#[must_use]
+pub fn start_of(bytes: &[u8; ENTRY_BYTES]) -> u64 {
+    bytes.first_chunk::<8>().map_or(0, |word| u64::from_le_bytes(*word) >> 22)
 }
 
 /// The entries of a frame's extents, in their order.

@@ -126,7 +126,7 @@ impl Shared {
 }
 
 fn step(index: &DiskIndex) -> Result<bool, super::lookup::IndexError> {
-    if index.advance()? {
+    if index.heal()? || index.advance()? {
         return Ok(true);
     }
     index.compact()

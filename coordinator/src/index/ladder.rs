@@ -111,6 +111,21 @@ impl Ladder {
         Some(chain)
     }
 
+    /// Runs that lead from one frame to a later one, each as far as it can, oldest first; `None` if they do not lead there.
+    #[must_use]
+    pub fn between(&self, from: Sequence, to: Sequence) -> Option<Vec<RunName>> {
+        let (mut steps, mut at) = (Vec::new(), from.0);
+        while at < to.0 {
+            let (_, name) = self.runs.range((at, Reverse(to.0), 0)..).next()?;
+            if name.from.0 != at {
+                return None;
+            }
+            at = name.to.0;
+            steps.push(*name);
+        }
+        Some(steps)
+    }
+
     /// The tiles from one frame to another, oldest first; `None` if they do not lead there.
     #[must_use]
     pub fn tiles(&self, from: Sequence, to: Sequence) -> Option<Vec<RunName>> {

@@ -10,7 +10,11 @@ use thiserror::Error;
 
 use holdfast_common::{ids::Sequence, units::BlockRange};
 
-use super::{entry::IndexEntry, memtable::Memtable, run::Run};
+use super::{
+    entry::{IndexEntry, Packed},
+    merge::Layer,
+    run::Run,
+};
 
 /// Entries of one layer that one resolution looks at before it stops short.
 pub const WINDOW_ENTRIES: usize = 4096;
@@ -33,6 +37,15 @@ pub enum IndexError {
         #[source]
         source: io::Error,
     },
+    /// Runs could not be synced; what the system says of their bytes cannot be relied on any more.
+    #[error("index files in {} cannot be synced; they will be made again from the journal", path.display())]
+    Unsynced {
+        /// The folder.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
     /// The journal cannot be read.
     #[error("the journal cannot be read")]
     Journal(#[from] crate::store::StoreError),
@@ -49,7 +62,7 @@ impl IndexError {
     #[must_use]
     pub fn is_damage(&self) -> bool {
         match self {
-            Self::Damaged { .. } => true,
+            Self::Damaged { .. } | Self::Unsynced { .. } => true,
             Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
             Self::Journal(_) | Self::Sequence(_) | Self::NoCut(_) => false,
         }
@@ -107,33 +120,24 @@ impl CutMap {
 
 impl BlockMap for CutMap {
     fn resolve(&self, range: BlockRange) -> Result<Vec<Piece>, IndexError> {
-        resolve(None, &self.runs, range)
+        let layers: Vec<Layer<'_>> = self.runs.iter().map(|run| Layer::Run(run)).collect();
+        resolve(&layers, range)
     }
 }
 
-/// Resolves over a memory table (newest) and runs, newest first.
-pub(super) fn resolve(
-    memtable: Option<&Memtable>,
-    runs: &[Arc<Run>],
-    range: BlockRange,
-) -> Result<Vec<Piece>, IndexError> {
+/// Resolves over layers, newest first.
+pub(super) fn resolve(layers: &[Layer<'_>], range: BlockRange) -> Result<Vec<Piece>, IndexError> {
     if range.is_empty() {
         return Ok(Vec::new());
     }
-    let end = window_end(memtable, runs, range)?;
+    let end = window_end(layers, range)?;
     let mut open = vec![(range.start.0, end)];
     let mut pieces = Vec::new();
-    if let Some(memtable) = memtable {
-        open = cover(open, &mut pieces, &mut |range, found| {
-            memtable.overlapping(range).for_each(found);
-            Ok(())
-        })?;
-    }
-    for run in runs {
+    for layer in layers {
         if open.is_empty() {
             break;
         }
-        open = cover(open, &mut pieces, &mut |range, found| run.overlapping(range, found))?;
+        open = cover(open, &mut pieces, *layer)?;
     }
     pieces.extend(
         open.into_iter().map(|(start, end)| Piece {
@@ -146,35 +150,56 @@ pub(super) fn resolve(
 }
 
 /// Where to stop, so that no layer has to show more than [`WINDOW_ENTRIES`] entries.
-fn window_end(memtable: Option<&Memtable>, runs: &[Arc<Run>], range: BlockRange) -> Result<u64, IndexError> {
+fn window_end(layers: &[Layer<'_>], range: BlockRange) -> Result<u64, IndexError> {
     let mut end = range.end().0;
     if range.count.0 <= WINDOW_ENTRIES as u64 {
         return Ok(end);
     }
-    if let Some(entry) = memtable.and_then(|memtable| memtable.overlapping(range).nth(WINDOW_ENTRIES)) {
-        end = end.min(entry.start);
-    }
-    for run in runs {
-        let position = run.position(range.start.0)?;
-        if let Some(entry) = run.entry(position + WINDOW_ENTRIES as u64)? {
-            end = end.min(entry.start);
-        }
+    for layer in layers {
+        let stop = match layer {
+            Layer::Table(table) => {
+                table.get(position(table, range.start.0) + WINDOW_ENTRIES).map(Packed::start)
+            }
+            Layer::Run(run) => {
+                let position = run.position(range.start.0)?;
+                run.entry(position + WINDOW_ENTRIES as u64)?.map(|entry| entry.start)
+            }
+        };
+        end = stop.map_or(end, |stop| stop.min(end));
     }
     Ok(end)
 }
 
-type Overlapping<'a> = dyn FnMut(BlockRange, &mut dyn FnMut(IndexEntry)) -> Result<(), IndexError> + 'a;
+/// Position of the first entry of a table that ends behind `block`.
+fn position(table: &[Packed], block: u64) -> usize {
+    table.partition_point(|entry| entry.end() <= block)
+}
+
+impl Layer<'_> {
+    /// Calls `found` with each entry that shares blocks with `range`, ascending.
+    fn overlapping(&self, range: BlockRange, found: &mut dyn FnMut(IndexEntry)) -> Result<(), IndexError> {
+        match self {
+            Self::Run(run) => run.overlapping(range, found),
+            Self::Table(table) => {
+                let from = position(table, range.start.0);
+                let entries = table.iter().skip(from).take_while(|entry| entry.start() < range.end().0);
+                entries.map(Packed::unpack).for_each(found);
+                Ok(())
+            }
+        }
+    }
+}
 
 /// Takes from one layer what it has of the open stretches; gives what is still open.
 fn cover(
     open: Vec<(u64, u64)>,
     pieces: &mut Vec<Piece>,
-    overlapping: &mut Overlapping<'_>,
+    layer: Layer<'_>,
 ) -> Result<Vec<(u64, u64)>, IndexError> {
     let mut left = Vec::with_capacity(open.len());
     for (start, end) in open {
         let mut at = start;
-        overlapping(BlockRange::new(start, end - start), &mut |entry| {
+        layer.overlapping(BlockRange::new(start, end - start), &mut |entry| {
             let part = entry.part(entry.start.max(start), entry.end().min(end));
             if part.start > at {
                 left.push((at, part.start));

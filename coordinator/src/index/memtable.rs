@@ -1,69 +1,188 @@
 //! The extents of the interval that is not cut yet, in memory.
 //!
-//! Owns a map without overlaps in which the newest wins. Does not know limits; its owner spills it.
-//! Invariant: entries ascend and do not overlap. About 60 bytes per extent.
+//! Owns what came since the last run as it came, and sorted tables of what came earlier; the newest wins. Does not know
+//! limits; its owner spills it. Invariants: a table ascends without overlaps; of two tables the later one is newer; each
+//! table has at most half as many entries as the one before, so there are few. Adding is appending: sorting waits until
+//! somebody looks, so that frames that nobody looks at meanwhile cost one radix sort in all.
+//! Limit: 16 bytes per entry, at most half as much again as room to grow ([`Memtable::memory_bytes`]).
 
-use std::collections::BTreeMap;
+use super::{
+    entry::{IndexEntry, Packed},
+    lookup::IndexError,
+    merge::{Layer, Sweep, merge},
+};
 
-use holdfast_common::units::BlockRange;
+/// Entries for which room is made at least.
+const GROWTH_MIN: usize = 256;
 
-use super::entry::IndexEntry;
+/// Below this many entries comparing is faster than counting digits.
+const RADIX_MIN: usize = 1024;
+
+/// Bits that one pass of the sort looks at.
+const DIGIT_BITS: u32 = 11;
 
 /// A map of extents.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Memtable {
-    entries: BTreeMap<u64, IndexEntry>,
+    /// In the order of frames, overlaps and all.
+    fresh: Vec<Packed>,
+    /// Oldest and largest first.
+    tables: Vec<Vec<Packed>>,
 }
 
 impl Memtable {
-    /// Puts an entry over whatever was there.
+    /// Puts an entry over whatever was there. Entries of a later frame come later.
     pub fn insert(&mut self, entry: IndexEntry) {
-        let (start, end) = (entry.start, entry.end());
-        if let Some((_, before)) = self.entries.range(..start).next_back() {
-            let before = *before;
-            if before.end() > start {
-                self.entries.insert(before.start, before.part(before.start, start));
-                if before.end() > end {
-                    self.entries.insert(end, before.part(end, before.end()));
-                }
-            }
+        push(&mut self.fresh, entry);
+    }
+
+    /// Sorts what came since the last call.
+    pub fn settle(&mut self) {
+        if self.fresh.is_empty() {
+            return;
         }
-        while let Some((at, covered)) = self.entries.range(start..end).next() {
-            let (at, covered) = (*at, *covered);
-            self.entries.remove(&at);
-            if covered.end() > end {
-                self.entries.insert(end, covered.part(end, covered.end()));
-            }
+        let mut table = sorted(std::mem::take(&mut self.fresh));
+        table.shrink_to_fit();
+        self.tables.push(table);
+        while let Some([older, newer]) = self.tables.last_chunk::<2>()
+            && older.len() < newer.len() * 2
+        {
+            let both = merged(older, newer);
+            self.tables.truncate(self.tables.len() - 2);
+            self.tables.push(both);
         }
-        self.entries.insert(start, entry);
     }
 
-    /// The entries that share blocks with `range`, ascending.
-    pub fn overlapping(&self, range: BlockRange) -> impl Iterator<Item = IndexEntry> + '_ {
-        let before = self.entries.range(..range.start.0).next_back().map(|(_, entry)| *entry);
-        let before = before.filter(|entry| entry.end() > range.start.0);
-        before.into_iter().chain(self.entries.range(range.start.0..range.end().0).map(|(_, entry)| *entry))
+    /// Sorts everything into one table, which shows how much of it is still true.
+    pub fn shrink(&mut self) {
+        self.settle();
+        while let Some([older, newer]) = self.tables.last_chunk::<2>() {
+            let both = merged(older, newer);
+            self.tables.truncate(self.tables.len() - 2);
+            self.tables.push(both);
+        }
     }
 
-    /// All entries, ascending.
-    pub fn iter(&self) -> impl Iterator<Item = IndexEntry> + '_ {
-        self.entries.values().copied()
+    /// Whether [`Self::layers`] gives all.
+    #[must_use]
+    pub const fn is_settled(&self) -> bool {
+        self.fresh.is_empty()
     }
 
-    /// Number of entries.
+    /// The sorted tables, newest first.
+    pub fn layers(&self) -> impl Iterator<Item = Layer<'_>> {
+        self.tables.iter().rev().map(|table| Layer::Table(table))
+    }
+
+    /// Number of entries, those that were overwritten since they were last sorted included.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.fresh.len() + self.tables.iter().map(Vec::len).sum::<usize>()
     }
 
     /// Whether there is no entry.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.len() == 0
+    }
+
+    /// Bytes that the entries take, with the room to grow.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let capacity = self.fresh.capacity() + self.tables.iter().map(Vec::capacity).sum::<usize>();
+        capacity * size_of::<Packed>()
     }
 
     /// Forgets all.
     pub fn clear(&mut self) {
-        self.entries.clear();
+        *self = Self::default();
     }
 }
+
+/// Adds one entry; doubling would leave up to half of the memory unused.
+fn push(entries: &mut Vec<Packed>, entry: IndexEntry) {
+    if entries.len() == entries.capacity() {
+        entries.reserve_exact((entries.len() / 2).max(GROWTH_MIN));
+    }
+    entries.push(Packed::of(&entry));
+}
+
+fn merged(older: &[Packed], newer: &[Packed]) -> Vec<Packed> {
+    let mut both = Vec::with_capacity(older.len() + newer.len());
+    // Neither tables nor the closure fail.
+    let _infallible = merge(&[Layer::Table(newer), Layer::Table(older)], &mut |entry| {
+        push(&mut both, entry);
+        Ok::<(), IndexError>(())
+    });
+    both.shrink_to_fit();
+    both
+}
+
+/// A table out of entries in any order.
+fn sorted(mut entries: Vec<Packed>) -> Vec<Packed> {
+    sort(&mut entries);
+    let overlaps = entries.iter().zip(entries.iter().skip(1)).any(|(this, next)| this.end() > next.start());
+    if !overlaps {
+        return entries;
+    }
+    let mut table = Vec::new();
+    let mut sweep = Sweep::default();
+    let mut take = |entry| {
+        push(&mut table, entry);
+        Ok::<(), std::convert::Infallible>(())
+    };
+    for entry in &entries {
+        let Ok(()) = sweep.push(entry.unpack(), &mut take);
+    }
+    let Ok(()) = sweep.finish(&mut take);
+    table
+}
+
+/// Sorts by start: a radix sort from the lowest digit up that leaves out digits in which no two entries differ.
+fn sort(entries: &mut Vec<Packed>) {
+    if entries.is_sorted_by_key(Packed::start) {
+        return;
+    }
+    if entries.len() < RADIX_MIN {
+        entries.sort_unstable_by_key(Packed::start);
+        return;
+    }
+    let first = entries.first().map_or(0, Packed::start);
+    let differing = entries.iter().fold(0, |bits, entry| bits | (entry.start() ^ first));
+    let mut target = vec![Packed::default(); entries.len()];
+    let mut shift = differing.trailing_zeros();
+    while shift < u64::BITS && differing >> shift != 0 {
+        pass(entries, &mut target, shift);
+        std::mem::swap(entries, &mut target);
+        shift += DIGIT_BITS;
+    }
+}
+
+/// Moves entries to where their digit belongs, keeping the order of equal ones.
+fn pass(entries: &[Packed], target: &mut [Packed], shift: u32) {
+    let digit =
+        |entry: &Packed| usize::try_from((entry.start() >> shift) & ((1 << DIGIT_BITS) - 1)).unwrap_or(0);
+    let mut places = [0usize; 1 << DIGIT_BITS];
+    for entry in entries {
+        if let Some(count) = places.get_mut(digit(entry)) {
+            *count += 1;
+        }
+    }
+    let mut next = 0;
+    for place in &mut places {
+        let count = *place;
+        *place = next;
+        next += count;
+    }
+    for entry in entries {
+        if let Some(place) = places.get_mut(digit(entry)) {
+            if let Some(slot) = target.get_mut(*place) {
+                *slot = *entry;
+            }
+            *place += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

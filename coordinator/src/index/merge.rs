@@ -1,91 +1,172 @@
-//! Newest wins: two sorted sequences of entries become one.
+//! Newest wins: sorted layers of entries become one.
 //!
-//! Owns the merge. Pure. Invariant: if both inputs ascend without overlaps, so does the output; where both have a block,
-//! the newer's entry is what comes out.
+//! Owns the layers' cursors, the merge, and the sweep that resolves overlaps. Pure but for the pages of runs.
+//! Invariant: the output ascends without overlaps; where several inputs have a block, the entry of the highest sequence is
+//! what comes out. Cost: a few words are compared per entry; only entries that overlap cost more.
+//! Limit: what is covered now waits in memory, at most one entry of each frame that reaches over this place.
 
-use super::{entry::IndexEntry, lookup::IndexError};
+use std::{cmp::Ordering, collections::BinaryHeap};
 
-/// A stream of entries, ascending.
-pub type Entries<'a> = Box<dyn Iterator<Item = Result<IndexEntry, IndexError>> + 'a>;
+use super::{
+    entry::{ENTRY_BYTES, IndexEntry, Packed},
+    lookup::IndexError,
+    run::Run,
+};
 
-/// Merges layers, given newest first.
-#[must_use]
-pub fn merge_all<'a>(layers: Vec<Entries<'a>>) -> Entries<'a> {
-    let mut merged: Entries<'a> = Box::new(std::iter::empty());
-    for layer in layers.into_iter().rev() {
-        merged = Box::new(Merge::new(layer, merged));
-    }
-    merged
+/// Entries that ascend by start; those of one layer do not overlap.
+#[derive(Clone, Copy, Debug)]
+pub enum Layer<'a> {
+    /// In memory.
+    Table(&'a [Packed]),
+    /// In a file.
+    Run(&'a Run),
 }
 
-/// Merges two streams.
-struct Merge<'a> {
-    newer: Entries<'a>,
-    older: Entries<'a>,
-    newer_next: Option<IndexEntry>,
-    older_next: Option<IndexEntry>,
-    started: bool,
-    failed: bool,
-}
-
-impl<'a> Merge<'a> {
-    fn new(newer: Entries<'a>, older: Entries<'a>) -> Self {
-        Self { newer, older, newer_next: None, older_next: None, started: false, failed: false }
+/// Merges layers; `out` gets the entries, ascending.
+///
+/// # Errors
+/// A run is damaged, or `out` failed.
+pub fn merge(
+    layers: &[Layer<'_>],
+    out: &mut impl FnMut(IndexEntry) -> Result<(), IndexError>,
+) -> Result<(), IndexError> {
+    let mut cursors: Vec<Cursor<'_>> = layers.iter().map(|layer| Cursor::new(*layer)).collect();
+    let mut heads = Vec::with_capacity(cursors.len());
+    for cursor in &mut cursors {
+        heads.push(cursor.next()?);
     }
-
-    fn step(&mut self) -> Result<Option<IndexEntry>, IndexError> {
-        if !self.started {
-            self.started = true;
-            self.newer_next = self.newer.next().transpose()?;
-            self.older_next = self.older.next().transpose()?;
+    let mut sweep = Sweep::default();
+    // Few layers: looking at all heads is cheaper than any structure over them.
+    while let Some((position, entry)) = first(&heads) {
+        sweep.push(entry, out)?;
+        if let (Some(head), Some(cursor)) = (heads.get_mut(position), cursors.get_mut(position)) {
+            *head = cursor.next()?;
         }
-        let (newer, older) = match (self.newer_next, self.older_next) {
-            (None, None) => return Ok(None),
-            (None, Some(older)) => {
-                self.older_next = self.older.next().transpose()?;
-                return Ok(Some(older));
-            }
-            (Some(newer), None) => {
-                self.newer_next = self.newer.next().transpose()?;
-                return Ok(Some(newer));
-            }
-            (Some(newer), Some(older)) => (newer, older),
+    }
+    sweep.finish(out)
+}
+
+fn first(heads: &[Option<IndexEntry>]) -> Option<(usize, IndexEntry)> {
+    let heads = heads.iter().enumerate().filter_map(|(position, head)| Some((position, (*head)?)));
+    heads.min_by_key(|(_, head)| head.start)
+}
+
+/// Where a merge is in a layer.
+struct Cursor<'a> {
+    run: Option<&'a Run>,
+    page: usize,
+    packed: std::slice::Iter<'a, [u8; ENTRY_BYTES]>,
+    table: std::slice::Iter<'a, Packed>,
+}
+
+impl<'a> Cursor<'a> {
+    fn new(layer: Layer<'a>) -> Self {
+        let (run, table) = match layer {
+            Layer::Table(table) => (None, table.iter()),
+            Layer::Run(run) => (Some(run), [].iter()),
         };
-        if older.end() <= newer.start {
-            self.older_next = self.older.next().transpose()?;
-            return Ok(Some(older));
-        }
-        if older.start < newer.start {
-            self.older_next = Some(older.part(newer.start, older.end()));
-            return Ok(Some(older.part(older.start, newer.start)));
-        }
-        self.uncover(newer.end())?;
-        self.newer_next = self.newer.next().transpose()?;
-        Ok(Some(newer))
+        Self { run, page: 0, packed: [].iter(), table }
     }
 
-    /// Drops what the older side has in front of `end`.
-    fn uncover(&mut self, end: u64) -> Result<(), IndexError> {
-        while let Some(older) = self.older_next.filter(|older| older.start < end) {
-            self.older_next = if older.end() > end {
-                Some(older.part(end, older.end()))
-            } else {
-                self.older.next().transpose()?
-            };
+    fn next(&mut self) -> Result<Option<IndexEntry>, IndexError> {
+        let Some(run) = self.run else { return Ok(self.table.next().map(Packed::unpack)) };
+        loop {
+            if let Some(bytes) = self.packed.next() {
+                return Ok(Some(IndexEntry::unpack(*bytes)));
+            }
+            if self.page >= run.page_count() {
+                return Ok(None);
+            }
+            run.expect(self.page);
+            self.packed = run.page(self.page)?.iter();
+            self.page += 1;
+        }
+    }
+}
+
+/// Resolves overlaps among entries that come in the order of their starts, of whatever age.
+#[derive(Debug, Default)]
+pub struct Sweep {
+    /// The newest of those that reach to this place.
+    current: Option<IndexEntry>,
+    /// Older ones that reach further, the newest on top.
+    covered: BinaryHeap<Covered>,
+}
+
+impl Sweep {
+    /// The next entry.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn push<E>(
+        &mut self,
+        entry: IndexEntry,
+        out: &mut impl FnMut(IndexEntry) -> Result<(), E>,
+    ) -> Result<(), E> {
+        while let Some(current) = self.current.filter(|current| current.end() <= entry.start) {
+            out(current)?;
+            self.current = self.uncover(current.end());
+        }
+        let Some(current) = self.current.replace(entry) else { return Ok(()) };
+        if entry.sequence >= current.sequence {
+            if current.start < entry.start {
+                out(current.part(current.start, entry.start))?;
+            }
+            if current.end() > entry.end() {
+                self.covered.push(Covered(current));
+            }
+        } else {
+            self.current = Some(current);
+            if entry.end() > current.end() {
+                self.covered.push(Covered(entry));
+            }
         }
         Ok(())
     }
-}
 
-impl Iterator for Merge<'_> {
-    type Item = Result<IndexEntry, IndexError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.failed {
-            return None;
+    /// There are no more.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn finish<E>(mut self, out: &mut impl FnMut(IndexEntry) -> Result<(), E>) -> Result<(), E> {
+        while let Some(current) = self.current {
+            out(current)?;
+            self.current = self.uncover(current.end());
         }
-        let next = self.step();
-        self.failed = next.is_err();
-        next.transpose()
+        Ok(())
+    }
+
+    /// The newest that reaches beyond `at`, from there on.
+    fn uncover(&mut self, at: u64) -> Option<IndexEntry> {
+        while let Some(Covered(entry)) = self.covered.pop() {
+            if entry.end() > at {
+                return Some(entry.part(at.max(entry.start), entry.end()));
+            }
+        }
+        None
     }
 }
+
+/// An entry under a newer one; orders by age.
+#[derive(Debug)]
+struct Covered(IndexEntry);
+
+impl Ord for Covered {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.sequence.cmp(&other.0.sequence)
+    }
+}
+
+impl PartialOrd for Covered {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Covered {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Covered {}

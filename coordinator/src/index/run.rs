@@ -7,7 +7,7 @@
 use std::{
     fs::File,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use memmap2::Mmap;
@@ -18,14 +18,18 @@ use holdfast_common::{
 };
 
 use super::{
-    entry::{ENTRY_BYTES, IndexEntry},
+    entry::{ENTRY_BYTES, IndexEntry, start_of},
     lookup::IndexError,
     map::map,
     records::RunRecords,
     run_format::{
         PAGE_BYTES, PAGE_ENTRIES, PAGE_HEAD_BYTES, RUN_HEADER_BYTES, RunHeader, RunName, page_check,
+        page_seed,
     },
 };
+
+/// Pages that are asked for ahead of a reader of all.
+const PAGES_AHEAD: usize = 128;
 
 /// An immutable sorted run.
 #[derive(Debug)]
@@ -35,6 +39,7 @@ pub struct Run {
     header: RunHeader,
     firsts: Vec<u64>,
     verified: Vec<AtomicU64>,
+    damaged: AtomicBool,
 }
 
 impl Run {
@@ -43,7 +48,14 @@ impl Run {
     /// # Errors
     /// The run is damaged, newer, another disk's, or cannot be read.
     pub fn open(folder: &Path, disk: DiskId, name: RunName) -> Result<Self, IndexError> {
-        let path = name.path(folder);
+        Self::open_at(name.path(folder), disk, name)
+    }
+
+    /// Like [`Self::open`], for a run that has another file name yet.
+    ///
+    /// # Errors
+    /// As those of [`Self::open`].
+    pub fn open_at(path: PathBuf, disk: DiskId, name: RunName) -> Result<Self, IndexError> {
         let io = |source| IndexError::Io { path: path.clone(), source };
         let map = map(&File::open(&path).map_err(io)?).map_err(io)?;
         let damaged = || IndexError::Damaged { path: path.clone() };
@@ -61,7 +73,7 @@ impl Run {
         let (words, _) = firsts.as_chunks::<8>();
         let firsts: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
         let verified = (0..firsts.len().div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Ok(Self { map, path, header, firsts, verified })
+        Ok(Self { map, path, header, firsts, verified, damaged: AtomicBool::new(false) })
     }
 
     /// What the run covers.
@@ -74,6 +86,12 @@ impl Run {
     #[must_use]
     pub const fn to(&self) -> Sequence {
         self.header.name.to
+    }
+
+    /// Whether a page was found damaged when it was used.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Relaxed)
     }
 
     /// Number of entries.
@@ -111,9 +129,11 @@ impl Run {
         let page = self.firsts.partition_point(|first| *first <= block);
         let Some(page) = page.checked_sub(1) else { return Ok(0) };
         let entries = self.page(page)?;
-        // The word of an entry sorts like its start.
-        let in_page = entries.partition_point(|bytes| IndexEntry::unpack(*bytes).end() <= block);
-        Ok((page * PAGE_ENTRIES + in_page) as u64)
+        // Only the words of the starts are looked at; the entry in front may reach over the block.
+        let behind = entries.partition_point(|bytes| start_of(bytes) <= block);
+        let before = behind.checked_sub(1).and_then(|at| entries.get(at));
+        let reaches = before.is_some_and(|bytes| IndexEntry::unpack(*bytes).end() > block);
+        Ok((page * PAGE_ENTRIES + behind - usize::from(reaches)) as u64)
     }
 
     /// The entry at a position; `None` behind the end.
@@ -158,19 +178,23 @@ impl Run {
         }
     }
 
-    /// All entries, ascending.
-    pub fn iter(&self) -> impl Iterator<Item = Result<IndexEntry, IndexError>> + '_ {
-        (0..self.firsts.len()).flat_map(|number| {
-            let (entries, error) = match self.page(number) {
-                Ok(entries) => (entries, None),
-                Err(error) => (Default::default(), Some(Err(error))),
-            };
-            error.into_iter().chain(entries.iter().map(|bytes| Ok(IndexEntry::unpack(*bytes))))
-        })
+    /// Number of pages.
+    pub(super) const fn page_count(&self) -> usize {
+        self.firsts.len()
+    }
+
+    /// Whoever reads all pages says which one is next: the system reads the pages behind it meanwhile.
+    pub(super) fn expect(&self, page: usize) {
+        if page.is_multiple_of(PAGES_AHEAD) {
+            let ahead = RUN_HEADER_BYTES + page * PAGE_BYTES;
+            let bytes = (2 * PAGES_AHEAD * PAGE_BYTES).min(self.map.len().saturating_sub(ahead));
+            // Only an advice.
+            let _refused = self.map.advise_range(memmap2::Advice::WillNeed, ahead, bytes);
+        }
     }
 
     /// The entries of a page, verified.
-    fn page(&self, number: usize) -> Result<&[[u8; ENTRY_BYTES]], IndexError> {
+    pub(super) fn page(&self, number: usize) -> Result<&[[u8; ENTRY_BYTES]], IndexError> {
         let start = RUN_HEADER_BYTES + number * PAGE_BYTES;
         let before = (number * PAGE_ENTRIES) as u64;
         let count = self.header.entry_count.saturating_sub(before).min(PAGE_ENTRIES as u64);
@@ -181,7 +205,13 @@ impl Run {
         let bit = 1u64 << (number % 64);
         let word = self.verified.get(number / 64).ok_or_else(|| self.damaged())?;
         if word.load(Ordering::Relaxed) & bit == 0 {
-            if head.get(8..) != Some(&page_check(number as u64, self.to(), body)) {
+            let mut seeded = [0; PAGE_BYTES];
+            let (seed, entries) = seeded.split_at_mut(PAGE_HEAD_BYTES);
+            seed.copy_from_slice(&page_seed(number as u64, self.to()));
+            entries.get_mut(..body.len()).ok_or_else(|| self.damaged())?.copy_from_slice(body);
+            let seeded = seeded.get(..PAGE_HEAD_BYTES + body.len()).unwrap_or_default();
+            if head.get(8..) != Some(&page_check(seeded)) {
+                self.damaged.store(true, Ordering::Relaxed);
                 return Err(self.damaged());
             }
             word.fetch_or(bit, Ordering::Relaxed);

@@ -213,12 +213,26 @@ impl RunHeader {
     }
 }
 
-/// The check of a page.
+/// What the check of a page covers in front of the entries. It has the size of a page's head, and stands in its place while
+/// a page is checked, so that the hash runs over one piece of memory.
 #[must_use]
-pub fn page_check(number: u64, to: Sequence, entries: &[u8]) -> [u8; 8] {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&number.to_le_bytes()).update(&to.0.to_le_bytes()).update(entries);
-    let mut check = [0; 8];
-    hasher.finalize_xof().fill(&mut check);
-    check
+pub fn page_seed(number: u64, to: Sequence) -> [u8; PAGE_HEAD_BYTES] {
+    (u128::from(to.0) << 64 | u128::from(number)).to_le_bytes()
+}
+
+/// The check of a page: of its seed and entries.
+#[must_use]
+pub fn page_check(seeded: &[u8]) -> [u8; 8] {
+    blake3::hash(seeded).as_bytes().first_chunk().copied().unwrap_or_default()
+}
+
+/// The head of a page.
+#[must_use]
+pub fn page_head(entries: usize, check: [u8; 8]) -> [u8; PAGE_HEAD_BYTES] {
+    let mut head = [0; PAGE_HEAD_BYTES];
+    let (count, rest) = head.split_at_mut(2);
+    count.copy_from_slice(&u16::try_from(entries).unwrap_or(u16::MAX).to_le_bytes());
+    let (_zero, place) = rest.split_at_mut(6);
+    place.copy_from_slice(&check);
+    head
 }

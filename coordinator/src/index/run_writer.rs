@@ -1,7 +1,7 @@
-//! Writing a run: entries in, a file out, whole or not at all.
+//! Writing a run: entries in, a file out under a temporary name.
 //!
 //! Owns the temporary file and the page being filled. Does not know where entries come from.
-//! Invariant: a run appears under its name only when all of it was synced.
+//! Invariant: a run appears under its name only when all of it was synced ([`WrittenRun::settle`]).
 //! Limit: one page, and 8 bytes per page, in memory.
 
 use std::{
@@ -15,7 +15,9 @@ use holdfast_common::{durable, ids::DiskId};
 use super::{
     entry::{ENTRY_BYTES, IndexEntry},
     records::RunRecords,
-    run_format::{PAGE_ENTRIES, RUN_HEADER_BYTES, RunHeader, RunName, page_check},
+    run_format::{
+        PAGE_BYTES, PAGE_HEAD_BYTES, RUN_HEADER_BYTES, RunHeader, RunName, page_check, page_head, page_seed,
+    },
 };
 
 /// Bytes collected before they are written.
@@ -51,7 +53,7 @@ impl RunWriter {
             temporary,
             path,
             file,
-            page: Vec::with_capacity(PAGE_ENTRIES * ENTRY_BYTES),
+            page: Vec::with_capacity(PAGE_BYTES),
             firsts: Vec::new(),
             pending: None,
             entry_count: 0,
@@ -78,32 +80,31 @@ impl RunWriter {
 
     fn write(&mut self, entry: IndexEntry) -> io::Result<()> {
         if self.page.is_empty() {
+            let number = (self.firsts.len() / 8) as u64;
+            self.page.extend_from_slice(&page_seed(number, self.name.to));
             self.firsts.extend_from_slice(&entry.start.to_le_bytes());
         }
         self.page.extend_from_slice(&entry.pack());
         self.entry_count += 1;
-        if self.page.len() == PAGE_ENTRIES * ENTRY_BYTES { self.finish_page() } else { Ok(()) }
+        if self.page.len() == PAGE_BYTES { self.finish_page() } else { Ok(()) }
     }
 
     fn finish_page(&mut self) -> io::Result<()> {
-        let count = u16::try_from(self.page.len() / ENTRY_BYTES).unwrap_or(0);
-        if count == 0 {
-            return Ok(());
+        let Some(bytes) = self.page.len().checked_sub(PAGE_HEAD_BYTES) else { return Ok(()) };
+        let head = page_head(bytes / ENTRY_BYTES, page_check(&self.page));
+        if let Some(place) = self.page.first_chunk_mut() {
+            *place = head;
         }
-        let number = (self.firsts.len() / 8) as u64 - 1;
-        self.file.write_all(&count.to_le_bytes())?;
-        self.file.write_all(&[0; 6])?;
-        self.file.write_all(&page_check(number, self.name.to, &self.page))?;
         self.file.write_all(&self.page)?;
         self.page.clear();
         Ok(())
     }
 
-    /// Ends the run and puts it in its place.
+    /// Ends the run. It can be read then, and must be settled to outlive a crash.
     ///
     /// # Errors
-    /// The file cannot be written or synced; no run is there then.
-    pub fn finish(mut self, records: &RunRecords) -> io::Result<PathBuf> {
+    /// The file cannot be written.
+    pub fn finish(mut self, records: &RunRecords) -> io::Result<WrittenRun> {
         if let Some(last) = self.pending.take() {
             self.write(last)?;
         }
@@ -122,8 +123,34 @@ impl RunWriter {
         self.file.seek(SeekFrom::Start(0))?;
         self.file.write_all(&header.to_bytes())?;
         let file = self.file.into_inner().map_err(io::IntoInnerError::into_error)?;
-        durable::sync_data(&file)?;
+        Ok(WrittenRun { file, temporary: self.temporary, path: self.path })
+    }
+}
+
+/// A run that is written and has no name yet.
+#[derive(Debug)]
+pub struct WrittenRun {
+    file: File,
+    /// Where it is.
+    pub(super) temporary: PathBuf,
+    /// Where it belongs.
+    pub(super) path: PathBuf,
+}
+
+impl WrittenRun {
+    /// Where it can be read until it is settled.
+    #[must_use]
+    pub fn temporary(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Syncs it and puts it in its place. Gives the path.
+    ///
+    /// # Errors
+    /// It cannot be synced or renamed; what is lost then must be made again.
+    pub fn settle(&self) -> io::Result<&Path> {
+        durable::sync_data(&self.file)?;
         durable::rename(&self.temporary, &self.path)?;
-        Ok(self.path)
+        Ok(&self.path)
     }
 }

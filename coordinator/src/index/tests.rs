@@ -232,6 +232,15 @@ impl World {
         for (cut, model) in &self.cuts {
             let view = PointView::at_cut(&self.index, Arc::clone(&self.cache), *cut).unwrap();
             check_view(&view, model);
+            let frames = self.index.frames_between(Sequence(0), *cut).unwrap();
+            let map = self.index.at_cut(*cut).unwrap();
+            let pieces = map.resolve(BlockRange::new(0, BLOCKS)).unwrap();
+            let used = pieces.iter().filter_map(|piece| match piece.source {
+                PieceSource::Hole => None,
+                PieceSource::Zero(sequence) | PieceSource::Frame { sequence, .. } => Some(sequence),
+            });
+            let used: std::collections::BTreeSet<_> = used.chain([*cut]).collect();
+            assert!(frames.iter().eq(used), "other frames than a view takes from");
         }
         check_view(&PointView::newest(&self.index, Arc::clone(&self.cache)), &self.model);
     }
@@ -348,6 +357,31 @@ fn a_run_takes_at_most_24_bytes_per_extent() {
 }
 
 #[test]
+fn only_frames_that_a_cut_needs_are_named() {
+    let mut world = World::new(1000);
+    world.write(&[(0, 10, 1)]);
+    world.write(&[(0, 10, 2)]);
+    world.write(&[(20, 4, 3)]);
+    world.cut();
+    world.write(&[(20, 2, 4)]);
+    world.write(&[(0, 4, 0)]);
+    world.cut();
+    world.index.catch_up().unwrap();
+    let between = |world: &World, after, cut| {
+        let frames = world.index.frames_between(Sequence(after), Sequence(cut)).unwrap();
+        frames.iter().map(|frame| frame.0).collect::<Vec<_>>()
+    };
+    for _ in 0..2 {
+        assert_eq!(between(&world, 0, 4), [2, 3, 4]);
+        assert_eq!(between(&world, 4, 7), [5, 6, 7]);
+        assert_eq!(between(&world, 0, 7), [2, 3, 5, 6, 7]);
+        // Also from a place that is no cut, and whatever was merged.
+        assert_eq!(between(&world, 2, 7), [3, 5, 6, 7]);
+        while world.index.compact().unwrap() {}
+    }
+}
+
+#[test]
 fn a_damaged_run_is_made_up_for() {
     let mut world = World::new(1000);
     for fill in 1..=4 {
@@ -375,6 +409,103 @@ fn a_damaged_run_is_made_up_for() {
         world.check();
         while world.index.compact().unwrap() {}
         world.check();
+    }
+}
+
+/// Files of the index, with what kind each is.
+fn index_files(world: &World) -> Vec<std::path::PathBuf> {
+    let folder = world.index.log().layout().index();
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+/// Runs of several levels, and parts of the interval that is still open.
+fn with_runs_and_parts() -> World {
+    let mut world = World::new(6);
+    for round in 1..=5u8 {
+        for start in 0..9 {
+            world.write(&[(start * 20 + u64::from(round), 3, round), (1, 2, 0)]);
+        }
+        if round < 5 {
+            world.cut();
+        }
+        world.index.catch_up().unwrap();
+        while world.index.compact().unwrap() {}
+    }
+    let names: Vec<_> = index_files(&world)
+        .iter()
+        .filter_map(|path| RunName::parse(path.file_name().unwrap().to_str().unwrap()))
+        .collect();
+    assert!(names.iter().any(|name| name.part) && names.iter().any(|name| name.level == 2));
+    world
+}
+
+/// Reads everything; what is damaged is found and made again.
+fn check_healed(world: &World) {
+    let read = |world: &World| {
+        world.index.catch_up()?;
+        let blocks = BlockRange::new(0, BLOCKS);
+        world.index.resolve(blocks)?;
+        for (cut, _) in &world.cuts {
+            world.index.at_cut(*cut)?.resolve(blocks)?;
+        }
+        Ok::<(), super::IndexError>(())
+    };
+    if let Err(error) = read(world) {
+        assert!(error.is_damage(), "{error}");
+        if !world.index.heal().unwrap() {
+            world.index.rebuild().unwrap();
+        }
+    }
+    world.check();
+    while world.index.compact().unwrap() {}
+    world.check();
+}
+
+#[test]
+fn any_damaged_byte_of_any_file_is_found_and_made_good() {
+    let mut world = with_runs_and_parts();
+    for file in 0..index_files(&world).len() {
+        for place in [0.0, 0.3, 0.5, 0.8, 0.999] {
+            let files = index_files(&world);
+            let path = files.get(file % files.len()).unwrap();
+            let mut bytes = std::fs::read(path).unwrap();
+            let at = (bytes.len() as f64 * place) as usize;
+            bytes[at] ^= 0x10;
+            std::fs::write(path, bytes).unwrap();
+            world = world.restart();
+            check_healed(&world);
+        }
+    }
+}
+
+#[test]
+fn whatever_a_crash_leaves_of_any_file_the_views_stay_right() {
+    let mut world = with_runs_and_parts();
+    for file in 0..index_files(&world).len() {
+        for crash in ["gone", "empty", "half", "not renamed", "merged and not deleted"] {
+            let files = index_files(&world);
+            let path = files.get(file % files.len()).unwrap();
+            let bytes = std::fs::read(path).unwrap();
+            match crash {
+                "gone" => std::fs::remove_file(path).unwrap(),
+                "empty" => std::fs::write(path, []).unwrap(),
+                "half" => std::fs::write(path, &bytes[..bytes.len() / 2]).unwrap(),
+                "not renamed" => {
+                    std::fs::write(path.with_extension("new"), &bytes).unwrap();
+                    std::fs::remove_file(path).unwrap();
+                }
+                _ => {}
+            }
+            world = world.restart();
+            if crash == "merged and not deleted" {
+                std::fs::write(path, bytes).unwrap();
+                world = world.restart();
+            }
+            check_healed(&world);
+            assert!(index_files(&world).iter().all(|path| path.extension().is_none()), "a leftover stays");
+        }
     }
 }
 

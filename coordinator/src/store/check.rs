@@ -69,7 +69,7 @@ pub struct Checked {
 }
 
 impl DiskLog {
-    /// Checks frames. `between` hears of each piece's bytes (all of them together are [`Self::bytes_of`]) on all threads; it may
+    /// Checks frames. `between` hears of each piece's bytes (all of them together are [`Self::bytes_to_check`]) on all threads; it may
     /// wait, to hold a rate, and stops the work by giving `false`. Blocks.
     ///
     /// # Errors
@@ -102,7 +102,7 @@ impl DiskLog {
     ///
     /// # Errors
     /// A segment cannot be read at all.
-    pub fn bytes_of(&self, wanted: &FrameSet) -> Result<u64, StoreError> {
+    pub fn bytes_to_check(&self, wanted: &FrameSet) -> Result<u64, StoreError> {
         let mut bytes = 0;
         let mut next = wanted.iter().next();
         while let Some(sequence) = next {

@@ -16,6 +16,7 @@ use holdfast_common::{
 use holdfast_coordinator::{
     failover::{log, port::LogRecord},
     index::{
+        merge::{Layer, merge},
         records::RunRecords,
         run::Run,
         run_format::{RunHeader, RunName},
@@ -118,9 +119,10 @@ pub(super) fn index_run(bytes: &[u8]) {
         fs::write(&path, &repaired).expect("space for a run");
         if let Ok(run) = Run::open(folder.path(), header.disk, header.name) {
             let _ = run.records();
-            for entry in run.iter().flatten() {
+            let _ = merge(&[Layer::Run(&run), Layer::Run(&run)], &mut |entry| {
                 let _ = entry.pack();
-            }
+                Ok(())
+            });
             for block in [0, 7, 1 << 40, u64::MAX] {
                 let _ = run.position(block);
             }

@@ -11,7 +11,7 @@ use holdfast_common::{
     ids::DiskId,
 };
 use holdfast_coordinator::{
-    index::run_format::{PAGE_BYTES, PAGE_HEAD_BYTES, RUN_HEADER_BYTES, RunHeader, page_check},
+    index::run_format::{PAGE_BYTES, PAGE_HEAD_BYTES, RUN_HEADER_BYTES, RunHeader, page_check, page_seed},
     journal::format::{FOOTER_MAGIC, MARK_BYTES, MARK_MAGIC, TRAILER_BYTES},
 };
 
@@ -101,7 +101,7 @@ pub fn run(bytes: &mut [u8]) {
     while start < pages_end {
         let end = pages_end.min(start + PAGE_BYTES);
         if let Some(entries) = bytes.get(start + PAGE_HEAD_BYTES..end) {
-            let check = page_check(page, header.name.to, entries);
+            let check = page_check(&[page_seed(page, header.name.to).as_slice(), entries].concat());
             put(bytes, start + 8, &check);
         }
         (start, page) = (end, page + 1);

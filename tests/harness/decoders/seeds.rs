@@ -204,7 +204,8 @@ fn run(entries: u64) -> Vec<u8> {
         end: EndState { unhealed: Some(Generation(2)), loss_open: false, frames: 8 },
         ..RunRecords::default()
     };
-    let path = writer.finish(&records).expect("space");
+    let written = writer.finish(&records).expect("space");
+    let path = written.settle().expect("space");
     std::fs::read(path).expect("the run")
 }
 

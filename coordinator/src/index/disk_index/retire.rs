@@ -28,7 +28,7 @@ use crate::{
     index::{
         ladder::joined_name,
         lookup::{IndexError, PieceSource, resolve},
-        merge::{Entries, merge_all},
+        merge::{Layer, merge},
         records::RunRecords,
         run::Run,
         run_format::RunName,
@@ -117,8 +117,7 @@ impl DiskIndex {
         let younger = self.open_tiles(gap.seen, gap.to)?;
         let mut named = Bits::new(gap.seen, gap.to);
         let mut hidden = BTreeSet::new();
-        for entry in merge_all(younger.iter().map(|run| -> Entries<'_> { Box::new(run.iter()) }).collect()) {
-            let entry = entry?;
+        merge(&layers(&younger), &mut |entry| {
             named.set(entry.sequence);
             if !older.is_empty() {
                 each_source(&older, entry.range(), &mut |sequence| {
@@ -126,7 +125,8 @@ impl DiskIndex {
                     false
                 })?;
             }
-        }
+            Ok(())
+        })?;
         if gap.seen > gap.from {
             needless.push(gap.seen);
         }
@@ -205,13 +205,16 @@ impl DiskIndex {
     pub fn tidy(&self) -> Result<bool, IndexError> {
         let mut joins = 0;
         for (from, to) in self.gaps() {
+            let _merging = self.merging();
             let _working = self.working();
             joins += usize::from(self.join_some(from, to)?);
             if joins >= JOINS_PER_STEP {
                 return Ok(true);
             }
         }
+        let _merging = self.merging();
         let _working = self.working();
+        self.sync()?;
         self.delete_needless()?;
         Ok(false)
     }
@@ -239,9 +242,10 @@ impl DiskIndex {
         let runs = self.read().newest.clone();
         let to = runs.first().map_or(Sequence(0), |run| run.to());
         let mut named = Bits::new(Sequence(0), to);
-        for entry in merge_all(runs.iter().map(|run| -> Entries<'_> { Box::new(run.iter()) }).collect()) {
-            named.set(entry?.sequence);
-        }
+        merge(&layers(&runs), &mut |entry| {
+            named.set(entry.sequence);
+            Ok(())
+        })?;
         Ok(self.log.bytes_of(&mut |frame| named.get(frame))?)
     }
 
@@ -258,8 +262,10 @@ impl DiskIndex {
         for run in runs {
             records = records.followed_by(run.records()?);
         }
-        let layers = runs.iter().rev().map(|run| -> Entries<'_> { Box::new(run.iter()) }).collect();
-        self.write_run(name, merge_all(layers), &self.needed_records(records))?;
+        let newest_first: Vec<Layer<'_>> = runs.iter().rev().map(|run| Layer::Run(run)).collect();
+        self.write_run(name, &newest_first, &self.needed_records(records))?;
+        // What it takes the place of goes only when it will outlive a crash.
+        self.sync()?;
         let mut state = self.write();
         state.ladder.add(name);
         state.ladder.remove_all(tiles);
@@ -322,6 +328,11 @@ fn next_step(
     (NeededCuts { horizon, cuts }, gaps, given_up)
 }
 
+/// Runs as a merge or a lookup takes them.
+fn layers(runs: &[Arc<Run>]) -> Vec<Layer<'_>> {
+    runs.iter().map(|run| Layer::Run(run)).collect()
+}
+
 /// Calls `found` with the frames from which the runs take blocks of a range, until it says `true`.
 fn each_source(
     runs: &[Arc<Run>],
@@ -330,7 +341,7 @@ fn each_source(
 ) -> Result<bool, IndexError> {
     let mut left = range;
     while !left.is_empty() {
-        let pieces = resolve(None, runs, left)?;
+        let pieces = resolve(&layers(runs), left)?;
         let Some(end) = pieces.last().map(|piece| piece.range.end().0) else { break };
         for piece in pieces {
             let (PieceSource::Frame { sequence, .. } | PieceSource::Zero(sequence)) = piece.source else {
