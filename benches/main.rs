@@ -1,7 +1,9 @@
 //! Holdfast's benches: every figure as a ratio to a limit measured in the same run.
 
+mod index;
 mod machine;
 mod nbd;
+mod process;
 mod protection;
 mod quic;
 mod reclaim;
@@ -54,6 +56,9 @@ const BENCHES: &[(&str, Bench)] = &[
     ("nbd", nbd::nbd),
     ("tracking", tracking::tracking),
     ("reclaim", reclaim::reclaim),
+    ("process", process::process),
+    ("ingest", store::ingest),
+    ("index", index::index),
 ];
 
 fn main() -> ExitCode {

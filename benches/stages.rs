@@ -117,6 +117,27 @@ pub(crate) fn seal_pass(sample: &[u8], level: Option<i32>) -> Result<(Sealed, Co
     })
 }
 
+/// Sealing as it is done for random writes: sixteen extents of one block per frame.
+pub(crate) fn scattered(sample: &[u8]) -> Result<Sealed> {
+    let mut sealer = FrameSealer::new(Some(1))?;
+    let mut frames = Vec::new();
+    for (index, plain) in sample.chunks_exact(FRAME_PLAIN_BYTES_TARGET).enumerate() {
+        let identity = FrameIdentity {
+            disk: DiskId::from_bytes(DISK),
+            generation: Generation(1),
+            sequence: Sequence(index as u64 + 1),
+            interval: Interval(1),
+        };
+        let blocks = (FRAME_PLAIN_BYTES_TARGET / BLOCK_BYTES) as u64;
+        let place = |block: u64| (block << 20) + index as u64 * 2;
+        let extents: Vec<Extent> =
+            (0..blocks).map(|block| Extent::data(BlockRange::new(place(block), 1))).collect();
+        frames.push(sealer.seal_data(identity, &extents, plain)?);
+    }
+    let bytes = frames.iter().map(|frame| frame.len() as u64).sum();
+    Ok(Sealed { frames, bytes })
+}
+
 /// Verification of frames, as ingest does it.
 pub(crate) fn verify_pass(sealed: &Sealed) -> Result<Cost> {
     let (_, cost) = measure(|| {

@@ -30,6 +30,9 @@ const BATCH_FRAMES: usize = 16;
 /// Least part of the limit that must be reached.
 const RATIO_MIN: f64 = 0.8;
 
+/// Extents of one block each that must be taken in per second.
+const EXTENTS_PER_SECOND_MIN: f64 = 100_000.0;
+
 /// Verify and append, against one pass of BLAKE3 and one of write.
 pub(crate) fn store(run: Run) -> Result<Vec<Row>> {
     let (bytes, rounds) = if run.quick { (768 << 20, 5) } else { (1 << 30, 11) };
@@ -66,6 +69,41 @@ pub(crate) fn store(run: Run) -> Result<Vec<Row>> {
                 percentile(&limits, 50.0),
                 "BLAKE3, then write with fdatasync every 8 MiB, of the same bytes",
             )
+            .note(note),
+    ])
+}
+
+/// Frames of sixteen blocks of 4 KiB each, all over the disk: what random writes make of them. The limit is that of
+/// [`store`], on the same bytes.
+pub(crate) fn ingest(run: Run) -> Result<Vec<Row>> {
+    let (bytes, rounds) = if run.quick { (512 << 20, 5) } else { (1 << 30, 11) };
+    let folder = TempDir::with_prefix("holdfast-bench-")?;
+    let sample = stages::system_sample(folder.path(), bytes)?;
+    let sealed = stages::scattered(&sample)?;
+    drop(sample);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let (mut ours, mut ratios) = (Vec::new(), Vec::new());
+    for round in 0..rounds {
+        let place = folder.path().join(format!("ingest-{round}"));
+        let cost = runtime.block_on(append(&place, &sealed))?;
+        std::fs::remove_dir_all(&place)?;
+        let hash = stages::verify_pass(&sealed)?;
+        let write = stages::append_pass(&sealed, folder.path(), GROUP_BYTES_MAX as u64)?;
+        ours.push(cost.elapsed.as_secs_f64());
+        ratios.push((hash.elapsed + write.elapsed).as_secs_f64() / cost.elapsed.as_secs_f64());
+    }
+    let seconds = percentile(&ours, 50.0);
+    let (frames, extents) = (sealed.frames.len() as f64, bytes as f64 / 4096.0);
+    let note = format!(
+        "{rounds} alternating rounds of {} MiB of frames, {:.0} frames/s; pairwise ratio to BLAKE3 and write with fdatasync: \
+         median {:.2} (at least {RATIO_MIN})",
+        sealed.bytes >> 20,
+        frames / seconds,
+        percentile(&ratios, 50.0),
+    );
+    Ok(vec![
+        Row::new("ingest: 4 KiB extents to durable", extents / seconds, "extents/s")
+            .against(EXTENTS_PER_SECOND_MIN, "target, at least")
             .note(note),
     ])
 }
