@@ -53,6 +53,13 @@ pub struct Settings {
     pub connections_max: usize,
     /// Bytes per second that are copied at most, to free space between what is still needed.
     pub reclaim_bytes_per_second: u64,
+    /// Days in which all stored data is read and checked once.
+    pub scrub_days: u32,
+    /// Bytes per second that this is never slower than.
+    pub scrub_bytes_per_second_min: u64,
+    /// Bytes per second at which new data is verified behind ingest; zero: as fast as it goes. At a failover the point's data is
+    /// verified with all processors, whatever this says.
+    pub verify_bytes_per_second: u64,
 }
 
 impl Default for Settings {
@@ -76,6 +83,9 @@ impl Default for Settings {
             receive_window_bytes: 16 << 20,
             connections_max: 1024,
             reclaim_bytes_per_second: 32 << 20,
+            scrub_days: 7,
+            scrub_bytes_per_second_min: 8 << 20,
+            verify_bytes_per_second: 256 << 20,
         }
     }
 }
@@ -119,6 +129,9 @@ impl Settings {
         within("agent_budget_bytes", self.agent_budget_bytes as u64, 2 << 20, 1 << 30)?;
         within("receive_window_bytes", self.receive_window_bytes.into(), 1 << 20, 1 << 30)?;
         within("reclaim_bytes_per_second", self.reclaim_bytes_per_second, 1 << 20, 1 << 40)?;
+        within("scrub_days", self.scrub_days.into(), 1, 366)?;
+        within("scrub_bytes_per_second_min", self.scrub_bytes_per_second_min, 1 << 16, 1 << 40)?;
+        within("verify_bytes_per_second", self.verify_bytes_per_second, 0, 1 << 40)?;
         within("connections_max", self.connections_max as u64, 1, 100_000)
     }
 

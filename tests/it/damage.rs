@@ -1,6 +1,7 @@
 //! Damage and mishaps: each gets a clear error, and loses nothing.
 
 mod folders;
+mod scrubbing;
 mod serving;
 
 use std::{

@@ -5,6 +5,7 @@
 //! Limit: [`BODY_BYTES_MAX`] per request. Paths begin with the version, `/v1`; within a version fields are only added.
 
 mod caller;
+mod checks;
 mod error;
 mod forecast;
 mod gate;
@@ -34,7 +35,7 @@ pub use caller::Peer;
 pub(crate) use caller::Who;
 pub use error::ApiError;
 use gate::Gate;
-use port::{JobControl, StoreFigures};
+use port::{JobControl, StoreChecks, StoreFigures};
 pub(crate) use views::time as time_text;
 
 use crate::{
@@ -65,6 +66,8 @@ pub struct ApiState {
     pub jobs: Arc<dyn JobControl>,
     /// The store's figures.
     pub store: Arc<dyn StoreFigures>,
+    /// The checks of stored data.
+    pub checks: Arc<dyn StoreChecks>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// What is damaged.
@@ -106,6 +109,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/jobs/{job}", get(work::show))
         .route("/v1/jobs/{job}/cancel", post(work::cancel))
         .route("/v1/jobs/{job}/retry", post(work::retry))
+        .route("/v1/scrub", get(checks::show).post(checks::start))
         .route("/v1/audit", get(status::audit))
         .route("/v1/machines/{machine}/thresholds", get(machines::thresholds).post(machines::set_thresholds))
         .route("/v1/points", get(forecast::overview))

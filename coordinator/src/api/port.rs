@@ -4,7 +4,10 @@
 
 use std::fmt;
 
-use holdfast_common::ids::{DiskId, JobId, MachineId};
+use holdfast_common::{
+    clock::Timestamp,
+    ids::{DiskId, JobId, MachineId, Sequence},
+};
 use thiserror::Error;
 
 use super::shapes::{JobShape, TargetShape};
@@ -88,4 +91,50 @@ pub struct DiskFigures {
     pub space: DiskSpace,
     /// Why space was not given back the last time, if so.
     pub reclaim_trouble: Option<String>,
+}
+
+/// The background checks of stored data.
+pub trait StoreChecks: fmt::Debug + Send + Sync {
+    /// How far a disk's log was checked; `None` until it was looked at.
+    fn figures(&self, disk: DiskId) -> Option<CheckFigures>;
+    /// Begins a pass over all stored data of a disk, or hastens the one under way. `false` if there is nothing to read.
+    fn start(&self, disk: DiskId) -> bool;
+}
+
+/// How far a disk's log was checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CheckFigures {
+    /// The last cut that is fully verified, with all before it.
+    pub verified: Sequence,
+    /// Bytes of the log behind it.
+    pub unverified_bytes: u64,
+    /// Bytes of the whole log.
+    pub journal_bytes: u64,
+    /// The pass under way.
+    pub pass: Option<PassFigures>,
+    /// The last one that ended.
+    pub last: Option<PassFigures>,
+    /// When the next one is due.
+    pub next_at: Timestamp,
+    /// The rate of the pass under way; `None` for as fast as it goes.
+    pub bytes_per_second: Option<u64>,
+    /// Frames that are known to be damaged.
+    pub damaged_frames: u64,
+}
+
+/// A pass over all stored data of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PassFigures {
+    /// When it began.
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// Bytes found good.
+    pub good_bytes: u64,
+    /// Frames found damaged.
+    pub bad_frames: u64,
+    /// Frames up to here were read.
+    pub position: u64,
+    /// It ends here.
+    pub up_to: u64,
 }

@@ -321,6 +321,12 @@ pub struct DiskStatusShape {
     pub reclaimable_bytes: u64,
     /// Bytes of it that are not in the index yet.
     pub pending_bytes: u64,
+    /// Bytes of it that were not read again since they were written.
+    #[serde(default)]
+    pub unverified_bytes: u64,
+    /// When all of it was last read and checked.
+    #[serde(default)]
+    pub scrubbed_at: Option<String>,
 }
 
 /// A recovery point.
@@ -361,6 +367,9 @@ pub struct PointShape {
     pub damage: Option<String>,
     /// Its disks.
     pub disks: Vec<PointDiskShape>,
+    /// When all data that it needs had been read and found good for the first time; none until then.
+    #[serde(default)]
+    pub verified_at: Option<String>,
 }
 
 /// A disk of a point.
@@ -522,6 +531,74 @@ pub struct JobShape {
     pub images: Vec<ImageShape>,
     /// From the trigger to the first byte served.
     pub rto_us: Option<u64>,
+    /// How the verification of all data of its point is going, which goes on beside the steps.
+    #[serde(default)]
+    pub verification: Option<VerificationShape>,
+}
+
+/// The verification of a point's data.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VerificationShape {
+    /// "running", "good", or "damaged" (`holdfast points` says what).
+    pub state: String,
+    /// How far it is; bytes as stored.
+    pub progress: ProgressShape,
+}
+
+/// Begins a pass over all stored data.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ScrubRequest {
+    /// Name or id; all machines if not given.
+    #[serde(default)]
+    pub machine: Option<String>,
+}
+
+/// How far a disk's stored data was checked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CheckShape {
+    /// The machine's id.
+    pub machine: String,
+    /// Its host name.
+    pub machine_name: String,
+    /// The disk's id.
+    pub disk: String,
+    /// Its device node when it was protected.
+    pub path: String,
+    /// "running" while a pass over all stored data is under way, else "idle".
+    pub state: String,
+    /// All points up to this position of the disk's log were verified once.
+    pub verified_sequence: u64,
+    /// Bytes of the log behind it.
+    pub unverified_bytes: u64,
+    /// Bytes of the log.
+    pub stored_bytes: u64,
+    /// Bytes that the pass under way still has to read, about.
+    pub left_bytes: Option<u64>,
+    /// How long that takes at its rate.
+    pub left_ms: Option<u64>,
+    /// Its rate; none for as fast as it goes.
+    pub bytes_per_second: Option<u64>,
+    /// The pass under way.
+    pub pass: Option<PassShape>,
+    /// The last one that ended.
+    pub last: Option<PassShape>,
+    /// When the next one is due.
+    pub next_at: Option<String>,
+    /// Frames that are known to be damaged.
+    pub damaged_frames: u64,
+}
+
+/// A pass over all stored data of a disk.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PassShape {
+    /// When it began.
+    pub started_at: String,
+    /// When it ended.
+    pub ended_at: Option<String>,
+    /// Bytes found good.
+    pub good_bytes: u64,
+    /// Frames found damaged.
+    pub bad_frames: u64,
 }
 
 /// A step of a job.

@@ -108,6 +108,7 @@ pub(super) fn point(state: &ApiState, point: &PointRecord) -> PointShape {
         void_reason: point.void_reason.clone(),
         damage,
         disks: disks.collect(),
+        verified_at: point.verified_at.map(time),
     }
 }
 
@@ -217,6 +218,7 @@ pub(super) fn disk_status(
 ) -> DiskStatusShape {
     let now = state.clock.monotonic();
     let figures: DiskFigures = state.store.disk(disk.record.id);
+    let checks = state.checks.figures(disk.record.id);
     let report = disk.report.as_ref();
     let facts = DiskFacts {
         connected,
@@ -262,6 +264,8 @@ pub(super) fn disk_status(
         history_bytes: figures.space.history_bytes,
         reclaimable_bytes: figures.space.reclaimable_bytes,
         pending_bytes: figures.pending_bytes,
+        unverified_bytes: checks.map_or(0, |checks| checks.unverified_bytes),
+        scrubbed_at: checks.and_then(|checks| checks.last?.ended_at).map(time),
     }
 }
 

@@ -4,19 +4,20 @@
 
 use std::{path::Path, sync::Arc};
 
-use holdfast_common::ids::{DiskId, JobId, MachineId};
+use holdfast_common::ids::{DiskId, JobId, MachineId, PointId};
 
-use super::damage::FailedReads;
+use super::{checks::Checks, damage::FailedReads};
 use crate::{
     api::{
         port::{JobControl, JobRefusal},
         shapes::{
             ExportShape, ImageShape, JobMessageShape, JobShape, JobStepShape, ProgressShape, TargetShape,
+            VerificationShape,
         },
         time_text,
     },
     catalog::{Catalog, CatalogError, Change, record::JobEventRow},
-    compute::port::{BoxFuture, Endpoint, ImageFormat},
+    compute::port::{BoxFuture, Endpoint, ImageFormat, Progress},
     failover::{
         job::{FailoverSpec, Job, JobSpec, Output, StepRecord, Target},
         machine::State,
@@ -71,6 +72,7 @@ pub(super) struct Control {
     pub(super) registry: Arc<Registry>,
     /// What could not be read of attached disks.
     pub(super) failed_reads: Arc<FailedReads>,
+    pub(super) checks: Arc<Checks>,
 }
 
 impl Control {
@@ -115,19 +117,25 @@ impl Control {
             changed_at: time_text(job.changed_at),
             steps: job.steps.iter().map(step_shape).collect(),
             messages: self.messages(job),
-            progress: view.progress.map(|progress| ProgressShape {
-                done_bytes: progress.done_bytes,
-                total_bytes: progress.total_bytes,
-                bytes_per_second: progress.bytes_per_second,
-                left_ms: progress.left_ms,
-            }),
+            progress: view.progress.map(progress_shape),
             exports: if state == State::Holding { self.exports(job) } else { Vec::new() },
             images: self.images(job),
             rto_us: job.steps.iter().find_map(|step| match &step.output {
                 Output::Attached { rto_us, .. } => Some(*rto_us),
                 _ => None,
             }),
+            verification: selected.and_then(|(point, _)| self.verification(point)),
         }
+    }
+
+    fn verification(&self, point: PointId) -> Option<VerificationShape> {
+        let found = self.checks.progress(point)?;
+        let state = match found.good {
+            None => "running",
+            Some(true) => "good",
+            Some(false) => "damaged",
+        };
+        Some(VerificationShape { state: state.to_owned(), progress: progress_shape(found.progress) })
     }
 
     /// What the job said, and what its clients could not read.
@@ -229,6 +237,15 @@ fn refusal(error: JobError) -> JobRefusal {
         JobError::Unknown(job) => JobRefusal::Unknown(job),
         JobError::NotNow(_) | JobError::TooMany | JobError::Stopped => JobRefusal::NotNow(error.to_string()),
         JobError::Store(_) | JobError::Log(_) => JobRefusal::Failed(Box::new(error)),
+    }
+}
+
+const fn progress_shape(progress: Progress) -> ProgressShape {
+    ProgressShape {
+        done_bytes: progress.done_bytes,
+        total_bytes: progress.total_bytes,
+        bytes_per_second: progress.bytes_per_second,
+        left_ms: progress.left_ms,
     }
 }
 

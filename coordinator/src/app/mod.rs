@@ -6,6 +6,7 @@
 //! Pools: async threads, blocking threads (files, views), `verify` threads (frames), one `index` thread; sizes are settings.
 
 mod adapters;
+mod checks;
 mod damage;
 mod data;
 mod housekeeping;
@@ -31,6 +32,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use adapters::{Comparer, Figures, IngestStore, RegistryLogs, Trouble};
+use checks::Checks;
 use damage::{FailedReads, Repair};
 use data::DataFolder;
 use logs::Logs;
@@ -60,6 +62,7 @@ use crate::{
     },
     points::{
         catalog::PointCatalog,
+        checks::CheckPolicy,
         damage::{DamageLedger, DamagedFrame, DiskDamage},
         frame_cache::FrameCache,
     },
@@ -80,6 +83,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 struct Running {
     catalog: Arc<SqliteCatalog>,
     logs: Arc<Logs>,
+    checks: Arc<Checks>,
     jobs: Arc<Jobs>,
     ingest: Ingest,
     state: ApiState,
@@ -126,6 +130,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
         figures: Arc::clone(&running.space),
     };
     let reclaiming = tokio::spawn(reclaimer.run(closing.clone()));
+    let checking = tokio::spawn(Arc::clone(&running.checks).run(closing.clone()));
     let service = api::router(running.state.clone()).into_make_service_with_connect_info::<Peer>();
     let drained = closing.clone();
     let server = tokio::spawn(async move {
@@ -147,6 +152,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     keeping.await?;
     repairing.await?;
     reclaiming.await?;
+    checking.await?;
     finish(running).await;
     Ok(())
 }
@@ -178,12 +184,21 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<Running> {
     let cache = FrameCache::new(FRAME_CACHE_BYTES);
     let damage = ledger(&logs);
     let failed_reads = FailedReads::new(Arc::clone(&clock));
+    let checks = Checks::new(
+        Arc::clone(&logs),
+        Arc::clone(&points),
+        Arc::clone(&damage),
+        Arc::clone(&clock),
+        check_policy(settings),
+        settings.verify_threads,
+    );
     let source = Arc::new(points::Source {
         points: Arc::clone(&points),
         registry: Arc::clone(&registry),
         logs: Arc::clone(&logs),
         cache: Arc::clone(&cache),
         damage: Arc::clone(&damage),
+        checks: Arc::clone(&checks),
     });
     let services = Services {
         points: Arc::clone(&source) as Arc<dyn PointSource>,
@@ -221,8 +236,10 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<Running> {
             points: source,
             registry: Arc::clone(&registry),
             failed_reads,
+            checks: Arc::clone(&checks),
         }),
         damage,
+        checks: Arc::clone(&checks) as Arc<dyn api::port::StoreChecks>,
         store: Arc::new(Figures { logs: Arc::clone(&logs), trouble, space: Arc::clone(&space) }),
         listen: ingest.local_address()?.to_string(),
         api_listen: settings.api_listen.map(|address| address.to_string()),
@@ -236,7 +253,7 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<Running> {
         clock,
         started_at,
     };
-    Ok(Running { catalog, logs, jobs, ingest, state, space })
+    Ok(Running { catalog, logs, checks, jobs, ingest, state, space })
 }
 
 /// Ends everything in order: agents first, so that what they sent is durable; then what looks at it.
@@ -321,6 +338,14 @@ fn ledger(logs: &Logs) -> Arc<DamageLedger> {
 
 fn file_name(path: &Path) -> String {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+const fn check_policy(settings: &Settings) -> CheckPolicy {
+    CheckPolicy {
+        scrub_days: settings.scrub_days,
+        scrub_bytes_per_second_min: settings.scrub_bytes_per_second_min,
+        verify_bytes_per_second: settings.verify_bytes_per_second,
+    }
 }
 
 fn ingest_settings(settings: &Settings) -> IngestSettings {

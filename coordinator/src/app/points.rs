@@ -9,7 +9,7 @@ use holdfast_common::{
     ids::{DiskId, JobId, MachineId, PointId},
 };
 
-use super::logs::Logs;
+use super::{checks::Checks, logs::Logs};
 use crate::{
     catalog::{
         CatalogError, ROWS_MAX,
@@ -35,6 +35,7 @@ pub(super) struct Source {
     pub(super) logs: Arc<Logs>,
     pub(super) cache: Arc<FrameCache>,
     pub(super) damage: Arc<DamageLedger>,
+    pub(super) checks: Arc<Checks>,
 }
 
 impl Source {
@@ -159,6 +160,8 @@ impl PointSource for Source {
             let record = self.point(machine, point).await?;
             // After a restart the index may have to be made again before it has the cut.
             self.index(&record).await?;
+            // Reads are verified anyway; this finds damage before somebody runs into it.
+            self.checks.hurry(&record);
             self.views(&record)
         })
     }

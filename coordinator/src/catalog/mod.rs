@@ -64,6 +64,8 @@ pub enum Change {
     AddPoint(PointRecord),
     /// Changes a point's state.
     SetPointState(PointId, PointState, Option<String>),
+    /// Says since when a point is fully verified.
+    SetPointVerified(PointId, Timestamp),
     /// Removes points that have no lease; those with one stay. Jobs and journal are not touched.
     RemovePoints(Vec<PointId>),
     /// Adds a voided cut; the oldest beyond [`VOIDED_CUTS_KEPT`] make room.

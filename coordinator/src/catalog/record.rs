@@ -216,6 +216,8 @@ pub struct PointRecord {
     pub notes: Vec<String>,
     /// Its disks, ordered by disk.
     pub disks: Vec<PointDiskRecord>,
+    /// When all data that it needs had been read and found good for the first time.
+    pub verified_at: Option<Timestamp>,
 }
 
 /// A disk of a recovery point.

@@ -69,6 +69,7 @@ fn point(number: u8) -> PointRecord {
             sequence: Sequence(9),
             stored_bytes: 512,
         }],
+        verified_at: None,
     }
 }
 

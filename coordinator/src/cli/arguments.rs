@@ -165,6 +165,19 @@ Examples:
         #[arg(long, value_name = "AGE|TIME")]
         since: Option<String>,
     },
+    /// Check all stored data against its digests: how far that is, or begin a pass now
+    #[command(after_help = "\
+Examples:
+  holdfast scrub status
+  holdfast scrub start web-1
+
+Stored data is read again in the background: new data soon after it came, all of it once per period (settings
+`scrub_days`, `scrub_bytes_per_second_min`, `verify_bytes_per_second`). Damage is named with the points it hits
+(`holdfast points`), and the source sends it again if it lives.")]
+    Scrub {
+        #[command(subcommand)]
+        command: ScrubCommand,
+    },
     /// See it all work on this machine: protect a disk, make points, fail over, check
     Quickstart(QuickstartArguments),
     /// Print shell completions
@@ -362,6 +375,17 @@ point and the newest processed one are never removed.")]
         /// Try another rule than the machine's own
         #[arg(long, value_name = "RULE")]
         retention: Option<RetentionRule>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ScrubCommand {
+    /// Per disk: what was verified, when all was last read, and how far a pass is
+    Status,
+    /// Begin a pass over all stored data now, at the rate of verification
+    Start {
+        /// Name or id; all machines if not given
+        machine: Option<String>,
     },
 }
 

@@ -6,9 +6,9 @@ use std::{io::IsTerminal as _, time::Duration};
 
 use holdfast_coordinator::{
     api::shapes::{
-        MachineDetailShape, MachineShape, OverviewShape, PointRequest, PointRequestShape, PointsShape,
-        ProtectRequest, ProtectShape, RetentionPlanShape, StatusShape, TokenRequest, TokenShape,
-        UnprotectRequest, UnprotectShape,
+        CheckShape, MachineDetailShape, MachineShape, OverviewShape, PointRequest, PointRequestShape,
+        PointsShape, ProtectRequest, ProtectShape, RetentionPlanShape, ScrubRequest, StatusShape,
+        TokenRequest, TokenShape, UnprotectRequest, UnprotectShape,
     },
     points::retention::RetentionRule,
     quickstart::{self, QuickstartOptions},
@@ -196,6 +196,20 @@ pub(crate) async fn create_point(
         Some(point) => format!("Point {} of {}.", point.id, tables::local(&point.at)),
         None => "A point was asked for; `holdfast points` will list it.".to_owned(),
     })
+}
+
+pub(crate) async fn scrub_status(client: &Client, output: Output) -> Result<(), Failure> {
+    let checks: Vec<CheckShape> = client.get("/v1/scrub").await?;
+    output.answer(&checks, |checks| tables::checks(checks))
+}
+
+pub(crate) async fn scrub_start(
+    client: &Client,
+    output: Output,
+    machine: Option<String>,
+) -> Result<(), Failure> {
+    let checks: Vec<CheckShape> = client.post("/v1/scrub", &ScrubRequest { machine }).await?;
+    output.answer(&checks, |checks| tables::checks(checks))
 }
 
 pub(crate) fn quickstart(arguments: &QuickstartArguments, output: Output) -> Result<(), Failure> {

@@ -229,6 +229,19 @@ fn describe(job: &JobShape) -> String {
         let _infallible =
             writeln!(text, "  {done} of {total}, {}/s", tables::bytes(progress.bytes_per_second));
     }
+    if let Some(verification) = &job.verification {
+        let progress = verification.progress;
+        let (done, total) = (tables::bytes(progress.done_bytes), tables::bytes(progress.total_bytes));
+        let rate = tables::bytes(progress.bytes_per_second);
+        let left = progress.left_ms.filter(|_| verification.state == "running");
+        let left = left.map(|left| format!(", {} left", duration::show(Duration::from_millis(left))));
+        let _infallible = writeln!(
+            text,
+            "  verification   {:<8} {done} of {total}, {rate}/s{}",
+            verification.state,
+            left.unwrap_or_default()
+        );
+    }
     if let Some(rto) = job.rto_us {
         let rto = duration::show(Duration::from_micros(rto));
         let _infallible = writeln!(text, "  usable {rto} after it was asked for");

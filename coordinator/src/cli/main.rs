@@ -23,7 +23,8 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use arguments::{
-    Arguments, Command, JobCommand, MachineCommand, PointCommand, RetentionCommand, TokenCommand,
+    Arguments, Command, JobCommand, MachineCommand, PointCommand, RetentionCommand, ScrubCommand,
+    TokenCommand,
 };
 use client::Client;
 use output::{Failure, Output};
@@ -91,6 +92,10 @@ async fn dispatch(command: Command, client: Client, output: Output) -> Result<()
         }
         Command::Job { command: JobCommand::Cancel { job } } => failover::cancel(&client, output, &job).await,
         Command::Job { command: JobCommand::Retry { job } } => failover::retry(&client, output, &job).await,
+        Command::Scrub { command: ScrubCommand::Status } => commands::scrub_status(&client, output).await,
+        Command::Scrub { command: ScrubCommand::Start { machine } } => {
+            commands::scrub_start(&client, output, machine).await
+        }
         Command::Audit { limit, since } => operators::audit(&client, output, limit, since).await,
         Command::Operator { command } => operators::operator(&client, output, command).await,
         Command::Thresholds(options) => thresholds::thresholds(&client, output, options).await,

@@ -7,8 +7,8 @@ use std::{fmt::Write as _, time::Duration};
 use comfy_table::{Table, presets::NOTHING};
 use holdfast_coordinator::{
     api::shapes::{
-        AuditShape, DiskStatusShape, MachineDetailShape, MachineShape, MachineStatusShape, PointsShape,
-        PolicyShape, StatusShape,
+        AuditShape, CheckShape, DiskStatusShape, MachineDetailShape, MachineShape, MachineStatusShape,
+        PointsShape, PolicyShape, StatusShape,
     },
     registry::health::{Finding, Level},
 };
@@ -274,7 +274,10 @@ pub(crate) fn points(list: &PointsShape) -> String {
             table.add_row([
                 point.id.clone(),
                 with_age(&point.at),
-                point.state.clone(),
+                match &point.verified_at {
+                    Some(_) if point.state == "processed" => "verified".to_owned(),
+                    _ => point.state.clone(),
+                },
                 format!("{}-consistent, {}", point.consistency, point.method),
                 duration::show(Duration::from_micros(point.rpo_us)),
                 duration::show(Duration::from_micros(point.hold_us)),
@@ -317,6 +320,44 @@ pub(crate) fn points(list: &PointsShape) -> String {
         let _infallible = writeln!(text, "Voided cut of {}: {}", local(&cut.at), cut.reason);
     }
     text
+}
+
+/// `holdfast scrub status`.
+pub(crate) fn checks(checks: &[CheckShape]) -> String {
+    if checks.is_empty() {
+        return "There is no stored data yet.".to_owned();
+    }
+    let mut table = table(&["MACHINE", "DISK", "STORED", "NOT VERIFIED", "DAMAGED", "LAST SCRUB", "NOW"]);
+    for check in checks {
+        let last = check.last.as_ref().and_then(|last| {
+            let read = bytes(last.good_bytes);
+            Some(format!(
+                "{}, {read} good, {} frames bad",
+                with_age(last.ended_at.as_ref()?),
+                last.bad_frames
+            ))
+        });
+        let now = match (&check.pass, check.left_bytes) {
+            (Some(pass), Some(left)) => {
+                let rate = check.bytes_per_second.map_or_else(|| "all".to_owned(), bytes);
+                let time = check.left_ms.map(|left| duration::show(Duration::from_millis(left)));
+                let time = time.map(|time| format!(", {time} left")).unwrap_or_default();
+                format!("{} read, {} to read at {rate}/s{time}", bytes(pass.good_bytes), bytes(left))
+            }
+            _ => check.next_at.as_ref().map(|at| format!("next {}", local(at))).unwrap_or_default(),
+        };
+        let frames = if check.damaged_frames == 1 { "frame" } else { "frames" };
+        table.add_row([
+            check.machine_name.clone(),
+            check.path.clone(),
+            bytes(check.stored_bytes),
+            bytes(check.unverified_bytes),
+            format!("{} {frames}", check.damaged_frames),
+            last.unwrap_or_else(|| "never".to_owned()),
+            now,
+        ]);
+    }
+    table.to_string()
 }
 
 /// `holdfast audit`.

@@ -64,6 +64,8 @@ struct State {
     /// Points that wait for the index.
     pending: BTreeMap<PointId, PointRecord>,
     newest: HashMap<MachineId, PointRecord>,
+    /// Points whose data was not all verified yet.
+    unverified: BTreeMap<PointId, PointRecord>,
     /// How far the index is, per disk.
     indexed: HashMap<DiskId, Sequence>,
 }
@@ -170,6 +172,7 @@ impl PointCatalog {
             for point in points {
                 state.pending.remove(point);
                 state.known.set_state(*point, PointState::Void);
+                state.unverified.remove(point);
             }
             let newest = state.newest.iter().filter(|(_, newest)| points.contains(&newest.id));
             newest.map(|(machine, _)| *machine).collect()
@@ -251,6 +254,33 @@ impl PointCatalog {
         self.state().pending.values().filter(|point| point.machine == machine).count()
     }
 
+    /// Points whose data was not all verified yet, in the order of their ids.
+    #[must_use]
+    pub fn unverified(&self) -> Vec<PointRecord> {
+        self.state().unverified.values().cloned().collect()
+    }
+
+    /// All data of these points was read and found good; durable when it returns.
+    ///
+    /// # Errors
+    /// The catalog fails; the points stay unverified.
+    pub async fn verified(&self, points: &[PointId]) -> Result<(), CatalogError> {
+        let _one_at_a_time = self.changing.lock().await;
+        let at = self.clock.wall();
+        let changes = points.iter().map(|point| Change::SetPointVerified(*point, at)).collect();
+        self.catalog.apply(changes).await?;
+        let mut state = self.state();
+        for point in points {
+            state.unverified.remove(point);
+            if let Some(newest) = state.newest.values_mut().find(|newest| newest.id == *point) {
+                newest.verified_at = Some(at);
+            }
+        }
+        drop(state);
+        self.tell();
+        Ok(())
+    }
+
     /// Changes whenever a point was made or has changed.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<u64> {
@@ -321,6 +351,7 @@ impl PointCatalog {
             for point in some {
                 state.pending.remove(point);
                 state.known.remove(*point);
+                state.unverified.remove(point);
             }
         }
         Ok(plan)
@@ -384,6 +415,7 @@ impl PointCatalog {
             request: record.request,
             notes: record.notes,
             disks: members.iter().map(|(disk, seen)| member_record(*disk, seen)).collect(),
+            verified_at: None,
         }
     }
 
@@ -412,6 +444,9 @@ impl State {
             self.pending.insert(point.id, point.clone());
         }
         if point.state != PointState::Void {
+            if point.verified_at.is_none() {
+                self.unverified.insert(point.id, point.clone());
+            }
             self.newest.insert(point.machine, point);
         }
     }

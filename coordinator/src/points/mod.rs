@@ -3,6 +3,7 @@
 pub mod gaps;
 pub mod assembler;
 pub mod catalog;
+pub mod checks;
 pub mod damage;
 pub mod known;
 pub mod retention;

@@ -92,8 +92,14 @@ async fn in_transaction(connection: &mut SqliteConnection, changes: &[Change]) -
 fn migrations() -> Migrator {
     let first = include_str!("../../../migrations/0001_first.sql");
     let tiers = include_str!("../../../migrations/0002_retention_tiers.sql");
+    let verified = include_str!("../../../migrations/0003_verified.sql");
     let operators = include_str!("../../../migrations/0005_operators.sql");
-    let all = [(1, "first", first), (2, "retention tiers", tiers), (5, "operators", operators)];
+    let all = [
+        (1, "first", first),
+        (2, "retention tiers", tiers),
+        (3, "verified", verified),
+        (5, "operators", operators),
+    ];
     let all = all.map(|(version, name, sql)| {
         Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, sql.into_sql_str(), false)
     });

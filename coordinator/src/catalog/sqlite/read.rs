@@ -224,6 +224,7 @@ fn point_of(
         request: optional_number(row, "request")?,
         notes: texts(row, "notes")?,
         disks: members.remove(&id).unwrap_or_default(),
+        verified_at: optional_time(row, "verified_at")?,
     })
 }
 

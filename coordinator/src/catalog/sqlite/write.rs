@@ -69,6 +69,11 @@ fn statement(change: &Change) -> Result<Statement<'_>, CatalogError> {
                 .bind(reason.as_deref())
                 .bind(point.into_bytes().to_vec())
         }
+        Change::SetPointVerified(point, at) => {
+            sqlx::query("UPDATE points SET verified_at = $1 WHERE id = $2")
+                .bind(at.0)
+                .bind(point.into_bytes().to_vec())
+        }
         Change::PutLease(lease) => sqlx::query(
             "INSERT INTO leases (point, holder, since) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
         )
@@ -241,7 +246,7 @@ async fn add_point(connection: &mut SqliteConnection, point: &PointRecord) -> Re
         .map_err(|error| CatalogError::Unreadable { what: "notes", value: error.to_string() })?;
     let insert = sqlx::query(
         "INSERT INTO points (id, machine, state, void_reason, cut_at, durable_at, rpo_us, method, consistency, \
-         hold_us, request, notes) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) \
+         hold_us, request, notes, verified_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
          ON CONFLICT (id) DO NOTHING",
     )
     .bind(point.id.into_bytes().to_vec())
@@ -255,7 +260,8 @@ async fn add_point(connection: &mut SqliteConnection, point: &PointRecord) -> Re
     .bind(consistency_text(point.consistency))
     .bind(signed(point.hold_us))
     .bind(point.request.map(signed))
-    .bind(notes);
+    .bind(notes)
+    .bind(point.verified_at.map(|at| at.0));
     if run(connection, insert).await?.rows_affected() == 0 {
         return Ok(());
     }
