@@ -142,14 +142,8 @@ impl<'a> Work<'a> {
     fn run(&self) -> Result<(), StoreError> {
         let mut buffer = Vec::new();
         loop {
-            let piece = match self.planner().next_piece(self.log) {
-                Ok(Some(piece)) => piece,
-                Ok(None) => return Ok(()),
-                Err(error) => {
-                    self.planner().stopped = true;
-                    return Err(error);
-                }
-            };
+            let next = self.planner().next_piece(self.log);
+            let Some(piece) = next.inspect_err(|_error| self.planner().stopped = true)? else { return Ok(()) };
             let checked = self.check(&piece, &mut buffer);
             if !self.order.keep_cached {
                 piece.place.leave_cache(piece.offset, piece.bytes);
