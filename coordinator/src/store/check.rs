@@ -143,7 +143,9 @@ impl<'a> Work<'a> {
         let mut buffer = Vec::new();
         loop {
             let next = self.planner().next_piece(self.log);
-            let Some(piece) = next.inspect_err(|_error| self.planner().stopped = true)? else { return Ok(()) };
+            let Some(piece) = next.inspect_err(|_error| self.planner().stopped = true)? else {
+                return Ok(());
+            };
             let checked = self.check(&piece, &mut buffer);
             if !self.order.keep_cached {
                 piece.place.leave_cache(piece.offset, piece.bytes);
