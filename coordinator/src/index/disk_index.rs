@@ -479,13 +479,21 @@ impl DiskIndex {
         records
     }
 
+    /// Writes a run, which can be used at once. If that fails, nothing of it stays.
     fn write_run(&self, name: RunName, layers: &[Layer<'_>], records: &RunRecords) -> Result<(), IndexError> {
-        let io = |source| IndexError::Io { path: name.path(&self.folder), source };
+        let path = name.path(&self.folder);
+        let io = |source| IndexError::Io { path: path.clone(), source };
         let mut writer = RunWriter::create(&self.folder, self.log.disk(), name).map_err(io)?;
-        merge(layers, &mut |entry| writer.push(entry).map_err(io))?;
-        let written = writer.finish(records).map_err(io)?;
-        let run = Run::open_at(written.temporary().to_owned(), self.log.disk(), name)?;
-        self.unsynced.add(Arc::new(run), written);
+        let temporary = writer.temporary().to_owned();
+        let merged = merge(layers, &mut |entry| writer.push(entry).map_err(io));
+        let written = merged.and_then(|()| {
+            let written = writer.finish(records).map_err(io)?;
+            let run = Run::open_at(written.temporary().to_owned(), self.log.disk(), name)?;
+            Ok((Arc::new(run), written))
+        });
+        // On a full disk the space is wanted back.
+        let (run, written) = written.inspect_err(|_error| drop(fs::remove_file(&temporary)))?;
+        self.unsynced.add(run, written);
         if self.unsynced.len() >= UNSYNCED_MAX { self.sync() } else { Ok(()) }
     }
 

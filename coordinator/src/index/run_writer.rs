@@ -60,6 +60,12 @@ impl RunWriter {
         })
     }
 
+    /// Where it is written.
+    #[must_use]
+    pub fn temporary(&self) -> &Path {
+        &self.temporary
+    }
+
     /// Adds an entry, which must lie behind the last one.
     ///
     /// # Errors

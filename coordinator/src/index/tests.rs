@@ -464,6 +464,27 @@ fn check_healed(world: &World) {
 }
 
 #[test]
+fn a_full_disk_holds_the_index_up_and_harms_nothing() {
+    let mut world = World::new(1000);
+    world.write(&[(0, 5, 1)]);
+    world.cut();
+    world.index.catch_up().unwrap();
+    world.write(&[(3, 5, 2)]);
+    world.cut();
+    let name = RunName { part: false, level: 0, last_cut: 2, from: Sequence(2), to: Sequence(4) };
+    let temporary = name.path(&world.index.log().layout().index()).with_extension("new");
+    std::os::unix::fs::symlink("/dev/full", &temporary).unwrap();
+    let error = world.index.catch_up().unwrap_err();
+    let full = matches!(&error, super::IndexError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull);
+    assert!(full && !error.is_damage(), "{error:?}");
+    assert!(temporary.symlink_metadata().is_err(), "what was half written takes space");
+    let (first, model) = world.cuts.first().unwrap();
+    check_view(&PointView::at_cut(&world.index, FrameCache::new(1 << 20), *first).unwrap(), model);
+    // There is space again.
+    world.check();
+}
+
+#[test]
 fn any_damaged_byte_of_any_file_is_found_and_made_good() {
     let mut world = with_runs_and_parts();
     for file in 0..index_files(&world).len() {
