@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use holdfast_coordinator::quickstart::scenery::Mount;
 use tempfile::TempDir;
 
 use crate::loop_device::LoopDevice;
@@ -32,7 +33,9 @@ pub struct MountedDisk {
 /// Something mounted on a temporary folder.
 #[derive(Debug)]
 pub struct MountPoint {
-    folder: TempDir,
+    mount: Mount,
+    /// Removed after the mount is gone.
+    _folder: TempDir,
 }
 
 impl MountedDisk {
@@ -63,32 +66,19 @@ impl MountPoint {
     /// The kernel refuses.
     pub fn new(device: &Path, options: &[&str]) -> Result<Self> {
         let folder = TempDir::with_prefix("holdfast-mount-")?;
-        let mut command = Command::new("mount");
-        if !options.is_empty() {
-            command.arg("-o").arg(options.join(","));
-        }
-        run(command.arg(device).arg(folder.path()))?;
-        Ok(Self { folder })
+        Ok(Self { mount: Mount::with(device, folder.path(), options)?, _folder: folder })
     }
 
     /// Where it is mounted.
     #[must_use]
     pub fn folder(&self) -> &Path {
-        self.folder.path()
+        self.mount.folder()
     }
 
     /// A path below the mount.
     #[must_use]
     pub fn join(&self, path: &str) -> PathBuf {
-        self.folder.path().join(path)
-    }
-}
-
-impl Drop for MountPoint {
-    fn drop(&mut self) {
-        if let Err(error) = run(Command::new("umount").arg(self.folder.path())) {
-            eprintln!("{error:#}");
-        }
+        self.folder().join(path)
     }
 }
 

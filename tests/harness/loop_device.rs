@@ -1,17 +1,16 @@
 //! A loop device on a sparse temporary file, detached on drop.
 //!
-//! Owns the file, its folder and the device. Does not know what is written to it.
-//! Invariant: only the device that `losetup` returned to us is ever detached.
+//! Owns the file and its folder; the device is the quickstart's. Does not know what is written to it.
 //! Limit: as many devices as the kernel gives; `losetup` says so if there is none.
 
 use std::{
     fs::{File, OpenOptions},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    process::Command,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
+use holdfast_coordinator::quickstart::scenery::LoopDisk;
 use tempfile::TempDir;
 
 /// Why loop devices cannot be used here, or `None` if they can. Tests print it as `skipped: ...`.
@@ -29,7 +28,7 @@ pub fn unavailable() -> Option<String> {
 /// A loop device with direct IO to its backing file.
 #[derive(Debug)]
 pub struct LoopDevice {
-    device: PathBuf,
+    disk: LoopDisk,
     backing: PathBuf,
     /// Holds the backing file if it is ours; removed after the device has been detached.
     _folder: Option<TempDir>,
@@ -45,8 +44,7 @@ impl LoopDevice {
         let backing = folder.path().join("disk.img");
         let file = File::create_new(&backing).context("making the backing file")?;
         file.set_len(bytes).context("sizing the backing file")?;
-        let device = attach(&backing, 0)?;
-        Ok(Self { device, backing, _folder: Some(folder) })
+        Ok(Self { disk: LoopDisk::attach(&backing, false)?, backing, _folder: Some(folder) })
     }
 
     /// Attaches a device on an existing file, which stays after the drop.
@@ -63,13 +61,13 @@ impl LoopDevice {
     /// # Errors
     /// No device is free, or the file does not allow direct IO.
     pub fn attach_at(backing: &Path, offset: u64) -> Result<Self> {
-        Ok(Self { device: attach(backing, offset)?, backing: backing.to_owned(), _folder: None })
+        Ok(Self { disk: LoopDisk::attach_at(backing, offset)?, backing: backing.to_owned(), _folder: None })
     }
 
     /// The device node, for example `/dev/loop3`.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.device
+        self.disk.device()
     }
 
     /// The backing file.
@@ -81,7 +79,7 @@ impl LoopDevice {
     /// The kernel's name of the device, for example `loop3`.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.device.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+        self.path().file_name().and_then(|name| name.to_str()).unwrap_or_default()
     }
 
     /// Opens the device for direct reads and writes (buffers, offsets and lengths aligned to 4096 bytes).
@@ -93,33 +91,7 @@ impl LoopDevice {
             .read(true)
             .write(true)
             .custom_flags(libc::O_DIRECT)
-            .open(&self.device)
-            .with_context(|| format!("opening {}", self.device.display()))
+            .open(self.path())
+            .with_context(|| format!("opening {}", self.path().display()))
     }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        let detached = Command::new("losetup").arg("--detach").arg(&self.device).status();
-        if !detached.is_ok_and(|status| status.success()) {
-            eprintln!("could not detach {}: detach it with losetup --detach", self.device.display());
-        }
-    }
-}
-
-/// Has `losetup` choose a free device, which it prints.
-fn attach(backing: &Path, offset: u64) -> Result<PathBuf> {
-    let output = Command::new("losetup")
-        .args(["--find", "--show", "--direct-io=on"])
-        .arg(format!("--offset={offset}"))
-        .arg(backing)
-        .output()
-        .context("running losetup (package mount)")?;
-    ensure!(
-        output.status.success(),
-        "losetup of {}: {}",
-        backing.display(),
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
-    Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
 }

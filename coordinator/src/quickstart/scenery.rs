@@ -43,10 +43,22 @@ impl LoopDisk {
     /// # Errors
     /// No root, no loop devices, or none free.
     pub fn attach(image: &Path, read_only: bool) -> Result<Self> {
-        let mut arguments = vec![OsStr::new("--find"), OsStr::new("--show")];
-        arguments.push(OsStr::new(if read_only { "--read-only" } else { "--direct-io=on" }));
-        arguments.push(image.as_os_str());
-        Ok(Self { device: run("losetup", arguments)?.into() })
+        Self::with(image, if read_only { "--read-only" } else { "--direct-io=on" }, 0)
+    }
+
+    /// Attaches one with direct IO to the part of `image` that begins at byte `offset`, as of a partition in it.
+    ///
+    /// # Errors
+    /// No root, no loop devices, or none free.
+    pub fn attach_at(image: &Path, offset: u64) -> Result<Self> {
+        Self::with(image, "--direct-io=on", offset)
+    }
+
+    fn with(image: &Path, how: &str, offset: u64) -> Result<Self> {
+        let offset = format!("--offset={offset}");
+        let arguments = ["--find", "--show", how, &offset].map(OsStr::new);
+        let device = run("losetup", arguments.into_iter().chain([image.as_os_str()]));
+        Ok(Self { device: device.with_context(|| format!("losetup of {}", image.display()))?.into() })
     }
 
     /// The device node.
@@ -76,8 +88,19 @@ impl Mount {
     /// # Errors
     /// The kernel refuses the file system.
     pub fn new(device: &Path, folder: &Path) -> Result<Self> {
+        Self::with(device, folder, &[])
+    }
+
+    /// The same with options ("ro", "nouuid").
+    ///
+    /// # Errors
+    /// The kernel refuses the file system.
+    pub fn with(device: &Path, folder: &Path, options: &[&str]) -> Result<Self> {
         fs::create_dir_all(folder)?;
-        run("mount", [device, folder])?;
+        let options = options.join(",");
+        let options = (!options.is_empty()).then_some(["-o", &options].map(OsStr::new));
+        let places = [device.as_os_str(), folder.as_os_str()];
+        run("mount", options.into_iter().flatten().chain(places))?;
         Ok(Self { folder: folder.to_owned() })
     }
 
