@@ -60,6 +60,14 @@ uuid_id!(
     /// A job of the coordinator.
     JobId
 );
+uuid_id!(
+    /// A replication group: machines that are cut at the same instant.
+    GroupId
+);
+uuid_id!(
+    /// One attempt to cut a group. Minted by the coordinator, never used twice.
+    GroupCutId
+);
 
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident, $inner:ty) => {

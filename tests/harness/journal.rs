@@ -5,7 +5,7 @@ use std::sync::Arc;
 use holdfast_common::{
     clock::Timestamp,
     frame::{
-        Consistency, CutMember, CutMethod, CutRecord, Extent, Frame, FrameIdentity, FrameSealer,
+        Consistency, CutMember, CutMethod, CutMore, CutRecord, Extent, Frame, FrameIdentity, FrameSealer,
         seal::seal_cut,
     },
     ids::{DiskId, Generation, Interval, MachineId, PointId, Sequence},
@@ -85,6 +85,7 @@ fn cut_record(sequence: u64) -> CutRecord {
         members: vec![CutMember { disk: DISK, generation: Generation(1) }],
         notes: Vec::new(),
         request: None,
+        more: CutMore::default(),
     }
 }
 

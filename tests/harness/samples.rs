@@ -5,19 +5,22 @@
 
 use holdfast_common::{
     clock::Timestamp,
-    ids::{DiskId, Generation, Interval, MachineId, Sequence},
+    ids::{DiskId, Generation, GroupCutId, GroupId, Interval, MachineId, PointId, Sequence},
     units::{BlockCount, BlockIndex, BlockRange},
     wire::{
-        AgentMessage, Assignment, Capture, CoordinatorMessage, CutVoided, DataStreamStart, DiskHealth,
-        DiskIdentity, DiskInventory, DiskReport, DiskStart, EnrolReply, EnrolRequest, FileSystemInventory,
-        Firmware, Hello, Inventory, MachineSettings, NetworkCard, PartitionInventory, PartitionTable,
-        Platform, Refusal, RefusalCode, RenewReply, RenewRequest, ScanAnswer, ScanQuestion, TrustLoss,
-        Welcome,
+        AgentMessage, AnswerStep, Assignment, Capture, CoordinatorMessage, CutVoided, DataStreamStart,
+        DiskHealth, DiskIdentity, DiskInventory, DiskReport, DiskStart, EnrolReply, EnrolRequest,
+        FileSystemInventory, Firmware, GroupAnswer, GroupArm, GroupOrder, Hello, Inventory, MachineSettings,
+        MarkOrder, NetworkCard, OrderStep, PartitionInventory, PartitionTable, Platform, Refusal,
+        RefusalCode, RenewReply, RenewRequest, ScanAnswer, ScanQuestion, TrustLoss, Welcome,
     },
 };
 
 const DISK: DiskId = DiskId::from_bytes([0x11; 16]);
 const MACHINE: MachineId = MachineId::from_bytes([0x22; 16]);
+const POINT: PointId = PointId::from_bytes([0x33; 16]);
+const GROUP: GroupId = GroupId::from_bytes([0x44; 16]);
+const CUT: GroupCutId = GroupCutId::from_bytes([0x55; 16]);
 
 /// What identifies the sample disk; every field is set.
 #[must_use]
@@ -90,6 +93,14 @@ fn report(health: DiskHealth) -> AgentMessage {
     })
 }
 
+fn group_answer(step: AnswerStep) -> AgentMessage {
+    AgentMessage::GroupCut(GroupAnswer { cut: CUT, step })
+}
+
+fn group_order(step: OrderStep) -> CoordinatorMessage {
+    CoordinatorMessage::GroupCut(Box::new(GroupOrder { cut: CUT, step }))
+}
+
 /// Every message of an agent, and every state of a disk in it.
 #[must_use]
 pub fn agent_messages() -> Vec<AgentMessage> {
@@ -122,6 +133,10 @@ pub fn agent_messages() -> Vec<AgentMessage> {
         AgentMessage::Renew(RenewRequest { request_der: vec![0x30, 0x03, 0x02, 0x01, 0x00] }),
         AgentMessage::Inventory(Box::new(inventory())),
         AgentMessage::Closing,
+        group_answer(AnswerStep::Armed),
+        group_answer(AnswerStep::Held { hold: POINT, took_us: 4_000 }),
+        group_answer(AnswerStep::Released { hold: POINT, marked: true, held_us: 9_000 }),
+        group_answer(AnswerStep::Declined { reason: "no".into() }),
     ]
 }
 
@@ -143,6 +158,12 @@ pub const fn agent_name(message: &AgentMessage) -> &'static str {
         AgentMessage::Renew(_) => "agent/renew",
         AgentMessage::Inventory(_) => "agent/inventory",
         AgentMessage::Closing => "agent/closing",
+        AgentMessage::GroupCut(answer) => match answer.step {
+            AnswerStep::Armed => "agent/group-cut/armed",
+            AnswerStep::Held { .. } => "agent/group-cut/held",
+            AnswerStep::Released { .. } => "agent/group-cut/released",
+            AnswerStep::Declined { .. } => "agent/group-cut/declined",
+        },
     }
 }
 
@@ -179,6 +200,15 @@ pub fn coordinator_messages() -> Vec<CoordinatorMessage> {
         now: Timestamp(1_700_000_000_000_000),
         assignment: assignment(),
     };
+    let arm = GroupArm { group: GROUP, ready_ms_max: 5_000, wait_ms_max: 500, application: true };
+    let mark = MarkOrder {
+        hold: POINT,
+        since_held_us: 300,
+        spread_us: 70_000,
+        group: GROUP,
+        name: "shop".into(),
+        members: vec![MACHINE],
+    };
     let answer = ScanAnswer { question: 9, disk: DISK, differs: vec![true, false] };
     vec![
         CoordinatorMessage::Welcome(Box::new(welcome)),
@@ -189,6 +219,11 @@ pub fn coordinator_messages() -> Vec<CoordinatorMessage> {
         CoordinatorMessage::SendAgain { disk: DISK, ranges: vec![BlockRange::new(7, 70_000)] },
         CoordinatorMessage::Renewed(RenewReply { certificate_der: vec![0x30, 0x00] }),
         CoordinatorMessage::Refused(Refusal::new(RefusalCode::STORAGE, "full")),
+        group_order(OrderStep::Arm(arm)),
+        group_order(OrderStep::Hold),
+        group_order(OrderStep::Mark(mark)),
+        group_order(OrderStep::Cancel { reason: "late".into() }),
+        CoordinatorMessage::MakeApplicationPoint { request: 251, strict: true },
     ]
 }
 
@@ -204,6 +239,13 @@ pub const fn coordinator_name(message: &CoordinatorMessage) -> &'static str {
         CoordinatorMessage::SendAgain { .. } => "coordinator/send-again",
         CoordinatorMessage::Renewed(_) => "coordinator/renewed",
         CoordinatorMessage::Refused(_) => "coordinator/refused",
+        CoordinatorMessage::GroupCut(order) => match order.step {
+            OrderStep::Arm(_) => "coordinator/group-cut/arm",
+            OrderStep::Hold => "coordinator/group-cut/hold",
+            OrderStep::Mark(_) => "coordinator/group-cut/mark",
+            OrderStep::Cancel { .. } => "coordinator/group-cut/cancel",
+        },
+        CoordinatorMessage::MakeApplicationPoint { .. } => "coordinator/make-application-point",
     }
 }
 

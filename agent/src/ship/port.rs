@@ -9,7 +9,7 @@ use holdfast_common::{
     frame::FrameIdentity,
     ids::{DiskId, Sequence},
     units::BlockRange,
-    wire::{Assignment, ScanAnswer, Welcome},
+    wire::{Assignment, GroupOrder, ScanAnswer, Welcome},
 };
 
 /// Most events waiting for capture; the link stops reading control messages beyond that.
@@ -22,6 +22,15 @@ pub struct OutgoingFrame {
     pub identity: FrameIdentity,
     /// The whole frame.
     pub bytes: Bytes,
+}
+
+/// What becomes of a cut whose applications could not be made consistent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strictness {
+    /// It is kept as a crash-consistent one, with the reason.
+    Lenient,
+    /// It is void.
+    Strict,
 }
 
 /// What the link tells capture.
@@ -53,6 +62,8 @@ pub enum Inbound {
     MakePoint {
         /// Number that the cut record carries back.
         request: u64,
+        /// Whether applications are to be made consistent first, and if so, whether the cut is void when that fails.
+        application: Option<Strictness>,
     },
     /// Mark these ranges again.
     SendAgain {
@@ -61,6 +72,8 @@ pub enum Inbound {
         /// The ranges.
         ranges: Vec<BlockRange>,
     },
+    /// What a group cut wants of this machine. Marks and cancels go into the box of `group::Marks` as well.
+    GroupCut(Box<GroupOrder>),
     /// The link is down; ship reconnects by itself. Capture goes on until its budget is full.
     Disconnected,
 }

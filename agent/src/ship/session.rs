@@ -22,7 +22,7 @@ use holdfast_common::{
 };
 
 use super::{
-    port::{Inbound, OutgoingFrame},
+    port::{Inbound, OutgoingFrame, Strictness},
     window::{PushError, Pushed, Resumed, Window},
 };
 
@@ -140,11 +140,16 @@ impl AgentSession {
             CoordinatorMessage::Acknowledge { disk, sequence } => self.acknowledge(disk, sequence),
             CoordinatorMessage::ScanAnswer(answer) => Ok(vec![Action::Deliver(Inbound::ScanAnswer(answer))]),
             CoordinatorMessage::MakePoint { request } => {
-                Ok(vec![Action::Deliver(Inbound::MakePoint { request })])
+                Ok(vec![Action::Deliver(Inbound::MakePoint { request, application: None })])
+            }
+            CoordinatorMessage::MakeApplicationPoint { request, strict } => {
+                let application = Some(if strict { Strictness::Strict } else { Strictness::Lenient });
+                Ok(vec![Action::Deliver(Inbound::MakePoint { request, application })])
             }
             CoordinatorMessage::SendAgain { disk, ranges } => {
                 Ok(vec![Action::Deliver(Inbound::SendAgain { disk, ranges })])
             }
+            CoordinatorMessage::GroupCut(order) => Ok(vec![Action::Deliver(Inbound::GroupCut(order))]),
             CoordinatorMessage::Renewed(reply) => Ok(vec![Action::Renewed(reply)]),
             CoordinatorMessage::Welcome(_) => Err(protocol("the coordinator welcomed twice")),
             CoordinatorMessage::Refused(refusal) => Err(refusal),

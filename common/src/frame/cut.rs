@@ -1,13 +1,14 @@
 //! Records that cut and scan frames carry as payload (uncompressed bincode, see [`crate::codec`]).
 //!
-//! Owns the records' fields. They are persisted in the journal: fields are never reordered or removed, and a new
-//! version is a new frame kind. The points of the catalog can be rebuilt from them alone.
+//! Owns the records' fields. They are persisted in the journal: fields are never reordered or removed; what is new of a
+//! cut goes into [`CutMore`], which stands behind the record. The points of the catalog can be rebuilt from them alone.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     clock::Timestamp,
-    ids::{DiskId, Generation, MachineId, PointId},
+    codec::{self, CodecError},
+    ids::{DiskId, Generation, GroupCutId, GroupId, MachineId, PointId},
     units::BlockIndex,
 };
 
@@ -33,6 +34,84 @@ pub struct CutRecord {
     pub notes: Vec<String>,
     /// The operator's request that this cut answers, if one did.
     pub request: Option<u64>,
+    /// What later versions know more of the cut.
+    #[serde(skip)]
+    pub more: CutMore,
+}
+
+/// What is known of a cut beyond [`CutRecord`]'s own fields. Encoded behind them, and only if there is something
+/// ([`CutRecord::encode`]); fields are only ever appended, together with a new variant of `MoreForm`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CutMore {
+    /// The group cut that this one was a part of: the machine was held when its mark came.
+    pub group: Option<GroupMark>,
+    /// How the applications were made consistent, if they were.
+    pub application: Option<ApplicationFreeze>,
+}
+
+/// Proof that a machine was held when the mark of a group cut was made. With it in the durable cut records of all
+/// `members`, a group point exists; nothing else is needed for it (docs/consistency.md).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupMark {
+    /// The group cut.
+    pub cut: GroupCutId,
+    /// The group.
+    pub group: GroupId,
+    /// Its name at that time.
+    pub name: String,
+    /// All machines of the group cut, in order of their ids.
+    pub members: Vec<MachineId>,
+    /// Time from the hold's report until the mark, by the coordinator's clock: it held for at least that long.
+    pub since_held_us: u64,
+    /// Time from the hold's report until the mark came, by the machine's clock.
+    pub waited_us: u64,
+    /// Upper bound of how far apart the beginnings of all members' holds lie.
+    pub spread_us: u64,
+}
+
+/// How applications were made consistent for a cut. Only in records of cuts for which all of it went well.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApplicationFreeze {
+    /// The hooks that ran, in the order of freezing.
+    pub hooks: Vec<String>,
+    /// From the first hook's `freeze` until the last one's `thaw` had ended, in microseconds.
+    pub frozen_us: u64,
+}
+
+/// Forms in which [`CutMore`] is encoded.
+#[derive(Serialize, Deserialize)]
+enum MoreForm {
+    First(CutMore),
+}
+
+impl CutRecord {
+    /// The payload of a cut frame: the record as bincode; behind it, if there is more, a `MoreForm` as bincode.
+    ///
+    /// # Errors
+    /// The record is too large.
+    pub fn encode(&self) -> Result<Vec<u8>, CodecError> {
+        let mut bytes = codec::encode(self)?;
+        if self.more != CutMore::default() {
+            bytes.extend(codec::encode(&MoreForm::First(self.more.clone()))?);
+        }
+        Ok(bytes)
+    }
+
+    /// Reads the payload of a cut frame.
+    ///
+    /// # Errors
+    /// It is not one, or one of a newer version.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        let (mut record, used) = codec::decode_prefix::<Self>(bytes)?;
+        match bytes.get(used..) {
+            None | Some([]) => {}
+            Some(rest) => {
+                let MoreForm::First(more) = codec::decode(rest)?;
+                record.more = more;
+            }
+        }
+        Ok(record)
+    }
 }
 
 /// A disk of a cut.

@@ -13,7 +13,9 @@ pub mod cut;
 pub mod seal;
 pub mod open;
 
-pub use cut::{Consistency, CutMember, CutMethod, CutRecord, ScanRecord};
+pub use cut::{
+    ApplicationFreeze, Consistency, CutMember, CutMethod, CutMore, CutRecord, GroupMark, ScanRecord,
+};
 pub use extent::{Extent, ExtentKind};
 pub use header::{Compression, FRAME_HEADER_BYTES, FrameError, FrameHeader, FrameKind};
 pub use open::{Frame, PlainReader, check_in_place};

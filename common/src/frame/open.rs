@@ -124,7 +124,7 @@ impl Frame {
     /// # Errors
     /// [`FrameError::Payload`] if the payload is not a cut record.
     pub fn cut_record(&self) -> Result<CutRecord, FrameError> {
-        codec::decode(self.stored()).map_err(|_| FrameError::Payload)
+        CutRecord::decode(self.stored()).map_err(|_| FrameError::Payload)
     }
 
     /// The record of a scan frame.

@@ -121,7 +121,7 @@ impl FrameSealer {
 /// # Errors
 /// The record is too large to encode.
 pub fn seal_cut(identity: FrameIdentity, record: &CutRecord) -> Result<Bytes, CodecError> {
-    seal_record(identity, FrameKind::Cut, &codec::encode(record)?)
+    seal_record(identity, FrameKind::Cut, &record.encode()?)
 }
 
 /// Seals a scan's progress.

@@ -4,14 +4,14 @@ use bytes::{Bytes, BytesMut};
 use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
 
 use super::{
-    Compression, Consistency, CutMember, CutMethod, CutRecord, Extent, Frame, FrameError, FrameHeader,
-    FrameIdentity, FrameKind, FrameSealer, PlainReader, ScanRecord, check_in_place,
+    ApplicationFreeze, Compression, Consistency, CutMember, CutMethod, CutMore, CutRecord, Extent, Frame,
+    FrameError, FrameHeader, FrameIdentity, FrameKind, FrameSealer, GroupMark, PlainReader, ScanRecord, check_in_place,
     header::FRAME_HEADER_BYTES,
     seal::{seal_cut, seal_scan},
 };
 use crate::{
     clock::Timestamp,
-    ids::{DiskId, Generation, Interval, MachineId, PointId, Sequence},
+    ids::{DiskId, Generation, GroupCutId, GroupId, Interval, MachineId, PointId, Sequence},
     units::{BLOCK_BYTES, BlockIndex, BlockRange},
 };
 
@@ -61,6 +61,7 @@ fn golden_bytes_of_records() {
         members: vec![CutMember { disk: DiskId::from_bytes([3; 16]), generation: Generation(1) }],
         notes: vec!["n".to_owned()],
         request: Some(9),
+        more: CutMore::default(),
     };
     let frame = Frame::verify(seal_cut(identity(), &record).unwrap()).unwrap();
     assert_eq!(
@@ -75,6 +76,48 @@ fn golden_bytes_of_records() {
     assert_eq!(hex(frame.stored()), "fb2c0101");
     assert_eq!(frame.scan_record().unwrap(), scan);
     assert_eq!(frame.header().kind, FrameKind::Scan);
+}
+
+#[test]
+fn golden_bytes_of_what_stands_behind_a_cut_record() {
+    let mut record = CutRecord {
+        point: PointId::from_bytes([1; 16]),
+        machine: MachineId::from_bytes([2; 16]),
+        at: Timestamp(1),
+        hold_us: 5,
+        method: CutMethod::Freeze,
+        consistency: Consistency::App,
+        members: Vec::new(),
+        notes: Vec::new(),
+        request: None,
+        more: CutMore::default(),
+    };
+    let plain = record.encode().unwrap();
+    record.more.group = Some(GroupMark {
+        cut: GroupCutId::from_bytes([4; 16]),
+        group: GroupId::from_bytes([5; 16]),
+        name: "shop".to_owned(),
+        members: vec![MachineId::from_bytes([2; 16]), MachineId::from_bytes([6; 16])],
+        since_held_us: 300,
+        waited_us: 400,
+        spread_us: 7,
+    });
+    record.more.application =
+        Some(ApplicationFreeze { hooks: vec!["10-postgresql".to_owned()], frozen_us: 9 });
+    let frame = Frame::verify(seal_cut(identity(), &record).unwrap()).unwrap();
+    let (old, more) = frame.stored().split_at(plain.len());
+    assert_eq!(old, plain, "what an older record had keeps its bytes");
+    assert_eq!(
+        hex(more),
+        "000110040404040404040404040404040404041005050505050505050505050505050505\
+         0473686f70021002020202020202020202020202020202100606060606060606060606060606060\
+         6fb2c01fb9001070101\
+         0d31302d706f737467726573716c09"
+    );
+    assert_eq!(frame.cut_record().unwrap(), record);
+    let mut garbage = plain;
+    garbage.push(9);
+    assert!(CutRecord::decode(&garbage).is_err(), "a newer form is refused");
 }
 
 #[test]

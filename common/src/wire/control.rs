@@ -32,6 +32,8 @@ pub enum AgentMessage {
     Inventory(Box<Inventory>),
     /// The agent will close the connection in order.
     Closing,
+    /// What the machine says about a group cut.
+    GroupCut(super::GroupAnswer),
 }
 
 /// What the coordinator says on the control stream. The first message is `Welcome` or `Refused`.
@@ -67,6 +69,15 @@ pub enum CoordinatorMessage {
     Renewed(super::RenewReply),
     /// Refused; the connection is closed with the same code.
     Refused(Refusal),
+    /// What a group cut wants of the machine.
+    GroupCut(Box<super::GroupOrder>),
+    /// Make an app-consistent recovery point now: freeze hooks first. The cut record carries `request` back.
+    MakeApplicationPoint {
+        /// Number to carry back.
+        request: u64,
+        /// Whether the cut is void if a hook fails; else the point is kept as a crash-consistent one.
+        strict: bool,
+    },
 }
 
 /// The agent's opening.

@@ -21,3 +21,12 @@ pub const CUT_INTERVAL_MS_DEFAULT: u64 = 10_000;
 
 /// Default longest time that writes may be held for a cut, in milliseconds.
 pub const HOLD_MS_MAX_DEFAULT: u64 = 2_000;
+
+/// Most machines of one replication group.
+pub const GROUP_MEMBERS_MAX: usize = 256;
+
+/// Longest time that a held member may wait for the mark of a group cut, in milliseconds, whatever it is told.
+pub const GROUP_WAIT_MS_MAX: u64 = 2_000;
+
+/// Default of that time, in milliseconds.
+pub const GROUP_WAIT_MS_DEFAULT: u64 = 500;

@@ -15,6 +15,7 @@ pub mod inventory;
 pub mod control;
 pub mod enrol;
 pub mod envelope;
+pub mod group;
 pub mod opening;
 
 pub use control::{
@@ -23,6 +24,7 @@ pub use control::{
 };
 pub use enrol::{EnrolReply, EnrolRequest, RenewReply, RenewRequest};
 pub use envelope::MessageBuffer;
+pub use group::{AnswerStep, GroupAnswer, GroupArm, GroupOrder, MarkOrder, OrderStep};
 pub use inventory::{
     DiskIdentity, DiskInventory, FileSystemInventory, Firmware, Inventory, NetworkCard, PartitionInventory,
     PartitionTable, Platform,
@@ -37,8 +39,8 @@ pub const ALPN_SESSION: &[u8] = b"holdfast/1";
 pub const ALPN_ENROL: &[u8] = b"holdfast-enrol/1";
 
 /// Version of the control messages; both ends must have the same, and read it before anything else ([`opening`]).
-/// History: 1, first.
-pub const PROTOCOL_VERSION: u32 = 1;
+/// History: 2, group cuts; 1, first.
+pub const PROTOCOL_VERSION: u32 = 2;
 
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,6 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use holdfast_common::{
-    codec,
     frame::{CutRecord, FRAME_HEADER_BYTES, FrameHeader, FrameKind, extent::EXTENT_BYTES},
     ids::{DiskId, Generation, Interval, Sequence},
     units::BlockIndex,
@@ -221,7 +220,7 @@ impl Logs {
             position.since_cut_bytes = stored_bytes;
             return Ok(());
         }
-        let record: CutRecord = codec::decode(&head.record).context("reading a cut record")?;
+        let record: CutRecord = CutRecord::decode(&head.record).context("reading a cut record")?;
         let arrival = self.arrival(&record);
         let (disk, generation, sequence) = (header.disk, header.generation, header.sequence);
         let cut = CutSeen { disk, generation, sequence, stored_bytes, record };

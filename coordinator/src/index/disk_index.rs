@@ -14,7 +14,7 @@ use std::{
 
 use holdfast_common::{
     codec,
-    frame::FrameKind,
+    frame::{CutRecord, FrameKind},
     ids::{Generation, Sequence},
     units::BlockRange,
 };
@@ -309,7 +309,7 @@ impl DiskIndex {
             },
             // A cut that was given up closes no interval.
             FrameKind::Cut if !self.log.kept().needs_cut(sequence) => {}
-            FrameKind::Cut => match codec::decode(&head.record) {
+            FrameKind::Cut => match CutRecord::decode(&head.record) {
                 Ok(record) => return self.cut(head, record),
                 Err(error) => self.unreadable(sequence, &error),
             },

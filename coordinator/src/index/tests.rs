@@ -5,7 +5,8 @@ use std::sync::Arc;
 use holdfast_common::{
     clock::Timestamp,
     frame::{
-        Consistency, CutMember, CutMethod, CutRecord, Extent, Frame, FrameIdentity, FrameSealer, ScanRecord,
+        Consistency, CutMember, CutMethod, CutMore, CutRecord, Extent, Frame, FrameIdentity, FrameSealer,
+        ScanRecord,
         seal::{seal_cut, seal_scan},
     },
     ids::{DiskId, Generation, Interval, MachineId, PointId, Sequence},
@@ -157,6 +158,7 @@ impl World {
             members: vec![CutMember { disk: DISK, generation: self.identity.generation }],
             notes: Vec::new(),
             request: None,
+            more: CutMore::default(),
         };
         self.append(|identity| seal_cut(identity, &record).unwrap());
         self.cuts.push((self.identity.sequence, self.model.clone()));

@@ -8,8 +8,12 @@ use holdfast_common::{
     clock::{ManualClock, Timestamp},
     codec,
     entropy::SeededEntropy,
-    frame::{Extent, FrameIdentity, FrameSealer, ScanRecord, seal::seal_scan},
-    ids::{Generation, Interval, JobId, MachineId, PointId, Sequence},
+    frame::{
+        ApplicationFreeze, Consistency, CutMethod, CutMore, CutRecord, Extent, FrameIdentity, FrameSealer,
+        GroupMark, ScanRecord,
+        seal::{seal_cut, seal_scan},
+    },
+    ids::{Generation, GroupCutId, GroupId, Interval, JobId, MachineId, PointId, Sequence},
     tls::MachineKey,
     token::{EnrolToken, Fingerprint, OperatorToken},
     units::{BLOCK_BYTES, BlockIndex, BlockRange},
@@ -51,6 +55,33 @@ fn identity(sequence: u64) -> FrameIdentity {
     }
 }
 
+/// A cut record with all that may stand behind it.
+fn marked_cut() -> CutRecord {
+    let machine = manifest().machine;
+    let mark = GroupMark {
+        cut: GroupCutId::from_bytes([4; 16]),
+        group: GroupId::from_bytes([5; 16]),
+        name: "shop".into(),
+        members: vec![machine],
+        since_held_us: 300,
+        waited_us: 400,
+        spread_us: 7,
+    };
+    let application = ApplicationFreeze { hooks: vec!["10-postgresql".into()], frozen_us: 9 };
+    CutRecord {
+        point: PointId::from_bytes([6; 16]),
+        machine,
+        at: Timestamp(1),
+        hold_us: 5,
+        method: CutMethod::Freeze,
+        consistency: Consistency::App,
+        members: Vec::new(),
+        notes: Vec::new(),
+        request: None,
+        more: CutMore { group: Some(mark), application: Some(application) },
+    }
+}
+
 /// Frames of every kind and compression.
 pub(super) fn frames() -> Vec<Vec<u8>> {
     let extents = [
@@ -70,6 +101,7 @@ pub(super) fn frames() -> Vec<Vec<u8>> {
         packed.to_vec(),
         zeroes.expect("valid extents").to_vec(),
         scan.to_vec(),
+        seal_cut(identity(5), &marked_cut()).expect("a small record").to_vec(),
     ]
 }
 

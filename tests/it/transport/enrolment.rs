@@ -6,7 +6,7 @@ use anyhow::Result;
 use holdfast_agent::{enrol::EnrolError, identity::IdentityError};
 use holdfast_common::{
     token::{EnrolToken, Fingerprint},
-    wire::{ALPN_ENROL, RefusalCode},
+    wire::{ALPN_ENROL, PROTOCOL_VERSION, RefusalCode},
 };
 use holdfast_tests::transport::TransportSite;
 
@@ -22,7 +22,7 @@ async fn a_token_enrols_once() -> Result<()> {
     assert!(matches!(&replayed, Err(EnrolError::Refused(r)) if r.code == RefusalCode::TOKEN), "{replayed:?}");
     let nothing = site.identity_store("second").load();
     assert!(matches!(nothing, Err(IdentityError::NotEnrolled { .. })));
-    let (connection, _) = raw::session(&site, &identity, 1).await?;
+    let (connection, _) = raw::session(&site, &identity, PROTOCOL_VERSION).await?;
     assert!(connection.close_reason().is_none());
     Ok(())
 }
@@ -81,7 +81,7 @@ async fn a_session_without_certificate_is_refused() -> Result<()> {
 async fn revocation_ends_the_live_session_and_refuses_new_ones() -> Result<()> {
     let site = TransportSite::start()?;
     let identity = site.enrol("revoked").await?;
-    let (connection, _) = raw::session(&site, &identity, 1).await?;
+    let (connection, _) = raw::session(&site, &identity, PROTOCOL_VERSION).await?;
     site.directory.revoke(identity.machine);
     site.links.close(identity.machine, RefusalCode::REVOKED, "revoked by the operator");
     assert_eq!(raw::close_code(&connection).await, RefusalCode::REVOKED);

@@ -26,9 +26,9 @@ async fn check_data(bytes: &[u8], expected: RefusalCode) -> Result<()> {
     let (site, identity) = site().await?;
     let neighbour = site.enrol("neighbour").await?;
     site.directory.protect(neighbour.machine, OTHER);
-    let (good, mut control) = raw::session(&site, &neighbour, 1).await?;
+    let (good, mut control) = raw::session(&site, &neighbour, PROTOCOL_VERSION).await?;
     let mut stream = raw::data(&good, OTHER, &raw::frame(OTHER, Generation(1), 1).1).await?;
-    let (bad, _control) = raw::session(&site, &identity, 1).await?;
+    let (bad, _control) = raw::session(&site, &identity, PROTOCOL_VERSION).await?;
     let _stream = raw::data(&bad, DISK, bytes).await?;
     assert_eq!(raw::close_code(&bad).await, expected);
     assert!(site.store.sink(DISK).digests().is_empty());
@@ -72,7 +72,7 @@ async fn a_frame_of_a_disk_that_is_not_its_own() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_of_a_disk_that_is_not_its_own_is_stopped() -> Result<()> {
     let (site, identity) = site().await?;
-    let (connection, _control) = raw::session(&site, &identity, 1).await?;
+    let (connection, _control) = raw::session(&site, &identity, PROTOCOL_VERSION).await?;
     let mut stream = raw::data(&connection, OTHER, &raw::frame(OTHER, Generation(1), 1).1).await?;
     assert_eq!(stream.stopped().await?, Some(RefusalCode::FENCED.0.into()));
     assert!(site.store.sink(OTHER).digests().is_empty());
@@ -83,7 +83,7 @@ async fn a_stream_of_a_disk_that_is_not_its_own_is_stopped() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_oversized_control_message() -> Result<()> {
     let (site, identity) = site().await?;
-    let (connection, mut control) = raw::session(&site, &identity, 1).await?;
+    let (connection, mut control) = raw::session(&site, &identity, PROTOCOL_VERSION).await?;
     control.send.write_all(&u32::MAX.to_le_bytes()).await?;
     assert_eq!(raw::close_code(&connection).await, RefusalCode::PROTOCOL);
     Ok(())

@@ -13,7 +13,7 @@ use holdfast_agent::{
 use holdfast_common::{
     entropy::SystemEntropy,
     ids::{DiskId, Generation, Sequence},
-    wire::{AgentMessage, RefusalCode, TrustLoss},
+    wire::{AgentMessage, PROTOCOL_VERSION, RefusalCode, TrustLoss},
 };
 use holdfast_tests::{
     relay::{Relay, Weather},
@@ -243,8 +243,8 @@ async fn lost_tracking_begins_a_new_generation_behind_what_arrived() -> Result<(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_newer_connection_takes_over() -> Result<()> {
     let (site, identity) = protected("twice").await?;
-    let (old, _old_control) = raw::session(&site, &identity, 1).await?;
-    let (new, _new_control) = raw::session(&site, &identity, 1).await?;
+    let (old, _old_control) = raw::session(&site, &identity, PROTOCOL_VERSION).await?;
+    let (new, _new_control) = raw::session(&site, &identity, PROTOCOL_VERSION).await?;
     assert_eq!(raw::close_code(&old).await, RefusalCode::SUPERSEDED);
     assert!(new.close_reason().is_none());
     assert_eq!(site.links.all().len(), 1);
@@ -254,7 +254,7 @@ async fn a_newer_connection_takes_over() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reassignment_fences_the_old_generation_before_it_returns() -> Result<()> {
     let (site, identity) = protected("fenced").await?;
-    let (connection, mut control) = raw::session(&site, &identity, 1).await?;
+    let (connection, mut control) = raw::session(&site, &identity, PROTOCOL_VERSION).await?;
     let mut stream = raw::data(&connection, DISK, &raw::frame(DISK, Generation(1), 1).1).await?;
     control.hear().await?;
     site.directory.raise(identity.machine, DISK);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use holdfast_common::{
     clock::Timestamp,
-    frame::{Consistency, CutMember, CutMethod, CutRecord},
+    frame::{Consistency, CutMember, CutMethod, CutMore, CutRecord},
     ids::{DiskId, Generation, MachineId, PointId, Sequence},
 };
 use proptest::{prelude::any, prop_assert, prop_assert_eq, proptest};
@@ -31,6 +31,7 @@ fn cut(point: u8, disk: u8, members: &[u8]) -> CutSeen {
             members,
             notes: Vec::new(),
             request: None,
+            more: CutMore::default(),
         },
     }
 }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use holdfast_common::{
     clock::{Clock as _, ManualClock, Timestamp},
-    frame::{Consistency, CutMember, CutMethod, CutRecord},
+    frame::{Consistency, CutMember, CutMethod, CutMore, CutRecord},
     ids::{DiskId, Generation, MachineId, PointId, Sequence},
     wire::DiskIdentity,
 };
@@ -89,6 +89,7 @@ impl Fixture {
                 members: members.to_vec(),
                 notes: Vec::new(),
                 request: None,
+                more: CutMore::default(),
             },
         }
     }
