@@ -16,6 +16,10 @@ pub mod enrol;
 pub mod inventory;
 // Learning which blocks changed, and making cuts.
 pub mod capture;
+// Programs that make applications consistent before a cut.
+pub mod hooks;
+// This machine's part in cuts of replication groups.
+pub mod group;
 // From changed blocks to sealed frames.
 pub mod batch;
 // The capture thread: does what the cycle asks for.

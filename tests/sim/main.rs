@@ -1,3 +1,4 @@
 //! Seeded simulations of the state machines, together and under faults.
 
+mod groups;
 mod transport;
