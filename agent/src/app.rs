@@ -97,6 +97,7 @@ pub async fn run(settings: Settings, surroundings: Surroundings, stop: Cancellat
         readers: ReaderPool::new(settings.processor.reading_threads)?,
         tracking: surroundings.tracking,
         freezing: surroundings.freezing,
+        hooks: settings.hooks(),
         clock: Arc::clone(&clock),
         entropy: Arc::clone(&entropy),
     };
@@ -108,6 +109,7 @@ pub async fn run(settings: Settings, surroundings: Surroundings, stop: Cancellat
         entropy,
         budget: settings.budget(),
         status,
+        marks: ship.marks(),
     };
     let (ended, mut end) = tokio::sync::oneshot::channel();
     let capture = thread::Builder::new().name("capture".into()).spawn(move || {

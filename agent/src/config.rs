@@ -14,6 +14,7 @@ use thiserror::Error;
 use crate::{
     batch::SealSettings,
     engine::Budget,
+    hooks::HookSettings,
     ship::{
         ShipSettings,
         endpoint::{Congestion, LinkSettings},
@@ -25,6 +26,9 @@ pub const STATE_DEFAULT: &str = "/var/lib/holdfast-agent";
 
 /// Default settings file; it need not exist.
 pub const CONFIG_DEFAULT: &str = "/etc/holdfast/agent.toml";
+
+/// Default folder of freeze hooks.
+pub const HOOKS_DEFAULT: &str = "/etc/holdfast/freeze-hook.d";
 
 /// Bytes in a MiB.
 const MIB: usize = 1 << 20;
@@ -43,6 +47,8 @@ pub struct Settings {
     pub memory: Memory,
     /// The link to the coordinator.
     pub link: Link,
+    /// Freeze hooks of applications.
+    pub hooks: Hooks,
 }
 
 /// Use of the processor and of the disks.
@@ -85,6 +91,24 @@ pub struct Link {
     pub idle_timeout_s: u64,
 }
 
+/// Freeze hooks of applications.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Hooks {
+    /// Folder of the hooks. Default `/etc/holdfast/freeze-hook.d`.
+    pub folder: PathBuf,
+    /// Longest time of one call of a hook, in seconds. Default 30. Then it is killed, and the freeze has failed.
+    pub call_s: u64,
+    /// Longest time that applications may be frozen, in seconds. Default 60. Then they are thawed whatever happens.
+    pub frozen_s: u64,
+}
+
+impl Default for Hooks {
+    fn default() -> Self {
+        Self { folder: PathBuf::from(HOOKS_DEFAULT), call_s: 30, frozen_s: 60 }
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -93,6 +117,7 @@ impl Default for Settings {
             processor: Processor::default(),
             memory: Memory::default(),
             link: Link::default(),
+            hooks: Hooks::default(),
         }
     }
 }
@@ -178,7 +203,7 @@ impl Settings {
     /// # Errors
     /// The first setting that is out of its range.
     pub fn check(&self) -> Result<(), SettingsError> {
-        let Self { processor, memory, link, .. } = self;
+        let Self { processor, memory, link, hooks, .. } = self;
         range("processor.sealing_threads", processor.sealing_threads, 0..=64, "0 (automatic) to 64")?;
         range("processor.nice", processor.nice, 0..=19, "0 to 19")?;
         range("processor.reading_threads", processor.reading_threads, 1..=64, "1 to 64")?;
@@ -188,7 +213,19 @@ impl Settings {
         range("memory.residue_mib", memory.residue_mib, 4..=16384, "4 to 16384")?;
         range("link.keep_alive_s", link.keep_alive_s, 1..=600, "1 to 600")?;
         range("link.idle_timeout_s", link.idle_timeout_s, 2..=3600, "2 to 3600")?;
+        range("hooks.call_s", hooks.call_s, 1..=3600, "1 to 3600")?;
+        range("hooks.frozen_s", hooks.frozen_s, 1..=3600, "1 to 3600")?;
         Ok(())
+    }
+
+    /// How freeze hooks are run.
+    #[must_use]
+    pub fn hooks(&self) -> HookSettings {
+        HookSettings {
+            call_max: Duration::from_secs(self.hooks.call_s),
+            bound: Duration::from_secs(self.hooks.frozen_s),
+            ..HookSettings::new(self.hooks.folder.clone(), &self.state)
+        }
     }
 
     /// Sealing threads to start.

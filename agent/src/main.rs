@@ -2,7 +2,7 @@
 //!
 //! Owns arguments, signals and exit codes. Everything else is the library's.
 
-use std::{io::Write as _, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{io::Write as _, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
@@ -12,6 +12,7 @@ use holdfast_agent::{
     config::Settings,
     engine::StatusReport,
     enrol,
+    hooks::keeper::{KeeperArguments, keeper_main},
     identity::IdentityStore,
 };
 use holdfast_common::{clock::SystemClock, entropy::SystemEntropy, telemetry, token::EnrolToken};
@@ -62,12 +63,31 @@ enum Command {
     /// Thaws file systems if the agent cannot; started by the agent
     #[command(hide = true)]
     Guardian,
+    /// Runs freeze hooks, and thaws them whatever becomes of the agent; started by the agent
+    #[command(hide = true)]
+    HookKeeper {
+        #[arg(long)]
+        folder: PathBuf,
+        #[arg(long)]
+        marker: PathBuf,
+        #[arg(long)]
+        call_ms: u64,
+        #[arg(long)]
+        bound_ms: u64,
+        #[arg(long)]
+        thaw_only: bool,
+    },
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if matches!(arguments.command, Command::Guardian) {
-        return guardian_main();
+    match arguments.command {
+        Command::Guardian => return guardian_main(),
+        Command::HookKeeper { folder, marker, call_ms, bound_ms, thaw_only } => {
+            let (call_max, bound) = (Duration::from_millis(call_ms), Duration::from_millis(bound_ms));
+            return keeper_main(&KeeperArguments { folder, marker, call_max, bound, thaw_only });
+        }
+        _ => {}
     }
     let log = Arc::new(HeldBackLog::to_standard_error());
     telemetry::start(Arc::clone(&log));
@@ -104,7 +124,7 @@ fn perform(arguments: Arguments, log: Arc<HeldBackLog>) -> Result<()> {
             };
             print(&text)
         }
-        Command::Guardian => Ok(()),
+        Command::Guardian | Command::HookKeeper { .. } => Ok(()),
     }
 }
 

@@ -17,6 +17,8 @@
 
 mod action;
 mod disk;
+mod group;
+mod hooks;
 mod inbound;
 mod settle;
 
@@ -35,7 +37,10 @@ use holdfast_common::{
 
 pub use action::{Action, Copied, CutFailure, CutMade, Event, Scanned, Trouble};
 use disk::{Disk, Standing};
+use hooks::Hooks;
 use settle::{Settle, SettleStep};
+
+use crate::{group::Turn, ship::port::Strictness};
 
 /// Most pre-copy rounds before a cut is tried.
 pub const ROUNDS_MAX: u32 = 12;
@@ -77,6 +82,12 @@ pub struct Cycle {
     next_take: Duration,
     /// There was no room: wait once.
     blocked: bool,
+    /// The group cut that this machine takes part in.
+    turn: Option<Turn>,
+    /// Whether applications are held consistent.
+    hooks: Hooks,
+    /// Requests for app-consistent points, and what becomes of them if a hook fails.
+    application_requests: BTreeMap<u64, Strictness>,
     /// When and why it was last reported that no cut can be tried.
     told: Option<(Duration, String)>,
     /// Disk whose scan had the last turn.
@@ -136,6 +147,9 @@ impl Cycle {
             lead: PRE_COPY_LEAD_MIN,
             next_take: Duration::ZERO,
             blocked: false,
+            turn: None,
+            hooks: Hooks::Free,
+            application_requests: BTreeMap::new(),
             told: None,
             last_scanned: None,
         }
@@ -205,6 +219,7 @@ impl Cycle {
             Event::Scanned { disk, result } => self.scanned(disk, result, now),
             Event::HoldPlanned(result) => self.hold_planned(result, now),
             Event::Synced(result) => self.synced(result, now),
+            Event::Hooks(state) => self.hooks_are(state, now),
             Event::CutTried(result) => self.cut_tried(*result, now),
             Event::ResidueSent { left, blocked } => {
                 self.blocked |= blocked;
@@ -240,7 +255,7 @@ impl Cycle {
             // Lag: the acknowledgement that is waited for wakes the executor.
             return Action::Wait { until: now + IDLE_WAIT };
         }
-        let start = if self.requests.is_empty() { self.due.saturating_sub(self.lead) } else { now };
+        let start = if self.is_wanted_now() { now } else { self.due.saturating_sub(self.lead) };
         if now < start {
             return Action::Wait { until: start.min(now + IDLE_WAIT) };
         }
@@ -296,8 +311,11 @@ impl Cycle {
             self.learn_lead(took);
         }
         let settle_at = self.due.saturating_sub(SETTLE_LEAD);
-        if self.requests.is_empty() && now < settle_at {
+        if !self.is_wanted_now() && now < settle_at {
             return Action::Wait { until: settle_at };
+        }
+        if let Some(action) = self.hooks_step(now) {
+            return action;
         }
         self.phase = Phase::Settle(Settle::new(now + self.patience(), self.requests.pop_front()));
         self.settle(now)
@@ -424,10 +442,12 @@ impl Cycle {
     }
 
     fn refuse_requests(&mut self, now: Duration) {
+        self.decline_turn(|cycle| cycle.obstacle(now));
         if self.requests.is_empty() {
             return;
         }
         let reason = self.obstacle(now).unwrap_or_else(|| "the machine is not ready".into());
+        self.application_requests.clear();
         for request in self.requests.drain(..) {
             self.outbox.push_back(Action::Void { request: Some(request), reason: reason.clone() });
         }
@@ -439,8 +459,13 @@ impl Cycle {
             Phase::Settle(settle) => settle.request,
             _ => self.requests.pop_front(),
         };
+        self.decline_turn(|_| Some(reason.clone()));
+        self.release_hooks();
         self.phase = Phase::Gather { untaken: Vec::new() };
         self.next_due(now);
+        if let Some(request) = request {
+            self.application_requests.remove(&request);
+        }
         Action::Void { request, reason }
     }
 }
@@ -465,3 +490,5 @@ impl Phase {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod turns;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use holdfast_common::{
     clock::Clock,
-    frame::{CutMethod, CutRecord, seal},
+    frame::{ApplicationFreeze, CutMethod, CutMore, CutRecord, seal},
     ids::{DiskId, PointId},
     units::BlockRange,
 };
@@ -15,7 +15,8 @@ use super::{
     Engine,
     copy::Zeroes,
     disk::Disk,
-    host::{HoldCheck, Mechanism, trouble},
+    group_hold::GroupHold,
+    host::{Held, HoldCheck, Mechanism, trouble},
 };
 use crate::{
     batch::{BatchShape, BufferPool, FRAME_BLOCKS, ReadFrame, SinkClosed, plan_batch, queue::Payload},
@@ -24,6 +25,7 @@ use crate::{
         cycle::{CutFailure, CutMade, Event, Trouble},
         quiet::{Watch, covered, in_flight, name_ranges},
     },
+    group::HeldTurn,
 };
 
 /// Takes inside a hold until nothing is in flight any more, at most.
@@ -73,7 +75,13 @@ impl Engine {
     }
 
     /// Holds, takes, reads, releases.
-    pub(super) fn cut(&mut self, members: &[DiskId], bound: Duration) -> Result<CutMade, CutFailure> {
+    pub(super) fn cut(
+        &mut self,
+        members: &[DiskId],
+        bound: Duration,
+        turn: Option<HeldTurn>,
+        strict: bool,
+    ) -> Result<CutMade, CutFailure> {
         self.residue.pool.prepare(self.residue.wanted);
         let swap: Vec<Vec<BlockRange>> = members.iter().map(|disk| self.host.swap_areas(*disk)).collect();
         let point = PointId(self.entropy.uuid(self.clock.wall()));
@@ -84,6 +92,13 @@ impl Engine {
             pool: self.residue.pool.clone(),
             swap,
             notes: Vec::with_capacity(members.len()),
+            group: turn.map(|turn| GroupHold {
+                turn,
+                point,
+                wait_max: bound / 2,
+                marks: &self.marks,
+                messages: self.messages.as_mut(),
+            }),
         };
         section
             .disks
@@ -101,12 +116,15 @@ impl Engine {
             outcome = Some(section.run(check, &mut || at = Some(clock.wall())));
         });
         let (notes, phases) = (std::mem::take(&mut section.notes), section.phases);
+        let group = section.group.take();
         let result = match (held, outcome) {
             (Err(reason), _) => Err(CutFailure::Void(reason)),
             (Ok(_), None) => Err(CutFailure::Void("nothing was read while writes were held".into())),
             (Ok(_), Some(Err(failure))) => Err(failure),
             (Ok(held), Some(Ok(()))) => Ok(held),
         };
+        let (application, result) = with_application(self.host.thaw_hooks(), strict, result);
+        let mark = group.and_then(|group| group.end(&result));
         match result {
             Ok(held) => {
                 let frames: usize = self.disks.values().map(|disk| disk.residue.len()).sum();
@@ -116,11 +134,14 @@ impl Engine {
                     (true, true) => CutMethod::Unchanged,
                     (true, false) => CutMethod::QuietWindow,
                 };
-                let notes = notes.into_iter().chain(held.notes).collect();
+                let (mark, missed) = parts_of(mark);
+                let (application, unproven) = parts_of(application);
+                let notes = notes.into_iter().chain(held.notes).chain(missed).chain(unproven).collect();
+                let more = CutMore { group: mark, application };
                 let at = at.unwrap_or_else(|| self.clock.wall());
                 phases.say(held.held);
                 self.reporter.cut(at, held.held);
-                Ok(CutMade { point, at, held: held.held, method, notes })
+                Ok(CutMade { point, at, held: held.held, method, notes, more })
             }
             Err(failure) => {
                 self.disks.values_mut().for_each(Disk::give_back_residue);
@@ -169,12 +190,42 @@ impl Engine {
     }
 }
 
+/// What a value or the remark in its place are.
+fn parts_of<T>(value: Option<Result<T, String>>) -> (Option<T>, Option<String>) {
+    match value {
+        None => (None, None),
+        Some(Ok(value)) => (Some(value), None),
+        Some(Err(remark)) => (None, Some(remark)),
+    }
+}
+
+type Application = Option<Result<ApplicationFreeze, String>>;
+
+/// Hooks are thawed when the hold is over. What was not frozen all the time is not app-consistent: void, or with a remark.
+fn with_application(
+    thawed: Application,
+    strict: bool,
+    result: Result<Held, CutFailure>,
+) -> (Application, Result<Held, CutFailure>) {
+    match thawed {
+        Some(Err(reason)) => {
+            let remark = format!("not app-consistent: {reason}");
+            match result {
+                Ok(_) if strict => (None, Err(CutFailure::Void(remark))),
+                result => (Some(Err(remark)), result),
+            }
+        }
+        other => (other, result),
+    }
+}
+
 /// How long the parts of a hold took, in order; noted while it lasts, said afterwards.
 #[derive(Clone, Copy, Debug, Default)]
 struct Phases {
     began: Duration,
     taken: Duration,
     read: Duration,
+    marked: Duration,
     judged: Duration,
     blocks: u64,
 }
@@ -183,12 +234,12 @@ impl Phases {
     /// For whoever looks into why a hold is long.
     fn say(&self, held: Duration) {
         let micros = |from: Duration, to: Duration| to.saturating_sub(from).as_micros();
-        let Self { began, taken, read, judged, blocks } = *self;
+        let Self { began, taken, read, marked, judged, blocks } = *self;
         let inside = micros(began, judged);
-        let (taking_us, reading_us, judging_us) =
-            (micros(began, taken), micros(taken, read), micros(read, judged));
+        let (taking_us, reading_us) = (micros(began, taken), micros(taken, read));
+        let (waiting_us, judging_us) = (micros(read, marked), micros(marked, judged));
         let freezing_us = held.as_micros().saturating_sub(inside);
-        tracing::debug!(freezing_us, taking_us, reading_us, judging_us, blocks, "held");
+        tracing::debug!(freezing_us, taking_us, reading_us, waiting_us, judging_us, blocks, "held");
     }
 }
 
@@ -201,6 +252,7 @@ struct Section<'a> {
     /// Swap areas, disk by disk.
     swap: Vec<Vec<BlockRange>>,
     notes: Vec<String>,
+    group: Option<GroupHold<'a>>,
 }
 
 impl Section<'_> {
@@ -211,6 +263,9 @@ impl Section<'_> {
         }
         let mut watches = self.last_takes()?;
         instant();
+        if let Some(group) = &mut self.group {
+            group.report(self.clock);
+        }
         self.phases.taken = self.clock.monotonic();
         self.phases.blocks = self.disks.iter().map(|disk| disk.pending.count().0).sum();
         let frames: usize = self.disks.iter().map(|disk| disk.frames_pending()).sum();
@@ -228,6 +283,10 @@ impl Section<'_> {
         }
         check().map_err(CutFailure::Void)?;
         self.phases.read = self.clock.monotonic();
+        if let Some(group) = &mut self.group {
+            group.wait(self.clock, check)?;
+        }
+        self.phases.marked = self.clock.monotonic();
         for ((disk, watch), swap) in self.disks.iter_mut().zip(&mut watches).zip(&self.swap) {
             watch.after = disk.source.counters().map_err(|error| failed(disk, &error))?;
             if disk.verdict(watch, swap)?.swapped {

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use holdfast_common::{
+    frame::ApplicationFreeze,
     ids::DiskId,
     units::{BlockCount, BlockRange},
     wire::Capture,
@@ -11,6 +12,7 @@ use holdfast_common::{
 use crate::{
     batch::{DiskFile, ReadBlocks},
     capture::{CaptureError, ChangeSource, cycle::Trouble},
+    hooks::HookState,
 };
 
 /// How changes of a disk are learnt.
@@ -103,6 +105,24 @@ pub trait Host: Send {
     /// # Errors
     /// The hold did not stand from beginning to end; whatever the section did is void.
     fn hold(&mut self, bound: Duration, section: &mut dyn FnMut(&mut HoldCheck<'_>)) -> Result<Held, String>;
+
+    /// Begins to freeze the hooks of applications. Does not wait for them.
+    fn freeze_hooks(&mut self) -> HookState {
+        HookState::Failed("this machine has no freeze hooks".into())
+    }
+
+    /// How far they are.
+    fn ask_hooks(&mut self) -> HookState {
+        self.freeze_hooks()
+    }
+
+    /// Thaws the hooks, if any were frozen, and waits for it. Nothing may be held any more.
+    ///
+    /// # Errors
+    /// Not all were frozen until now and thawed: no point may be called app-consistent.
+    fn thaw_hooks(&mut self) -> Option<Result<ApplicationFreeze, String>> {
+        None
+    }
 }
 
 /// What an error of capture means for the cycle.

@@ -12,7 +12,9 @@ use std::{
     time::Duration,
 };
 
-use holdfast_common::{clock::Clock, entropy::Entropy, ids::DiskId, units::BlockRange, wire::Capture};
+use holdfast_common::{
+    clock::Clock, entropy::Entropy, frame::ApplicationFreeze, ids::DiskId, units::BlockRange, wire::Capture,
+};
 
 use super::{
     host::{Held, HoldCheck, Host, HostDisk, Mechanism, trouble},
@@ -27,6 +29,7 @@ use crate::{
         image_file::ImageFile,
         tracked::{Attachment, TrackedOptions, TrackedSource},
     },
+    hooks::{self, HookLink, HookSettings, HookState},
     inventory::{self, DiskDevice, LocateError, Located},
 };
 
@@ -46,6 +49,8 @@ pub struct LinuxParts {
     pub tracking: TrackedOptions,
     /// How freezing is set up.
     pub freezing: FreezeSettings,
+    /// How freeze hooks are run.
+    pub hooks: HookSettings,
     /// Clocks.
     pub clock: Arc<dyn Clock>,
     /// Randomness.
@@ -62,6 +67,8 @@ pub struct LinuxHost {
     freezer: Option<Freezer>,
     devices: BTreeMap<DiskId, DiskDevice>,
     plan: Option<FreezePlan>,
+    /// Hooks that are frozen, or on the way.
+    hooks: Option<HookLink>,
 }
 
 impl LinuxHost {
@@ -69,7 +76,8 @@ impl LinuxHost {
     #[must_use]
     pub fn new(parts: LinuxParts) -> Self {
         let incarnations = Incarnations::load(parts.state.join(INCARNATIONS));
-        Self { parts, incarnations, freezer: None, devices: BTreeMap::new(), plan: None }
+        hooks::link::thaw_abandoned(&parts.hooks);
+        Self { parts, incarnations, freezer: None, devices: BTreeMap::new(), plan: None, hooks: None }
     }
 
     fn open_device(&mut self, capture: &Capture, device: DiskDevice) -> Result<HostDisk, Trouble> {
@@ -240,6 +248,24 @@ impl Host for LinuxHost {
             format!("{} cannot be frozen and was left alone; nothing was written to it", path.display())
         });
         Ok(Held { held: report.held, notes: alone.collect() })
+    }
+
+    fn freeze_hooks(&mut self) -> HookState {
+        match HookLink::start(&self.parts.hooks) {
+            Ok(link) => self.hooks.insert(link).poll(),
+            Err(reason) => HookState::Failed(reason),
+        }
+    }
+
+    fn ask_hooks(&mut self) -> HookState {
+        match &mut self.hooks {
+            Some(link) => link.poll(),
+            None => HookState::Failed("no hooks were asked to freeze".into()),
+        }
+    }
+
+    fn thaw_hooks(&mut self) -> Option<Result<ApplicationFreeze, String>> {
+        self.hooks.take().map(HookLink::thaw)
     }
 }
 

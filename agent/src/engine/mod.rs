@@ -10,6 +10,7 @@
 mod copy;
 mod cut;
 mod disk;
+mod group_hold;
 mod host;
 mod incarnation;
 mod linux;
@@ -36,6 +37,7 @@ use crate::{
         cycle::{Action, Cycle, Event, Trouble},
         rate::RateLimit,
     },
+    group::Marks,
     ship::port::Inbound,
 };
 use disk::Disk;
@@ -79,6 +81,8 @@ pub struct EngineParts {
     pub budget: Budget,
     /// Where the state is shown.
     pub status: StatusBoard,
+    /// Where the orders of group cuts arrive while writes are held.
+    pub marks: Marks,
 }
 
 /// The capture thread's state.
@@ -95,6 +99,7 @@ pub struct Engine {
     scan_rate: RateLimit,
     zeroes: scan::ZeroDigests,
     reporter: report::Reporter,
+    marks: Marks,
     /// The assignment changed: tracking of other disks is ended when there is time.
     tidy: bool,
 }
@@ -123,6 +128,7 @@ impl Engine {
             scan_rate: RateLimit::new(0),
             zeroes: scan::ZeroDigests::default(),
             reporter: report::Reporter::new(parts.status),
+            marks: parts.marks,
             tidy: false,
         }
     }
@@ -233,7 +239,17 @@ impl Engine {
             Action::Scan { disk } => Event::Scanned { disk, result: self.scan(disk)? },
             Action::PlanHold => Event::HoldPlanned(self.plan_hold()),
             Action::Sync => Event::Synced(self.host.sync()),
-            Action::Cut { disks, bound } => Event::CutTried(Box::new(self.cut(&disks, bound))),
+            Action::Cut { disks, bound, group, strict } => {
+                Event::CutTried(Box::new(self.cut(&disks, bound, group.map(|turn| *turn), strict)))
+            }
+            Action::FreezeHooks => Event::Hooks(self.host.freeze_hooks()),
+            Action::AskHooks => Event::Hooks(self.host.ask_hooks()),
+            Action::ThawHooks => {
+                if let Some(Err(reason)) = self.host.thaw_hooks() {
+                    tracing::warn!(reason, "freeze hooks were not thawed in order");
+                }
+                return Ok(None);
+            }
             Action::SendResidue { disk } => self.send_residue(disk)?,
             Action::SendCut { disk, record } => self.send_cut(disk, &record)?,
             Action::Acknowledge { disk, interval } => {
@@ -245,6 +261,10 @@ impl Engine {
             Action::TellTrustLost(loss) => {
                 tracing::warn!(disk = %loss.disk, reason = loss.reason, "tracking lost; a resync is asked for");
                 self.messages.send(AgentMessage::TrustLost(loss));
+                return Ok(None);
+            }
+            Action::TellGroup(answer) => {
+                self.messages.send(AgentMessage::GroupCut(answer));
                 return Ok(None);
             }
             Action::Void { request, reason } => {

@@ -13,7 +13,11 @@ use std::{
 };
 
 use crossbeam_channel::TrySendError;
-use holdfast_common::{clock::Clock, ids::DiskId, wire::AgentMessage};
+use holdfast_common::{
+    clock::Clock,
+    ids::DiskId,
+    wire::{AgentMessage, OrderStep},
+};
 use thiserror::Error;
 use tokio::{
     sync::{Notify, mpsc},
@@ -28,6 +32,7 @@ use super::{
     session::{AgentSession, Said},
     window::PushError,
 };
+use crate::group::Marks;
 
 /// How long to wait before an event is offered again to a full queue.
 const INBOUND_RETRY: Duration = Duration::from_millis(5);
@@ -80,6 +85,8 @@ pub(super) struct Shared {
     control: Mutex<Option<mpsc::Sender<AgentMessage>>>,
     pub(super) connection: Mutex<Option<quinn::Connection>>,
     events: crossbeam_channel::Sender<Inbound>,
+    /// For orders that a held capture thread waits for.
+    marks: Marks,
     bucket: Mutex<Bucket>,
     own_limit: u64,
     sent_frame_bytes: AtomicU64,
@@ -100,6 +107,7 @@ impl Shared {
             control: Mutex::new(None),
             connection: Mutex::new(None),
             events,
+            marks: Marks::default(),
             bucket: Mutex::new(Bucket::default()),
             own_limit: settings.send_bytes_per_second_max,
             sent_frame_bytes: AtomicU64::new(0),
@@ -142,6 +150,11 @@ impl Shared {
 
     /// Hands an event to capture; waits while its queue is full. Gives up only if capture is gone or the link closes.
     pub(super) async fn deliver(&self, event: Inbound) {
+        if let Inbound::GroupCut(order) = &event
+            && matches!(order.step, OrderStep::Mark(_) | OrderStep::Cancel { .. })
+        {
+            self.marks.put(order.as_ref().clone());
+        }
         let mut event = event;
         loop {
             match self.events.try_send(event) {
@@ -217,7 +230,17 @@ impl ShipHandle {
         };
         let control = self.shared.control.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let control = control.ok_or(ShipError::Offline)?;
+        if matches!(message, AgentMessage::GroupCut(_)) {
+            // Said while writes are held: it does not wait, and a lost one costs the group cut only.
+            return control.try_send(message).map_err(|_| ShipError::Offline);
+        }
         control.blocking_send(message).map_err(|_| ShipError::Offline)
+    }
+
+    /// Where orders arrive that a held capture thread waits for.
+    #[must_use]
+    pub fn marks(&self) -> Marks {
+        self.shared.marks.clone()
     }
 
     /// Bytes captured and not yet acknowledged, of one disk.

@@ -1,14 +1,16 @@
 //! What the cycle asks for and what it is told.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use holdfast_common::{
     clock::Timestamp,
-    frame::{Consistency, CutMember, CutMethod, CutRecord},
+    frame::{Consistency, CutMember, CutMethod, CutMore, CutRecord},
     ids::{DiskId, Interval, MachineId, PointId, Sequence},
     units::BlockCount,
-    wire::{Capture, TrustLoss},
+    wire::{Capture, GroupAnswer, TrustLoss},
 };
+
+use crate::{group::HeldTurn, hooks::HookState};
 
 /// What the executor is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +49,10 @@ pub enum Action {
         disks: Vec<DiskId>,
         /// Longest time that writes may be held.
         bound: Duration,
+        /// The group cut that the hold is for.
+        group: Option<Box<HeldTurn>>,
+        /// Whether the cut is void if hooks are frozen, and then are not all thawed in order.
+        strict: bool,
     },
     /// Send a part of the residue. Answered by [`Event::ResidueSent`].
     SendResidue {
@@ -76,6 +82,14 @@ pub enum Action {
         /// Why, and what to do.
         reason: String,
     },
+    /// Begin to freeze the hooks. Answered by [`Event::Hooks`].
+    FreezeHooks,
+    /// Look how far they are. Answered by [`Event::Hooks`].
+    AskHooks,
+    /// Let the hooks go, without a cut. No answer.
+    ThawHooks,
+    /// Tell the coordinator how far this machine is in a group cut. No answer.
+    TellGroup(GroupAnswer),
     /// Nothing until then, or until something arrives. No answer.
     Wait {
         /// Monotonic time.
@@ -118,7 +132,9 @@ pub enum Event {
     HoldPlanned(Result<bool, String>),
     /// Answer to [`Action::Sync`]: how long it took.
     Synced(Result<Duration, String>),
-    /// Answer to [`Action::Cut`].
+    /// Answer to [`Action::FreezeHooks`] and [`Action::AskHooks`].
+    Hooks(HookState),
+    /// Answer to [`Action::Cut`]. Hooks that were frozen are thawed.
     CutTried(Box<Result<CutMade, CutFailure>>),
     /// Answer to [`Action::SendResidue`].
     ResidueSent {
@@ -190,6 +206,8 @@ pub struct CutMade {
     pub method: CutMethod,
     /// Remarks.
     pub notes: Vec<String>,
+    /// The mark of a group cut, and how applications were made consistent.
+    pub more: CutMore,
 }
 
 /// Why a cut was not made. In every case nothing is lost.
@@ -205,6 +223,15 @@ pub enum CutFailure {
     Disk(DiskId, Trouble),
 }
 
+impl fmt::Display for CutFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotQuiet(reason) | Self::TooMuch(reason) | Self::Void(reason) => f.write_str(reason),
+            Self::Disk(disk, trouble) => write!(f, "disk {disk}: {trouble:?}"),
+        }
+    }
+}
+
 impl CutMade {
     /// The record of this cut.
     #[must_use]
@@ -215,10 +242,14 @@ impl CutMade {
             at: self.at,
             hold_us: u64::try_from(self.held.as_micros()).unwrap_or(u64::MAX),
             method: self.method,
-            consistency: Consistency::Crash,
+            consistency: match self.more.application {
+                Some(_) => Consistency::App,
+                None => Consistency::Crash,
+            },
             members: members.to_vec(),
             notes: self.notes.clone(),
             request,
+            more: self.more.clone(),
         }
     }
 }

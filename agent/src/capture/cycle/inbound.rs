@@ -12,7 +12,7 @@ use super::{
     action::{Action, Trouble},
     disk::{Disk, Standing},
 };
-use crate::ship::port::Inbound;
+use crate::ship::port::{Inbound, Strictness};
 
 impl Cycle {
     /// Takes note of what the link reports. Scan answers and ranges to send again are the executor's.
@@ -27,9 +27,11 @@ impl Cycle {
             Inbound::HistoryLost { disk, reason } => {
                 self.trouble(*disk, Trouble::Distrust(reason.clone()), now);
             }
-            Inbound::MakePoint { request } => self.make_point(*request),
+            Inbound::MakePoint { request, application } => self.make_point(*request, *application),
             Inbound::ScanAnswer(answer) => self.wake_scan(answer.disk),
+            Inbound::GroupCut(order) => self.group_order(order, now),
             Inbound::Disconnected => {
+                self.turn = None;
                 let disks: Vec<DiskId> = self.disks.keys().copied().collect();
                 disks.into_iter().for_each(|disk| self.wake_scan(disk));
             }
@@ -82,6 +84,9 @@ impl Cycle {
 
     /// The members changed: a cut that was under way begins anew, unless it is made already.
     fn start_over(&mut self) {
+        if !matches!(self.phase, Phase::Sending(_)) {
+            self.release_hooks();
+        }
         match &self.phase {
             Phase::Sending(_) => {}
             Phase::Settle(settle) => {
@@ -101,8 +106,11 @@ impl Cycle {
         }
     }
 
-    fn make_point(&mut self, request: u64) {
+    fn make_point(&mut self, request: u64, application: Option<Strictness>) {
         if self.requests.len() < REQUESTS_MAX {
+            if let Some(strictness) = application {
+                self.application_requests.insert(request, strictness);
+            }
             self.requests.push_back(request);
         } else {
             let reason = format!("{REQUESTS_MAX} points are asked for already: wait until they are made");

@@ -2,12 +2,13 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use holdfast_common::{frame::CutMember, ids::DiskId};
+use holdfast_common::frame::CutMember;
 
 use super::{
     Cycle, PRE_COPY_LEAD_MIN, Phase, Round, SMALL_BLOCKS, SYNCS_MAX, Sending,
     action::{Action, CutFailure, CutMade},
     disk::Disk,
+    hooks::Hooks,
 };
 
 /// A syncfs that takes no longer leaves little for the freeze to write.
@@ -31,6 +32,8 @@ pub(super) struct Settle {
     last_sync: Duration,
     quick_rounds: u32,
     attempts: u32,
+    /// When a machine that waits for a group copies again what was written meanwhile.
+    pub(super) refresh_at: Duration,
     give_up_at: Duration,
 }
 
@@ -53,6 +56,7 @@ impl Settle {
             last_sync: Duration::ZERO,
             quick_rounds: 0,
             attempts: 0,
+            refresh_at: Duration::ZERO,
             give_up_at,
         }
     }
@@ -79,8 +83,6 @@ impl Cycle {
             return self.give_up(reason, now);
         }
         let round = self.round(0, 0);
-        let disks: Vec<DiskId> = self.disks.keys().copied().collect();
-        let bound = Duration::from_millis(self.settings.hold_ms_max);
         let Phase::Settle(settle) = &mut self.phase else { return Action::Wait { until: now } };
         match &settle.step {
             SettleStep::Pause { until } if now < *until => Action::Wait { until: *until },
@@ -90,7 +92,7 @@ impl Cycle {
             }
             SettleStep::Plan => Action::PlanHold,
             SettleStep::Sync => Action::Sync,
-            SettleStep::Cut => Action::Cut { disks, bound },
+            SettleStep::Cut => self.strike(now),
             SettleStep::Round(done) => {
                 let long_sync = settle.freezes && settle.last_sync > SHORT_SYNC && settle.syncs < SYNCS_MAX;
                 if long_sync {
@@ -103,7 +105,7 @@ impl Cycle {
                     return self.settle(now);
                 }
                 settle.step = SettleStep::Cut;
-                Action::Cut { disks, bound }
+                self.strike(now)
             }
         }
     }
@@ -133,14 +135,17 @@ impl Cycle {
         }
     }
 
-    pub(super) fn cut_tried(&mut self, result: Result<CutMade, CutFailure>, now: Duration) {
+    pub(super) fn cut_tried(&mut self, mut result: Result<CutMade, CutFailure>, now: Duration) {
+        let frozen = self.hooks == Hooks::Frozen;
+        self.hooks_were_thawed(result.as_mut().ok());
         let Phase::Settle(settle) = &mut self.phase else { return };
         settle.attempts += 1;
-        let last = settle.attempts >= ATTEMPTS_MAX;
+        // Hooks are not frozen again for another attempt at once: the next cut that is asked for may have them.
+        let last = settle.attempts >= ATTEMPTS_MAX || frozen;
         match result {
             Ok(made) => self.cut_made(made, now),
             Err(CutFailure::NotQuiet(reason)) => {
-                if now >= settle.give_up_at || (settle.freezes && last) {
+                if now >= settle.give_up_at || (settle.freezes && last) || frozen {
                     return self.void(reason, now);
                 }
                 settle.again(now + QUIET_PAUSE);
@@ -173,9 +178,16 @@ impl Cycle {
         for disk in self.disks.values_mut() {
             disk.pending = 0;
         }
+        if let Some(request) = sending.request {
+            self.application_requests.remove(&request);
+        }
+        let of_group = sending.made.more.group.is_some();
         self.phase = Phase::Sending(sending);
         self.told = None;
         self.next_due(now);
+        if of_group {
+            self.due_after_group_cut(now);
+        }
     }
 
     fn void(&mut self, reason: String, now: Duration) {

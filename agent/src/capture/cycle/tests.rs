@@ -12,7 +12,7 @@ use holdfast_common::{
 use super::{Action, Cycle, Event, REQUESTS_MAX, Trouble};
 use crate::ship::port::Inbound;
 
-fn capture(number: u8, scan_complete: bool) -> Capture {
+pub(super) fn capture(number: u8, scan_complete: bool) -> Capture {
     Capture {
         disk: DiskId::from_bytes([number; 16]),
         identity: DiskIdentity::default(),
@@ -27,7 +27,7 @@ fn capture(number: u8, scan_complete: bool) -> Capture {
     }
 }
 
-fn connected(disks: Vec<Capture>) -> Inbound {
+pub(super) fn connected(disks: Vec<Capture>) -> Inbound {
     let settings = MachineSettings {
         cut_interval_ms: 1000,
         hold_ms_max: 2000,
@@ -43,7 +43,7 @@ fn connected(disks: Vec<Capture>) -> Inbound {
     }))
 }
 
-fn at(milliseconds: u64) -> Duration {
+pub(super) fn at(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
@@ -84,7 +84,7 @@ fn a_point_asked_for_during_a_scan_is_refused_with_the_reason() {
     cycle.inbound(&connected(vec![capture(1, false)]), at(0));
     cycle.next(at(0));
     cycle.on(Event::Opened { disk, result: Ok(()) }, at(0));
-    cycle.inbound(&Inbound::MakePoint { request: 5 }, at(1));
+    cycle.inbound(&Inbound::MakePoint { request: 5, application: None }, at(1));
     let Action::Void { request, reason } = cycle.next(at(1)) else { panic!("it is refused") };
     assert_eq!(request, Some(5));
     assert!(reason.contains("scan is complete"), "{reason}");
@@ -94,7 +94,7 @@ fn a_point_asked_for_during_a_scan_is_refused_with_the_reason() {
 fn requests_are_bounded() {
     let mut cycle = Cycle::new();
     for request in 0..=REQUESTS_MAX as u64 {
-        cycle.inbound(&Inbound::MakePoint { request }, at(0));
+        cycle.inbound(&Inbound::MakePoint { request, application: None }, at(0));
     }
     let Action::Void { request, .. } = cycle.next(at(0)) else { panic!("one too many") };
     assert_eq!(request, Some(REQUESTS_MAX as u64));

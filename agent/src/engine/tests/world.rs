@@ -198,6 +198,7 @@ impl World {
             entropy: Arc::new(SeededEntropy::new(seed)),
             budget: Budget { copy_buffers: 16, residue_buffers: 96 },
             status: StatusBoard::default(),
+            marks: crate::group::Marks::default(),
         }));
     }
 
@@ -391,7 +392,7 @@ impl World {
     }
 
     pub(super) fn ask_for_point(&mut self, request: u64) {
-        self.inbound.push_back(Inbound::MakePoint { request });
+        self.inbound.push_back(Inbound::MakePoint { request, application: None });
     }
 
     pub(super) const fn hold_acknowledgements(&mut self, hold: bool) {
