@@ -25,6 +25,8 @@ pub mod store;
 pub mod index;
 // Recovery points and views of them.
 pub mod points;
+// Machines that are cut at the same instant.
+pub mod groups;
 // The whole path on one machine, as a demonstration.
 pub mod quickstart;
 // Views as devices and images.

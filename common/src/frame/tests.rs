@@ -5,7 +5,8 @@ use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, propte
 
 use super::{
     ApplicationFreeze, Compression, Consistency, CutMember, CutMethod, CutMore, CutRecord, Extent, Frame,
-    FrameError, FrameHeader, FrameIdentity, FrameKind, FrameSealer, GroupMark, PlainReader, ScanRecord, check_in_place,
+    FrameError, FrameHeader, FrameIdentity, FrameKind, FrameSealer, GroupMark, PlainReader, ScanRecord,
+    check_in_place,
     header::FRAME_HEADER_BYTES,
     seal::{seal_cut, seal_scan},
 };

@@ -9,6 +9,8 @@ mod checks;
 mod error;
 mod forecast;
 mod gate;
+pub mod group_shapes;
+mod groups;
 mod machines;
 mod operators;
 mod points;
@@ -41,6 +43,7 @@ pub(crate) use views::time as time_text;
 use crate::{
     authority::Authority,
     catalog::Catalog,
+    groups::{book::GroupBook, driver::GroupCuts},
     ingest::links::LiveLinks,
     points::{catalog::PointCatalog, damage::DamageLedger},
     registry::Registry,
@@ -82,6 +85,10 @@ pub struct ApiState {
     pub image_folders: Vec<PathBuf>,
     /// Counts failed logins.
     pub logins: Logins,
+    /// Replication groups.
+    pub groups: Arc<GroupBook>,
+    /// Their cuts.
+    pub group_cuts: GroupCuts,
 }
 
 /// The count of failed logins.
@@ -111,6 +118,10 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/jobs/{job}/retry", post(work::retry))
         .route("/v1/scrub", get(checks::show).post(checks::start))
         .route("/v1/audit", get(status::audit))
+        .route("/v1/groups", get(groups::list).post(groups::create))
+        .route("/v1/groups/{group}", get(groups::show).post(groups::change))
+        .route("/v1/groups/{group}/delete", post(groups::delete))
+        .route("/v1/groups/{group}/points", get(groups::points).post(groups::create_point))
         .route("/v1/machines/{machine}/thresholds", get(machines::thresholds).post(machines::set_thresholds))
         .route("/v1/points", get(forecast::overview))
         .route("/v1/forecast", get(forecast::forecast))

@@ -91,7 +91,12 @@ pub(super) async fn create(
         .registry
         .record_act(&peer.name(), "point create", views::machine_name(&state, machine), request)
         .await?;
-    state.links.push(machine, Push::MakePoint { request }).map_err(|error| {
+    let order = if body.application {
+        Push::MakeApplicationPoint { request, strict: true }
+    } else {
+        Push::MakePoint { request }
+    };
+    state.links.push(machine, order).map_err(|error| {
         ApiError::conflict(
             error.to_string(),
             "start the machine and its agent, and look at `holdfast status`",

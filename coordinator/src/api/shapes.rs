@@ -370,6 +370,15 @@ pub struct PointShape {
     /// When all data that it needs had been read and found good for the first time; none until then.
     #[serde(default)]
     pub verified_at: Option<String>,
+    /// The group cut that it is a part of.
+    #[serde(default)]
+    pub group_cut: Option<String>,
+    /// The freeze hooks that made it app-consistent.
+    #[serde(default)]
+    pub hooks: Vec<String>,
+    /// How long applications were frozen by them.
+    #[serde(default)]
+    pub application_frozen_us: Option<u64>,
 }
 
 /// A disk of a point.
@@ -450,6 +459,8 @@ pub struct VoidedCutShape {
 pub struct PointRequest {
     /// How long to wait for it; zero to return at once.
     pub wait_ms: u64,
+    /// Whether applications are to be made consistent first; if they cannot be, there is no point.
+    pub application: bool,
 }
 
 /// A point that was asked for.

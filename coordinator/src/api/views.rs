@@ -90,6 +90,7 @@ pub(super) fn point(state: &ApiState, point: &PointRecord) -> PointShape {
         stored_bytes: member.stored_bytes,
     });
     let damage = point_damage(state, point);
+    let application = point.more.application.as_ref();
     PointShape {
         id: point.id.to_string(),
         machine: point.machine.to_string(),
@@ -109,6 +110,9 @@ pub(super) fn point(state: &ApiState, point: &PointRecord) -> PointShape {
         damage,
         disks: disks.collect(),
         verified_at: point.verified_at.map(time),
+        group_cut: point.more.group.as_ref().map(|mark| mark.cut.to_string()),
+        hooks: application.map(|freeze| freeze.hooks.clone()).unwrap_or_default(),
+        application_frozen_us: application.map(|freeze| freeze.frozen_us),
     }
 }
 

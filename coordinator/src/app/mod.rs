@@ -55,6 +55,11 @@ use crate::{
         port::PointSource,
         runner::{Jobs, Parts},
     },
+    groups::{
+        book::GroupBook,
+        driver::{Driver, DriverParts},
+        inbox::GroupInbox,
+    },
     ingest::{
         Ingest, IngestSettings,
         links::LiveLinks,
@@ -99,7 +104,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     tracing::info!(settings = serde_json::to_string(&settings)?, "effective settings");
     let opening = settings.data.clone();
     let data = tokio::task::spawn_blocking(move || DataFolder::open(&opening)).await??;
-    let running = start(&settings, &data).await?;
+    let (running, driver) = start(&settings, &data).await?;
     let socket = settings.sockets().join(SOCKET);
     let listener = listen(&socket)?;
     let closing = CancellationToken::new();
@@ -131,6 +136,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     };
     let reclaiming = tokio::spawn(reclaimer.run(closing.clone()));
     let checking = tokio::spawn(Arc::clone(&running.checks).run(closing.clone()));
+    let cutting = tokio::spawn(driver.run(closing.clone()));
     let service = api::router(running.state.clone()).into_make_service_with_connect_info::<Peer>();
     let drained = closing.clone();
     let server = tokio::spawn(async move {
@@ -153,11 +159,12 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     repairing.await?;
     reclaiming.await?;
     checking.await?;
+    cutting.await?;
     finish(running).await;
     Ok(())
 }
 
-async fn start(settings: &Settings, data: &DataFolder) -> Result<Running> {
+async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Driver)> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy::new());
     let started_at = clock.wall();
@@ -215,6 +222,21 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<Running> {
         .await
         .context("going on with jobs")?,
     );
+    let (inbox, heard) = GroupInbox::new();
+    registry.set_group_inbox(inbox);
+    let book = GroupBook::load(Arc::clone(&shared), Arc::clone(&clock), Arc::clone(&entropy)).await?;
+    let book = Arc::new(book);
+    let (driver, group_cuts) = Driver::new(
+        DriverParts {
+            book: Arc::clone(&book),
+            links: links.clone(),
+            points: Arc::clone(&points),
+            catalog: Arc::clone(&shared),
+            clock: Arc::clone(&clock),
+            entropy: Arc::clone(&entropy),
+        },
+        heard,
+    );
     let ports = Ports {
         directory: Arc::clone(&registry) as Arc<dyn Directory>,
         store: Arc::new(IngestStore(Arc::clone(&logs.store))) as Arc<dyn FrameStore>,
@@ -252,8 +274,10 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<Running> {
         links,
         clock,
         started_at,
+        groups: book,
+        group_cuts,
     };
-    Ok(Running { catalog, logs, checks, jobs, ingest, state, space })
+    Ok((Running { catalog, logs, checks, jobs, ingest, state, space }, driver))
 }
 
 /// Ends everything in order: agents first, so that what they sent is durable; then what looks at it.

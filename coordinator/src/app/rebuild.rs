@@ -1,22 +1,32 @@
 //! Makes the catalog again: machines and disks from their descriptions, points from the logs.
 //!
 //! Owns the order of it. Invariant: the old catalog is not deleted but set aside.
-//! What is not in store and descriptions is lost: tokens, jobs, the audit, voided cuts and inventories (agents send theirs
-//! at the next connect).
+//! What is not in store and descriptions is lost: tokens, jobs, the audit, voided cuts, the rules of groups, and inventories
+//! (agents send theirs at the next connect). Groups and their machines are those of the newest group cuts.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+};
 
 use anyhow::{Context as _, Result};
 use holdfast_common::{
-    clock::{Clock, SystemClock},
+    clock::{Clock, SystemClock, Timestamp},
     durable,
     entropy::{Entropy as _, SystemEntropy},
+    frame::GroupMark,
+    ids::{GroupId, MachineId},
 };
 
 use super::{data::DataFolder, logs::Logs, open_store};
 use crate::{
-    catalog::{Catalog, Change, SqliteCatalog, record::AuditRecord},
+    catalog::{
+        Catalog, Change, ROWS_MAX, SqliteCatalog,
+        record::{AuditRecord, GroupMemberRecord, PointRecord},
+    },
     config::Settings,
+    groups::book::default_group,
     points::catalog::PointCatalog,
 };
 
@@ -29,6 +39,8 @@ pub struct Rebuilt {
     pub disks: usize,
     /// Points.
     pub points: usize,
+    /// Replication groups, as the newest of their cuts say.
+    pub groups: usize,
     /// What was left out, and why.
     pub remarks: Vec<String>,
 }
@@ -72,9 +84,15 @@ pub async fn rebuild_catalog(settings: &Settings) -> Result<Rebuilt> {
             rebuilt.remarks.push(text);
         }
     }
+    let mut found = Vec::new();
     for description in &descriptions {
-        rebuilt.points += points.list(description.machine, u32::MAX).await?.len();
+        let all = points.list(description.machine, ROWS_MAX).await?;
+        rebuilt.points += all.len();
+        found.extend(all.into_iter().filter(|point| point.more.group.is_some()));
     }
+    let groups = groups_of(&found, clock.wall());
+    rebuilt.groups = groups.iter().filter(|change| matches!(change, Change::PutGroup(_))).count();
+    shared.apply(groups).await.context("recording groups")?;
     let at = clock.wall();
     let detail = format!("{} machines, {} points", rebuilt.machines, rebuilt.points);
     let (who, what) = ("coordinator".to_owned(), "rebuild catalog".to_owned());
@@ -85,6 +103,30 @@ pub async fn rebuild_catalog(settings: &Settings) -> Result<Rebuilt> {
     logs.stop().await;
     catalog.close().await;
     Ok(rebuilt)
+}
+
+/// The groups that these points' marks name, each with the machines of its newest cut. How often they are cut is not in the
+/// marks: the defaults hold until an operator says otherwise.
+fn groups_of(points: &[PointRecord], now: Timestamp) -> Vec<Change> {
+    let mut newest: BTreeMap<GroupId, (&PointRecord, &GroupMark)> = BTreeMap::new();
+    for point in points {
+        let Some(mark) = &point.more.group else { continue };
+        let before = newest.get(&mark.group);
+        if before.is_none_or(|(before, _)| before.durable_at < point.durable_at) {
+            newest.insert(mark.group, (point, mark));
+        }
+    }
+    let known: BTreeSet<MachineId> = points.iter().map(|point| point.machine).collect();
+    let mut names = BTreeSet::new();
+    let mut changes = Vec::new();
+    for (id, (_, mark)) in newest {
+        let name = if names.insert(&mark.name) { mark.name.clone() } else { format!("{}-{id}", mark.name) };
+        changes.push(Change::PutGroup(default_group(id, name, now)));
+        let members = mark.members.iter().filter(|machine| known.contains(machine));
+        let member = |machine: &MachineId| GroupMemberRecord { machine: *machine, group: id, joined_at: now };
+        changes.extend(members.map(|machine| Change::PutGroupMember(member(machine))));
+    }
+    changes
 }
 
 /// Moves the database and its side files out of the way.
@@ -102,3 +144,6 @@ fn set_aside(catalog: &Path) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

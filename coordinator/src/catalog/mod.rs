@@ -14,13 +14,14 @@ use std::{fmt, future::Future, pin::Pin};
 use holdfast_common::{
     clock::Timestamp,
     frame::Consistency,
-    ids::{DiskId, JobId, MachineId, PointId},
+    ids::{DiskId, GroupId, JobId, MachineId, PointId},
 };
 use thiserror::Error;
 
 use record::{
-    AuditRecord, CertificateRecord, DiskRecord, GenerationRecord, JobEventRow, LeaseRecord, MachineRecord,
-    OperatorRecord, PointRecord, PointState, PolicyRecord, TokenRecord, VoidedCutRecord,
+    AuditRecord, CertificateRecord, DiskRecord, GenerationRecord, GroupMemberRecord, GroupRecord,
+    JobEventRow, LeaseRecord, MachineRecord, OperatorRecord, PointRecord, PointState, PolicyRecord, TokenRecord,
+    VoidedCutRecord, VoidedGroupCutRecord,
 };
 
 pub use sqlite::SqliteCatalog;
@@ -84,6 +85,16 @@ pub enum Change {
     PutOperator(OperatorRecord),
     /// Puts a machine's thresholds, as the registry writes them.
     PutThresholds(MachineId, String),
+    /// Puts a group. [`CatalogError::Database`] if another one has its name.
+    PutGroup(GroupRecord),
+    /// Removes a group, its members and its voided cuts. The members' points stay.
+    RemoveGroup(GroupId),
+    /// Puts a member into a group, out of the one it was in.
+    PutGroupMember(GroupMemberRecord),
+    /// Takes a machine out of its group.
+    RemoveGroupMember(MachineId),
+    /// Adds a voided group cut; the oldest beyond [`VOIDED_CUTS_KEPT`] make room.
+    AddVoidedGroupCut(VoidedGroupCutRecord),
 }
 
 /// What the coordinator remembers.
@@ -126,6 +137,12 @@ pub trait Catalog: fmt::Debug + Send + Sync {
     fn newest_point(&self, machine: MachineId, consistency: Consistency) -> Answer<'_, Option<PointRecord>>;
     /// All operators, by name.
     fn operators(&self) -> Answer<'_, Vec<OperatorRecord>>;
+    /// All groups, by name.
+    fn groups(&self) -> Answer<'_, Vec<GroupRecord>>;
+    /// All members of all groups.
+    fn group_members(&self) -> Answer<'_, Vec<GroupMemberRecord>>;
+    /// Voided cuts of a group, newest first, at most `limit`.
+    fn voided_group_cuts(&self, group: GroupId, limit: u32) -> Answer<'_, Vec<VoidedGroupCutRecord>>;
 }
 
 /// Why the catalog could not do it.

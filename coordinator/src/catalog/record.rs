@@ -5,8 +5,8 @@
 
 use holdfast_common::{
     clock::Timestamp,
-    frame::{Consistency, CutMethod},
-    ids::{DiskId, Generation, JobId, MachineId, PointId, Sequence},
+    frame::{Consistency, CutMethod, CutMore},
+    ids::{DiskId, Generation, GroupCutId, GroupId, JobId, MachineId, PointId, Sequence},
     wire::DiskIdentity,
 };
 use serde::{Deserialize, Serialize};
@@ -218,6 +218,8 @@ pub struct PointRecord {
     pub disks: Vec<PointDiskRecord>,
     /// When all data that it needs had been read and found good for the first time.
     pub verified_at: Option<Timestamp>,
+    /// The mark of a group cut, and how applications were made consistent.
+    pub more: CutMore,
 }
 
 /// A disk of a recovery point.
@@ -302,6 +304,49 @@ pub struct AuditRecord {
     pub subject: String,
     /// Particulars, for people.
     pub detail: String,
+}
+
+/// A replication group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupRecord {
+    /// Minted when it was made.
+    pub id: GroupId,
+    /// What the operator calls it; no two are the same.
+    pub name: String,
+    /// Time between group cuts.
+    pub interval_ms: u64,
+    /// Longest time that a held member waits for the mark.
+    pub wait_ms_max: u64,
+    /// Time between app-consistent group cuts; zero means none by themselves.
+    pub application_interval_ms: u64,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+/// A member of a group. A machine is in one group at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupMemberRecord {
+    /// The machine.
+    pub machine: MachineId,
+    /// Its group.
+    pub group: GroupId,
+    /// Since when.
+    pub joined_at: Timestamp,
+}
+
+/// A group cut that made no group point. The members' own points are another matter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VoidedGroupCutRecord {
+    /// The attempt.
+    pub cut: GroupCutId,
+    /// The group.
+    pub group: GroupId,
+    /// When (our wall clock).
+    pub at: Timestamp,
+    /// The member that it failed at, if at one.
+    pub machine: Option<MachineId>,
+    /// Why.
+    pub reason: String,
 }
 
 /// The persisted text of a method.

@@ -2,8 +2,8 @@
 
 use holdfast_common::{
     clock::Timestamp,
-    frame::{Consistency, CutMethod},
-    ids::{DiskId, Generation, JobId, MachineId, PointId, Sequence},
+    frame::{Consistency, CutMethod, CutMore, GroupMark},
+    ids::{DiskId, Generation, GroupCutId, GroupId, JobId, MachineId, PointId, Sequence},
     wire::DiskIdentity,
 };
 use uuid::Uuid;
@@ -11,9 +11,9 @@ use uuid::Uuid;
 use super::{
     Catalog, CatalogError, Change, SqliteCatalog, VOIDED_CUTS_KEPT,
     record::{
-        AuditRecord, CertificateRecord, DiskRecord, GenerationRecord, JobEventRow, LeaseRecord,
-        MachineRecord, MachineState, PointDiskRecord, PointRecord, PointState, PolicyRecord, RetentionTier,
-        TokenRecord, VoidedCutRecord,
+        AuditRecord, CertificateRecord, DiskRecord, GenerationRecord, GroupMemberRecord, GroupRecord,
+        JobEventRow, LeaseRecord, MachineRecord, MachineState, PointDiskRecord, PointRecord, PointState,
+        PolicyRecord, RetentionTier, TokenRecord, VoidedCutRecord, VoidedGroupCutRecord,
     },
 };
 
@@ -70,6 +70,7 @@ fn point(number: u8) -> PointRecord {
             stored_bytes: 512,
         }],
         verified_at: None,
+        more: CutMore::default(),
     }
 }
 
@@ -238,4 +239,71 @@ async fn a_catalog_of_a_newer_version_is_refused() {
     catalog.close().await;
     let refused = SqliteCatalog::open(&folder.path().join("catalog.sqlite")).await;
     assert!(matches!(refused, Err(CatalogError::Version(_))), "{refused:?}");
+}
+
+fn group(name: &str, number: u8) -> GroupRecord {
+    GroupRecord {
+        id: GroupId::from_bytes([number; 16]),
+        name: name.to_owned(),
+        interval_ms: 10_000,
+        wait_ms_max: 500,
+        application_interval_ms: 0,
+        created_at: Timestamp(7),
+    }
+}
+
+#[tokio::test]
+async fn groups_have_members_and_voided_cuts_until_they_are_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let catalog = with_machine(&folder).await;
+    let (shop, other) = (group("shop", 5), group("other", 6));
+    let member = |group: &GroupRecord| GroupMemberRecord {
+        machine: MACHINE,
+        group: group.id,
+        joined_at: Timestamp(8),
+    };
+    let void = VoidedGroupCutRecord {
+        cut: GroupCutId::from_bytes([4; 16]),
+        group: shop.id,
+        at: Timestamp(9),
+        machine: Some(MACHINE),
+        reason: "it was not ready in time".to_owned(),
+    };
+    let changes = vec![
+        Change::PutGroup(shop.clone()),
+        Change::PutGroup(other.clone()),
+        Change::PutGroupMember(member(&shop)),
+        Change::AddVoidedGroupCut(void.clone()),
+    ];
+    catalog.apply(changes).await.unwrap();
+    assert_eq!(catalog.groups().await.unwrap(), [other.clone(), shop.clone()]);
+    assert_eq!(catalog.group_members().await.unwrap(), [member(&shop)]);
+    assert_eq!(catalog.voided_group_cuts(shop.id, 10).await.unwrap(), [void]);
+    // A machine is in one group at most.
+    catalog.apply(vec![Change::PutGroupMember(member(&other))]).await.unwrap();
+    assert_eq!(catalog.group_members().await.unwrap(), [member(&other)]);
+    assert!(catalog.apply(vec![Change::PutGroup(group("shop", 7))]).await.is_err(), "the name is taken");
+    catalog.apply(vec![Change::RemoveGroup(other.id), Change::RemoveGroup(shop.id)]).await.unwrap();
+    assert_eq!(catalog.group_members().await.unwrap(), []);
+    assert_eq!(catalog.voided_group_cuts(shop.id, 10).await.unwrap(), []);
+    assert_eq!(catalog.machines().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_point_keeps_the_mark_of_its_group_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let catalog = with_machine(&folder).await;
+    let mark = GroupMark {
+        cut: GroupCutId::from_bytes([4; 16]),
+        group: GroupId::from_bytes([5; 16]),
+        name: "shop".to_owned(),
+        members: vec![MACHINE],
+        since_held_us: 1,
+        waited_us: 2,
+        spread_us: 3,
+    };
+    let marked = PointRecord { more: CutMore { group: Some(mark), application: None }, ..point(1) };
+    catalog.apply(vec![Change::AddPoint(marked.clone()), Change::AddPoint(point(2))]).await.unwrap();
+    assert_eq!(catalog.point(marked.id).await.unwrap(), Some(marked));
+    assert_eq!(catalog.point(point(2).id).await.unwrap(), Some(point(2)));
 }

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use holdfast_coordinator::points::retention::RetentionRule;
 
-use crate::{duration::parse_duration, thresholds};
+use crate::{duration::parse_duration, groups::GroupCommand, thresholds};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -151,6 +151,11 @@ Several machines are failed over together: if no point can be chosen for one of 
     Job {
         #[command(subcommand)]
         command: JobCommand,
+    },
+    /// Replication groups: machines that are cut at the same instant
+    Group {
+        #[command(subcommand)]
+        command: GroupCommand,
     },
     /// Who changed what, newest first
     #[command(after_help = "\
@@ -349,6 +354,9 @@ pub(crate) enum PointCommand {
     Create {
         /// Name or id
         machine: String,
+        /// Make applications consistent first, with the freeze hooks on the machine; if one fails there is no point
+        #[arg(long)]
+        app_consistent: bool,
         /// Wait until it is durable
         #[arg(long)]
         wait: bool,

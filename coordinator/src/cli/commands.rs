@@ -183,11 +183,12 @@ pub(crate) async fn create_point(
     client: &Client,
     output: Output,
     machine: &str,
+    application: bool,
     wait: Option<Duration>,
 ) -> Result<(), Failure> {
     let wait_ms = wait.map_or(0, |wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
     let path = format!("/v1/machines/{}/points", escape(machine));
-    let made: PointRequestShape = client.post(&path, &PointRequest { wait_ms }).await?;
+    let made: PointRequestShape = client.post(&path, &PointRequest { wait_ms, application }).await?;
     if wait.is_some() && made.point.is_none() {
         let advice = "the request stands; look at `holdfast points` and `holdfast status`";
         return Err(Failure::failed("the point did not come in time", advice));

@@ -10,6 +10,7 @@ mod commands;
 mod duration;
 mod failover;
 mod forecasts;
+mod groups;
 mod manual;
 mod operators;
 mod output;
@@ -78,9 +79,9 @@ async fn dispatch(command: Command, client: Client, output: Output) -> Result<()
         Command::Points { machine, limit } => {
             commands::points(&client, output, machine.as_deref(), limit).await
         }
-        Command::Point { command: PointCommand::Create { machine, wait, time_limit } } => {
+        Command::Point { command: PointCommand::Create { machine, app_consistent, wait, time_limit } } => {
             let wait = wait.then_some(time_limit);
-            commands::create_point(&client, output, &machine, wait).await
+            commands::create_point(&client, output, &machine, app_consistent, wait).await
         }
         Command::Retention { command: RetentionCommand::Plan { machine, retention } } => {
             commands::plan_retention(&client, output, &machine, retention).await
@@ -96,6 +97,7 @@ async fn dispatch(command: Command, client: Client, output: Output) -> Result<()
         Command::Scrub { command: ScrubCommand::Start { machine } } => {
             commands::scrub_start(&client, output, machine).await
         }
+        Command::Group { command } => groups::run(&client, output, command).await,
         Command::Audit { limit, since } => operators::audit(&client, output, limit, since).await,
         Command::Operator { command } => operators::operator(&client, output, command).await,
         Command::Thresholds(options) => thresholds::thresholds(&client, output, options).await,

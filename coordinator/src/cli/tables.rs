@@ -286,6 +286,11 @@ pub(crate) fn points(list: &PointsShape) -> String {
                     .damage
                     .iter()
                     .map(|damage| format!("damaged: {damage}"))
+                    .chain(point.application_frozen_us.map(|time_us| {
+                        let time = duration::show(Duration::from_micros(time_us));
+                        format!("applications frozen for {time} by {}", point.hooks.join(", "))
+                    }))
+                    .chain(point.group_cut.as_ref().map(|cut| format!("group point {cut}")))
                     .chain(point.notes.clone())
                     .collect::<Vec<_>>()
                     .join("; "),

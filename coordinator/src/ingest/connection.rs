@@ -315,6 +315,10 @@ async fn obey(
         Some(Order::Push(Push::SendAgain { disk, ranges })) => {
             context.say(CoordinatorMessage::SendAgain { disk, ranges });
         }
+        Some(Order::Push(Push::MakeApplicationPoint { request, strict })) => {
+            context.say(CoordinatorMessage::MakeApplicationPoint { request, strict });
+        }
+        Some(Order::Push(Push::GroupCut(order))) => context.say(CoordinatorMessage::GroupCut(order)),
         Some(Order::Reassign(done)) => {
             context.reassign(tasks).await?;
             let _gone = done.send(());

@@ -28,6 +28,11 @@ pub(super) async fn read(
     loop {
         while let Some(message) = buffer.next::<AgentMessage>().map_err(unreadable)? {
             let request = context.session().message(message)?;
+            if let Request::GroupCut(answer) = request {
+                // At once: machines hold writes meanwhile.
+                context.hall.ports.directory.group_answer(context.machine, answer);
+                continue;
+            }
             if request != Request::Nothing && requests.send(request).await.is_err() {
                 return Ok(());
             }
@@ -89,7 +94,7 @@ pub(super) async fn answer(
         Request::Renew(request) => return renew(context, &request).await,
         Request::Compare(question) => _ = tasks.spawn(compare(Arc::clone(context), question)),
         // The agent closes the connection itself; whatever it sent before is on its way to the sinks.
-        Request::Close | Request::Prepare(_) | Request::Nothing => {}
+        Request::Close | Request::Prepare(_) | Request::GroupCut(_) | Request::Nothing => {}
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use holdfast_common::{
     clock::Timestamp,
     ids::{DiskId, MachineId},
     units::BlockRange,
-    wire::{Refusal, RefusalCode},
+    wire::{GroupOrder, Refusal, RefusalCode},
 };
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
@@ -75,6 +75,15 @@ pub enum Push {
         /// The ranges.
         ranges: Vec<BlockRange>,
     },
+    /// Make an app-consistent recovery point; the cut record carries `request` back.
+    MakeApplicationPoint {
+        /// Number to carry back.
+        request: u64,
+        /// Whether it is void if a hook fails.
+        strict: bool,
+    },
+    /// What a group cut wants of the machine.
+    GroupCut(Box<GroupOrder>),
 }
 
 /// Why an order did not reach a session.

@@ -15,7 +15,8 @@ use holdfast_common::{
     ids::{DiskId, MachineId, Sequence},
     token::TokenHash,
     wire::{
-        Assignment, CutVoided, DiskReport, Hello, Inventory, Refusal, ScanAnswer, ScanQuestion, TrustLoss,
+        Assignment, CutVoided, DiskReport, GroupAnswer, Hello, Inventory, Refusal, ScanAnswer, ScanQuestion,
+        TrustLoss,
     },
 };
 use thiserror::Error;
@@ -95,6 +96,9 @@ pub trait Directory: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// The catalog fails; logged, the session goes on.
     fn record_void(&self, machine: MachineId, voided: CutVoided) -> PortFuture<'_, ()>;
+
+    /// What a machine says about a group cut. Must not wait: machines hold writes meanwhile.
+    fn group_answer(&self, machine: MachineId, answer: GroupAnswer);
 
     /// A session ended; the text is for people.
     fn record_disconnected(&self, machine: MachineId, reason: String);

@@ -17,8 +17,9 @@ use holdfast_common::{
     frame::FrameHeader,
     ids::{DiskId, Generation, MachineId, Sequence},
     wire::{
-        AgentMessage, Assignment, CoordinatorMessage, CutVoided, DataStreamStart, DiskReport, Hello,
-        Inventory, PROTOCOL_VERSION, Refusal, RefusalCode, RenewRequest, ScanQuestion, TrustLoss, Welcome,
+        AgentMessage, Assignment, CoordinatorMessage, CutVoided, DataStreamStart, DiskReport, GroupAnswer,
+        Hello, Inventory, PROTOCOL_VERSION, Refusal, RefusalCode, RenewRequest, ScanQuestion, TrustLoss,
+        Welcome,
         limits::{DISKS_PER_MACHINE_MAX, SCAN_CHUNK_BLOCKS, SCAN_DIGESTS_MAX, SCAN_QUESTIONS_MAX},
     },
 };
@@ -36,6 +37,8 @@ pub enum Request {
     Compare(ScanQuestion),
     /// Record that a cut could not be made.
     Voided(CutVoided),
+    /// Tell whoever cuts groups.
+    GroupCut(GroupAnswer),
     /// Sign and answer.
     Renew(RenewRequest),
     /// Record the inventory.
@@ -128,6 +131,7 @@ impl CoordinatorSession {
             AgentMessage::TrustLost(loss) => Ok(self.trust_lost(loss)),
             AgentMessage::ScanQuestion(question) => self.question(question),
             AgentMessage::CutVoided(voided) => Ok(Request::Voided(voided)),
+            AgentMessage::GroupCut(answer) => Ok(Request::GroupCut(answer)),
             AgentMessage::Renew(renew) => Ok(Request::Renew(renew)),
             AgentMessage::Inventory(inventory) if inventory.disks.len() > DISKS_PER_MACHINE_MAX => {
                 Err(limit(format!("more than {DISKS_PER_MACHINE_MAX} disks")))

@@ -208,6 +208,12 @@ impl PointCatalog {
         self.catalog.point(point).await
     }
 
+    /// Whether a point is known, void or not.
+    #[must_use]
+    pub fn is_known(&self, point: PointId) -> bool {
+        self.state().known.contains(&point)
+    }
+
     /// A disk's log ends at `durable`: points that lie beyond have lost their data.
     ///
     /// # Errors
@@ -416,6 +422,7 @@ impl PointCatalog {
             notes: record.notes,
             disks: members.iter().map(|(disk, seen)| member_record(*disk, seen)).collect(),
             verified_at: None,
+            more: record.more,
         }
     }
 

@@ -8,8 +8,8 @@ use holdfast_common::{
     ids::MachineId,
     token::TokenHash,
     wire::{
-        Assignment, Capture, CutVoided, DiskReport, Hello, Inventory, MachineSettings, Refusal, RefusalCode,
-        TrustLoss,
+        Assignment, Capture, CutVoided, DiskReport, GroupAnswer, Hello, Inventory, MachineSettings, Refusal,
+        RefusalCode, TrustLoss,
     },
 };
 
@@ -19,6 +19,7 @@ use crate::{
         CatalogError, Change,
         record::{CertificateRecord as CertificateRow, MachineRecord, MachineState, VoidedCutRecord},
     },
+    groups::inbox::Heard,
     ingest::port::{CertificateRecord, CertificateSerial, Directory, Enrolment, PortError, PortFuture},
 };
 
@@ -169,7 +170,16 @@ impl Directory for Registry {
         })
     }
 
+    fn group_answer(&self, machine: MachineId, answer: GroupAnswer) {
+        if let Some(inbox) = self.group_inbox.get() {
+            inbox.put(machine, Heard::Answer(answer));
+        }
+    }
+
     fn record_disconnected(&self, machine: MachineId, reason: String) {
+        if let Some(inbox) = self.group_inbox.get() {
+            inbox.put(machine, Heard::Lost(reason.clone()));
+        }
         tracing::info!(%machine, reason, "machine disconnected");
         if let Some(status) = self.state().machines.get_mut(&machine) {
             status.connected_since = None;

@@ -18,7 +18,7 @@ pub mod thresholds;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use holdfast_common::{
@@ -32,6 +32,7 @@ use thiserror::Error;
 use crate::{
     catalog::{Catalog, CatalogError, Change, record::AuditRecord},
     compute::port::BoxFuture,
+    groups::inbox::GroupInbox,
     ingest::links::LiveLinks,
 };
 
@@ -75,6 +76,8 @@ pub struct Registry {
     state: Mutex<State>,
     /// Held during a change, so that changes are made one after another.
     changing: tokio::sync::Mutex<()>,
+    /// Whoever cuts groups, and so wants to hear what machines say about it.
+    group_inbox: OnceLock<GroupInbox>,
 }
 
 /// What the registry is made of.
@@ -100,8 +103,13 @@ impl Registry {
     pub async fn load(parts: RegistryParts) -> Result<Self, CatalogError> {
         let state = State::load(parts.catalog.as_ref()).await?;
         let RegistryParts { catalog, logs, links, clock, entropy } = parts;
-        let changing = tokio::sync::Mutex::new(());
-        Ok(Self { catalog, logs, links, clock, entropy, state: Mutex::new(state), changing })
+        let (changing, group_inbox) = (tokio::sync::Mutex::new(()), OnceLock::new());
+        Ok(Self { catalog, logs, links, clock, entropy, state: Mutex::new(state), changing, group_inbox })
+    }
+
+    /// From now on this one hears what machines say about group cuts, and when they are lost. Once only.
+    pub fn set_group_inbox(&self, inbox: GroupInbox) {
+        let _only_once = self.group_inbox.set(inbox);
     }
 
     /// All machines, oldest first.

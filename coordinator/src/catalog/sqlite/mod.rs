@@ -4,6 +4,7 @@
 //! what PostgreSQL runs too. Invariant: WAL and `synchronous=FULL`, so that a transaction that returned survives power
 //! loss. Limit: [`READERS`] reading connections, [`BUSY_MS`] of waiting for a lock.
 
+mod groups;
 mod read;
 mod row;
 mod write;
@@ -13,7 +14,7 @@ use std::{borrow::Cow, path::Path, time::Duration};
 use holdfast_common::{
     clock::Timestamp,
     frame::Consistency,
-    ids::{DiskId, MachineId, PointId},
+    ids::{DiskId, GroupId, MachineId, PointId},
 };
 use sqlx::{
     Connection as _, SqlSafeStr as _, SqliteConnection, SqlitePool,
@@ -24,8 +25,9 @@ use sqlx::{
 use super::{
     Answer, Catalog, CatalogError, Change,
     record::{
-        AuditRecord, CertificateRecord, DiskRecord, GenerationRecord, JobEventRow, LeaseRecord,
-        MachineRecord, OperatorRecord, PointRecord, PolicyRecord, TokenRecord, VoidedCutRecord,
+        AuditRecord, CertificateRecord, DiskRecord, GenerationRecord, GroupMemberRecord, GroupRecord,
+        JobEventRow, LeaseRecord, MachineRecord, OperatorRecord, PointRecord, PolicyRecord, TokenRecord, VoidedCutRecord,
+        VoidedGroupCutRecord,
     },
 };
 
@@ -93,11 +95,13 @@ fn migrations() -> Migrator {
     let first = include_str!("../../../migrations/0001_first.sql");
     let tiers = include_str!("../../../migrations/0002_retention_tiers.sql");
     let verified = include_str!("../../../migrations/0003_verified.sql");
+    let groups = include_str!("../../../migrations/0004_groups.sql");
     let operators = include_str!("../../../migrations/0005_operators.sql");
     let all = [
         (1, "first", first),
         (2, "retention tiers", tiers),
         (3, "verified", verified),
+        (4, "groups", groups),
         (5, "operators", operators),
     ];
     let all = all.map(|(version, name, sql)| {
@@ -173,6 +177,18 @@ impl Catalog for SqliteCatalog {
 
     fn operators(&self) -> Answer<'_, Vec<OperatorRecord>> {
         Box::pin(read::operators(&self.readers))
+    }
+
+    fn groups(&self) -> Answer<'_, Vec<GroupRecord>> {
+        Box::pin(groups::groups(&self.readers))
+    }
+
+    fn group_members(&self) -> Answer<'_, Vec<GroupMemberRecord>> {
+        Box::pin(groups::members(&self.readers))
+    }
+
+    fn voided_group_cuts(&self, group: GroupId, limit: u32) -> Answer<'_, Vec<VoidedGroupCutRecord>> {
+        Box::pin(groups::voided(&self.readers, group, limit))
     }
 }
 

@@ -225,6 +225,7 @@ fn point_of(
         notes: texts(row, "notes")?,
         disks: members.remove(&id).unwrap_or_default(),
         verified_at: optional_time(row, "verified_at")?,
+        more: json(row, "more")?,
     })
 }
 

@@ -94,6 +94,15 @@ pub(super) fn json<T: serde::de::DeserializeOwned>(
     serde_json::from_str(&value).map_err(|error| unreadable(column, error))
 }
 
+/// A value kept as JSON; its default if there is none.
+pub(super) fn json<T: Default + serde::de::DeserializeOwned>(
+    row: &SqliteRow,
+    column: &'static str,
+) -> Result<T, CatalogError> {
+    let Some(value) = optional_text(row, column)? else { return Ok(T::default()) };
+    serde_json::from_str(&value).map_err(|error| unreadable(column, error))
+}
+
 fn unreadable(what: &'static str, value: impl ToString) -> CatalogError {
     CatalogError::Unreadable { what, value: value.to_string() }
 }

@@ -3,6 +3,7 @@
 //! Owns the SQL that writes; runs inside the caller's transaction. Knows no rule besides the conditions that
 //! [`Change`] states.
 
+use holdfast_common::frame::CutMore;
 use sqlx::{
     Sqlite, SqliteConnection,
     query::Query,
@@ -18,16 +19,18 @@ use super::{
             method_text,
         },
     },
+    groups,
     row::signed,
 };
 
-type Statement<'q> = Query<'q, Sqlite, SqliteArguments>;
+pub(super) type Statement<'q> = Query<'q, Sqlite, SqliteArguments>;
 
 /// Makes one change.
 pub(super) async fn apply(connection: &mut SqliteConnection, change: &Change) -> Result<(), CatalogError> {
     match change {
         Change::AddPoint(point) => add_point(connection, point).await,
         Change::AddVoidedCut(cut) => add_voided_cut(connection, cut).await,
+        Change::AddVoidedGroupCut(cut) => groups::add_voided(connection, cut).await,
         Change::RemovePoints(points) => {
             for point in points {
                 run(connection, remove_point().bind(point.into_bytes().to_vec())).await?;
@@ -102,7 +105,12 @@ fn statement(change: &Change) -> Result<Statement<'_>, CatalogError> {
         )
         .bind(machine.into_bytes().to_vec())
         .bind(body.as_str()),
+        Change::PutGroup(group) => groups::put(group),
+        Change::RemoveGroup(group) => groups::remove(*group),
+        Change::PutGroupMember(member) => groups::put_member(member),
+        Change::RemoveGroupMember(machine) => groups::remove_member(*machine),
         Change::AddPoint(_)
+        | Change::AddVoidedGroupCut(_)
         | Change::AddVoidedCut(_)
         | Change::RemovePoints(_)
         | Change::UseToken { .. }
@@ -113,7 +121,7 @@ fn statement(change: &Change) -> Result<Statement<'_>, CatalogError> {
     })
 }
 
-async fn run(
+pub(super) async fn run(
     connection: &mut SqliteConnection,
     statement: Statement<'_>,
 ) -> Result<SqliteQueryResult, CatalogError> {
@@ -244,9 +252,12 @@ fn put_policy(policy: &PolicyRecord) -> Statement<'_> {
 async fn add_point(connection: &mut SqliteConnection, point: &PointRecord) -> Result<(), CatalogError> {
     let notes = serde_json::to_string(&point.notes)
         .map_err(|error| CatalogError::Unreadable { what: "notes", value: error.to_string() })?;
+    let more = (point.more != CutMore::default()).then(|| serde_json::to_string(&point.more)).transpose();
+    let more = more.map_err(|error| CatalogError::Unreadable { what: "more", value: error.to_string() })?;
     let insert = sqlx::query(
         "INSERT INTO points (id, machine, state, void_reason, cut_at, durable_at, rpo_us, method, consistency, \
-         hold_us, request, notes, verified_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
+         hold_us, request, notes, verified_at, more) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
          ON CONFLICT (id) DO NOTHING",
     )
     .bind(point.id.into_bytes().to_vec())
@@ -261,7 +272,8 @@ async fn add_point(connection: &mut SqliteConnection, point: &PointRecord) -> Re
     .bind(signed(point.hold_us))
     .bind(point.request.map(signed))
     .bind(notes)
-    .bind(point.verified_at.map(|at| at.0));
+    .bind(point.verified_at.map(|at| at.0))
+    .bind(more);
     if run(connection, insert).await?.rows_affected() == 0 {
         return Ok(());
     }
