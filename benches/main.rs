@@ -1,5 +1,6 @@
 //! Holdfast's benches: every figure as a ratio to a limit measured in the same run.
 
+mod groups;
 mod index;
 mod machine;
 mod nbd;
@@ -53,6 +54,7 @@ const BENCHES: &[(&str, Bench)] = &[
     ("rpo", protection::rpo),
     ("memory", protection::memory),
     ("hold", protection::hold),
+    ("group", groups::group),
     ("nbd", nbd::nbd),
     ("tracking", tracking::tracking),
     ("reclaim", reclaim::reclaim),

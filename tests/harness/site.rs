@@ -27,6 +27,8 @@ pub struct Site {
     data: PathBuf,
     listen: String,
     operators: Option<String>,
+    /// Where agents are told to connect to.
+    reach: String,
     process: Option<Process>,
 }
 
@@ -130,9 +132,19 @@ impl Site {
         let port = UdpSocket::bind((address, 0))?.local_addr()?.port();
         let data = data.map_or_else(|| folder.path().join("data"), Path::to_owned);
         let listen = format!("{address}:{port}");
-        let mut site = Self { folder, data, listen, operators: None, process: None };
+        let mut site = Self { folder, data, reach: listen.clone(), listen, operators: None, process: None };
         site.start_coordinator()?;
         Ok(site)
+    }
+
+    /// From now on agents are told to connect to this address, at the port that the coordinator listens on.
+    ///
+    /// # Errors
+    /// The coordinator has no port.
+    pub fn reach_at(&mut self, address: &str) -> Result<()> {
+        let (_, port) = self.listen.rsplit_once(':').context("the port")?;
+        self.reach = format!("{address}:{port}");
+        Ok(())
     }
 
     /// Starts it anew, so that operators reach it over the network, too. Gives where.
@@ -244,7 +256,7 @@ impl Site {
         let created = self.cli(&["token", "create"])?;
         let token = created["token"].as_str().context("token in the answer")?;
         let mut enrol = agent.command();
-        enrol.args(["enroll", "--coordinator", &self.listen, "--token", token]);
+        enrol.args(["enroll", "--coordinator", &self.reach, "--token", token]);
         run(&mut enrol)?;
         agent.start()?;
         self.wait_until_connected(Duration::from_secs(30))

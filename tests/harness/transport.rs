@@ -22,7 +22,7 @@ use holdfast_common::{
     token::{EnrolToken, TokenHash},
     units::BlockIndex,
     wire::{
-        Assignment, Capture, CutVoided, DiskIdentity, DiskReport, Firmware, Hello, Inventory,
+        Assignment, Capture, CutVoided, DiskIdentity, DiskReport, Firmware, GroupAnswer, Hello, Inventory,
         MachineSettings, Platform, Refusal, RefusalCode, ScanAnswer, ScanQuestion, TrustLoss,
     },
 };
@@ -87,6 +87,8 @@ fn refused(code: RefusalCode, text: &str) -> PortError {
 }
 
 impl Directory for MemoryDirectory {
+    fn group_answer(&self, _machine: MachineId, _answer: GroupAnswer) {}
+
     fn check_token(&self, token: TokenHash) -> PortFuture<'_, Option<MachineId>> {
         let now = self.clock.wall();
         let state = self.state.lock().unwrap();

@@ -20,7 +20,8 @@ use holdfast_common::{
     clock::{Clock, SystemClock},
     entropy::{Entropy, SystemEntropy},
     frame::{
-        Consistency, CutMember, CutMethod, CutRecord, Extent, FrameIdentity, FrameSealer, ScanRecord,
+        Consistency, CutMember, CutMethod, CutMore, CutRecord, Extent, FrameIdentity, FrameSealer,
+        ScanRecord,
         seal::{seal_cut, seal_scan},
     },
     ids::{Interval, PointId, Sequence},
@@ -171,6 +172,7 @@ impl Link {
             members: vec![member],
             notes: vec!["made by hand".to_owned()],
             request: None,
+            more: CutMore::default(),
         };
         let bytes = seal_cut(identity, &record)?;
         self.handle.send_frame(OutgoingFrame { identity, bytes })?;

@@ -21,6 +21,7 @@ use holdfast_agent::{
         Budget, Engine, EngineParts, Held, HoldCheck, Host, HostDisk, LinuxHost, LinuxParts, MessageSink,
         StatusBoard,
     },
+    hooks::HookSettings,
     inventory::Roots,
     ship::port::{INBOUND_MAX, Inbound, OutgoingFrame},
 };
@@ -130,6 +131,7 @@ impl Rig {
             readers: ReaderPool::new(4).expect("threads"),
             tracking: TrackedOptions::default(),
             freezing: FreezeSettings { guardian, roots: Roots::default(), ..FreezeSettings::default() },
+            hooks: HookSettings::new("/nonexistent".into(), self.state.path()),
             clock: clock.clone(),
             entropy: entropy.clone(),
         });
@@ -143,6 +145,7 @@ impl Rig {
             entropy,
             budget: Budget::default(),
             status: StatusBoard::default(),
+            marks: holdfast_agent::group::Marks::default(),
         });
         let mut coordinator = lock(&self.coordinator);
         let welcome = Welcome {
