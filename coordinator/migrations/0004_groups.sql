@@ -1,7 +1,10 @@
--- Replication groups; and what a point's cut records say beyond the first version's fields: JSON of the record's
+-- Replication groups; how often a machine's applications are made consistent; and what a point's cut records say beyond the first version's fields: JSON of the record's
 -- `more` (mark of a group cut, freeze of applications), so that group points are found among the points.
 
 ALTER TABLE points ADD COLUMN more TEXT;
+
+ALTER TABLE policies ADD COLUMN application_interval_ms BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE policies ADD COLUMN application_strict BIGINT NOT NULL DEFAULT 0;
 
 CREATE TABLE groups (
     id BYTEA PRIMARY KEY,

@@ -114,6 +114,8 @@ pub(super) async fn protect(
         hold_ms_max: request.hold_ms_max,
         send_bytes_per_second_max: request.send_bytes_per_second_max,
         scan_bytes_per_second_max: request.scan_bytes_per_second_max,
+        application_interval_ms: request.application_interval_ms,
+        application_strict: request.application_strict,
     };
     wait_for_inventory(&state, machine, &wanted).await;
     let protected = state.registry.protect(&peer.name(), machine, wanted).await?;

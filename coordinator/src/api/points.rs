@@ -2,10 +2,7 @@
 //!
 //! Owns the handlers, and the waiting for a point that was asked for. Limit: [`WAIT_MAX`] of waiting.
 
-use std::{
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
-};
+use std::time::Duration;
 
 use axum::{
     Json,
@@ -25,6 +22,7 @@ use crate::{
         record::{PointState, VoidedCutRecord},
     },
     ingest::links::Push,
+    points::request::next_request,
 };
 
 /// Most points in one answer if the operator does not say.
@@ -86,7 +84,7 @@ pub(super) async fn create(
         return Err(ApiError::conflict(message, "protect one with `holdfast protect`"));
     }
     let mut changes = state.points.subscribe();
-    let request = next_request(&state);
+    let request = next_request(state.clock.as_ref());
     state
         .registry
         .record_act(&peer.name(), "point create", views::machine_name(&state, machine), request)
@@ -141,12 +139,4 @@ async fn answer(state: &ApiState, machine: MachineId, request: u64) -> Result<Op
             "ask again; nothing is lost, the changes go into the next point",
         )),
     }
-}
-
-/// A number that no request had before, also before a restart: the time, made to grow.
-fn next_request(state: &ApiState) -> u64 {
-    static LAST: AtomicU64 = AtomicU64::new(0);
-    let now = u64::try_from(state.clock.wall().0).unwrap_or(1);
-    let before = LAST.fetch_max(now, Ordering::Relaxed);
-    if before < now { now } else { LAST.fetch_add(1, Ordering::Relaxed) + 1 }
 }

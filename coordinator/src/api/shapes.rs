@@ -113,6 +113,12 @@ pub struct PolicyShape {
     pub send_bytes_per_second_max: u64,
     /// Bound of scanning; zero means none.
     pub scan_bytes_per_second_max: u64,
+    /// Time between app-consistent points; zero means none by themselves.
+    #[serde(default)]
+    pub application_interval_ms: u64,
+    /// Whether such a point is void if a freeze hook fails; else it is kept as a crash-consistent one.
+    #[serde(default)]
+    pub application_strict: bool,
 }
 
 /// Disks to protect, rules to change.
@@ -133,6 +139,10 @@ pub struct ProtectRequest {
     pub send_bytes_per_second_max: Option<u64>,
     /// New bound of scanning; zero means none.
     pub scan_bytes_per_second_max: Option<u64>,
+    /// New time between app-consistent points; zero means none by themselves.
+    pub application_interval_ms: Option<u64>,
+    /// Whether such a point is void if a freeze hook fails.
+    pub application_strict: Option<bool>,
 }
 
 /// What is protected now.

@@ -47,6 +47,8 @@ pub(super) fn policy(policy: &PolicyRecord) -> PolicyShape {
         hold_ms_max: policy.hold_ms_max,
         send_bytes_per_second_max: policy.send_bytes_per_second_max,
         scan_bytes_per_second_max: policy.scan_bytes_per_second_max,
+        application_interval_ms: policy.application_interval_ms,
+        application_strict: policy.application_strict,
     }
 }
 

@@ -229,6 +229,7 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
     let (driver, group_cuts) = Driver::new(
         DriverParts {
             book: Arc::clone(&book),
+            registry: Arc::clone(&registry),
             links: links.clone(),
             points: Arc::clone(&points),
             catalog: Arc::clone(&shared),

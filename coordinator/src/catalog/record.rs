@@ -175,6 +175,10 @@ pub struct PolicyRecord {
     pub send_bytes_per_second_max: u64,
     /// Bound of what a scan reads; zero means none.
     pub scan_bytes_per_second_max: u64,
+    /// Time between app-consistent points; zero means none by themselves.
+    pub application_interval_ms: u64,
+    /// Whether such a point is void if a freeze hook fails; else it is kept as a crash-consistent one.
+    pub application_strict: bool,
 }
 
 /// What is kept of points that are no longer all kept: one of each stretch. Persisted as JSON.

@@ -442,6 +442,21 @@ pub(crate) struct ProtectOptions {
     /// Bound of reading for the first copy and resyncs, in MiB per second; 0 means none
     #[arg(long, value_name = "MIB")]
     pub(crate) scan_rate: Option<u64>,
+    /// Time between app-consistent points, made with the freeze hooks on the machine (1m to 24h; 0s for none)
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) app_consistent_interval: Option<Duration>,
+    /// What becomes of such a point if a hook fails (crash if never set)
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub(crate) on_hook_failure: Option<HookFailure>,
+}
+
+/// What becomes of a point whose applications could not be made consistent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum HookFailure {
+    /// It is kept as a crash-consistent one, with the reason
+    Crash,
+    /// There is no point, and the reason is shown
+    Void,
 }
 
 #[derive(Debug, Args)]

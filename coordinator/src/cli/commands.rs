@@ -15,7 +15,7 @@ use holdfast_coordinator::{
 };
 
 use crate::{
-    arguments::{ProtectOptions, QuickstartArguments, TokenOptions},
+    arguments::{HookFailure, ProtectOptions, QuickstartArguments, TokenOptions},
     client::{Client, escape},
     duration, forecasts,
     output::{Failure, Output},
@@ -90,6 +90,8 @@ pub(crate) async fn protect(client: &Client, output: Output, options: ProtectOpt
         hold_ms_max: millis(options.hold),
         send_bytes_per_second_max: mebibytes(options.send_rate),
         scan_bytes_per_second_max: mebibytes(options.scan_rate),
+        application_interval_ms: millis(options.app_consistent_interval),
+        application_strict: options.on_hook_failure.map(|then| then == HookFailure::Void),
     };
     let nothing = serde_json::to_value(&request).ok() == serde_json::to_value(ProtectRequest::default()).ok();
     if nothing {

@@ -1,4 +1,5 @@
-//! The task that cuts the groups: timers, orders out, answers in.
+//! The task that cuts the groups, and asks machines for the app-consistent points of their policies: timers, orders out,
+//! answers in.
 //!
 //! Owns which group is cut when. What a group cut is, is decided by [`super::cut`]; which group points exist, by the members'
 //! durable records. Invariant: of a group one attempt is under way at a time. The newest group point's parts are leased, so
@@ -27,7 +28,8 @@ use super::{
 use crate::{
     catalog::{Catalog, Change, record::VoidedGroupCutRecord},
     ingest::links::{LiveLinks, Push},
-    points::catalog::PointCatalog,
+    points::{catalog::PointCatalog, request::next_request},
+    registry::Registry,
 };
 
 /// Requests of operators that wait.
@@ -54,6 +56,8 @@ const LOOK: Duration = Duration::from_millis(200);
 pub struct DriverParts {
     /// The groups.
     pub book: Arc<GroupBook>,
+    /// Policies of machines.
+    pub registry: Arc<Registry>,
     /// The members' sessions.
     pub links: LiveLinks,
     /// The members' points.
@@ -143,7 +147,8 @@ impl Driver {
     pub async fn run(self, closing: CancellationToken) {
         let Self { parts, heard, asked, results, keeper, running, figures } = self;
         let first = parts.clock.monotonic() + FIRST;
-        let mut cutter = Cutter { parts, heard, asked, results, running, figures, first };
+        let applications = BTreeMap::new();
+        let mut cutter = Cutter { parts, heard, asked, results, running, figures, first, applications };
         // The keeper ends when the cutter has, and its queue is empty.
         let cutting = async move { cutter.run(closing).await };
         tokio::join!(cutting, keeper.run());
@@ -160,6 +165,8 @@ struct Cutter {
     figures: Arc<Mutex<BTreeMap<GroupId, GroupFigures>>>,
     /// No cut before this.
     first: Duration,
+    /// When machines are asked for their next app-consistent point, with the interval that this comes from.
+    applications: BTreeMap<MachineId, (Duration, Duration)>,
 }
 
 impl Cutter {
@@ -182,6 +189,7 @@ impl Cutter {
                 () = tokio::time::sleep(wait) => {}
             }
             self.look_at_clock();
+            self.ask_for_applications();
         }
         let groups: Vec<GroupId> = self.running.keys().copied().collect();
         groups.into_iter().for_each(|group| self.call_off(group, "the coordinator is stopped"));
@@ -252,6 +260,29 @@ impl Cutter {
                 self.begin(&status, application, now);
             }
         }
+    }
+
+    /// Asks machines for the app-consistent points that their policies want.
+    fn ask_for_applications(&mut self) {
+        let now = self.now();
+        let mut wanted = BTreeMap::new();
+        for machine in self.parts.registry.machines() {
+            let (id, policy) = (machine.record.id, &machine.policy);
+            if policy.application_interval_ms == 0 {
+                continue;
+            }
+            let interval = Duration::from_millis(policy.application_interval_ms);
+            let before = self.applications.get(&id).filter(|(_, of)| *of == interval);
+            let mut due = before.map_or(self.first.max(now), |(due, _)| *due);
+            if now >= due {
+                let (request, strict) = (next_request(self.parts.clock.as_ref()), policy.application_strict);
+                // A machine that is not there makes its next one when it is.
+                let order = Push::MakeApplicationPoint { request, strict };
+                due = if self.parts.links.push(id, order).is_ok() { now + interval } else { now + NAP };
+            }
+            wanted.insert(id, (due, interval));
+        }
+        self.applications = wanted;
     }
 
     fn begin(&mut self, status: &GroupStatus, application: bool, now: Duration) {

@@ -6,6 +6,7 @@ pub mod catalog;
 pub mod checks;
 pub mod damage;
 pub mod known;
+pub mod request;
 pub mod retention;
 pub mod selection;
 pub mod view;

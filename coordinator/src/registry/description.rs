@@ -40,6 +40,10 @@ pub struct Description {
     scan_bytes_per_second_max: u64,
     disks: Vec<DescribedDisk>,
     certificates: Vec<DescribedCertificate>,
+    #[serde(default)]
+    application_interval_ms: u64,
+    #[serde(default)]
+    application_strict: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +94,8 @@ impl Description {
                 .filter(|certificate| certificate.expires_at > now)
                 .map(DescribedCertificate::new)
                 .collect(),
+            application_interval_ms: policy.application_interval_ms,
+            application_strict: policy.application_strict,
         }
     }
 
@@ -131,6 +137,8 @@ impl Description {
             hold_ms_max: self.hold_ms_max,
             send_bytes_per_second_max: self.send_bytes_per_second_max,
             scan_bytes_per_second_max: self.scan_bytes_per_second_max,
+            application_interval_ms: self.application_interval_ms,
+            application_strict: self.application_strict,
         };
         let mut changes = vec![Change::PutMachine(machine), Change::PutPolicy(policy)];
         for disk in self.disks() {

@@ -63,6 +63,10 @@ pub struct Protect {
     pub send_bytes_per_second_max: Option<u64>,
     /// New bound of scanning; zero means none.
     pub scan_bytes_per_second_max: Option<u64>,
+    /// New time between app-consistent points; zero means none by themselves.
+    pub application_interval_ms: Option<u64>,
+    /// Whether such a point is void if a hook fails.
+    pub application_strict: Option<bool>,
 }
 
 /// What came of it.
@@ -419,5 +423,7 @@ fn changed_policy(policy: &PolicyRecord, wanted: &Protect) -> PolicyRecord {
         scan_bytes_per_second_max: wanted
             .scan_bytes_per_second_max
             .unwrap_or(policy.scan_bytes_per_second_max),
+        application_interval_ms: wanted.application_interval_ms.unwrap_or(policy.application_interval_ms),
+        application_strict: wanted.application_strict.unwrap_or(policy.application_strict),
     }
 }

@@ -17,6 +17,8 @@ use crate::{
 
 /// How long points are kept if the operator does not say.
 pub const RETENTION_DEFAULT: Duration = Duration::from_hours(24);
+/// Shortest interval of app-consistent points.
+pub const APPLICATION_INTERVAL_MS_MIN: u64 = 60_000;
 /// Longest interval of cuts (a day).
 pub const CUT_INTERVAL_MS_MAX: u64 = 24 * 3600 * 1000;
 
@@ -31,6 +33,8 @@ pub fn default_policy(machine: MachineId) -> PolicyRecord {
         hold_ms_max: HOLD_MS_MAX_DEFAULT,
         send_bytes_per_second_max: 0,
         scan_bytes_per_second_max: 0,
+        application_interval_ms: 0,
+        application_strict: false,
     }
 }
 
@@ -54,6 +58,12 @@ pub fn check_policy(policy: &PolicyRecord) -> Result<(), RegistryError> {
         )));
     }
     retention_rule(policy).map_err(|error| RegistryError::Setting(error.to_string()))?;
+    let application = policy.application_interval_ms;
+    if application != 0 && !(APPLICATION_INTERVAL_MS_MIN..=CUT_INTERVAL_MS_MAX).contains(&application) {
+        return Err(RegistryError::Setting(format!(
+            "an interval of app-consistent points of {application} ms is out of range; use 1m to 24h, or 0s for none"
+        )));
+    }
     if !(10..=60_000).contains(&policy.hold_ms_max) {
         return Err(RegistryError::Setting(format!(
             "a longest hold of {} ms is out of range; use 10ms to 60s",

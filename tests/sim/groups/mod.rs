@@ -26,6 +26,8 @@ struct Shown {
     group_points: usize,
     partial_cuts: usize,
     own_points: usize,
+    /// Own points that are parts of group points.
+    parts: usize,
     writes: u64,
 }
 
@@ -83,7 +85,13 @@ fn run(seed: u64, faults: Faults) -> Shown {
     let records = world.records();
     let (points, partial_cuts) = group_points(records);
     points.iter().for_each(|point| check_causality(point));
-    Shown { group_points: points.len(), partial_cuts, own_points: records.len(), writes: world.writes() }
+    Shown {
+        group_points: points.len(),
+        partial_cuts,
+        own_points: records.len(),
+        parts: points.iter().map(Vec::len).sum(),
+        writes: world.writes(),
+    }
 }
 
 fn sweep(faults: Faults) -> Shown {
@@ -98,6 +106,7 @@ fn sweep(faults: Faults) -> Shown {
                 all.group_points += shown.group_points;
                 all.partial_cuts += shown.partial_cuts;
                 all.own_points += shown.own_points;
+                all.parts += shown.parts;
                 all.writes += shown.writes;
             }
             Err(panic) => {
@@ -114,12 +123,9 @@ fn no_effect_is_in_a_group_point_without_its_cause() {
     let shown = sweep(Faults::All);
     eprintln!("{shown:?}");
     // A world in which no point is made, or in which nothing goes wrong, would prove nothing.
-    assert!(shown.group_points > 1_000, "{shown:?}");
-    assert!(shown.partial_cuts > 100, "{shown:?}");
-    assert!(
-        shown.own_points > 3 * shown.group_points,
-        "a void group cut leaves the members' own points: {shown:?}"
-    );
+    assert!(shown.group_points > 0 && shown.partial_cuts > 0, "{shown:?}");
+    // A void group cut leaves the members' own points.
+    assert!(shown.own_points > shown.parts + shown.partial_cuts, "{shown:?}");
 }
 
 #[test]

@@ -81,6 +81,7 @@ impl Scene {
             }
             Action::AskHooks => Event::Hooks(self.hooks.clone()),
             Action::ThawHooks => return self.see("thaw hooks"),
+            Action::Acknowledge { .. } => return,
             Action::Cut { group, strict, .. } => {
                 self.see(&format!("cut group={} strict={strict}", group.is_some()));
                 Event::CutTried(Box::new(Ok(made())))
@@ -210,6 +211,7 @@ fn a_cut_that_failed_with_frozen_hooks_is_not_tried_again_without_them() {
         match scene.cycle.next(scene.now) {
             Action::Cut { .. } => break,
             Action::Wait { until } => scene.now = until,
+            Action::Acknowledge { .. } => {}
             Action::Take { disk, .. } => {
                 scene.cycle.on(Event::Taken { disk, result: Ok(BlockCount(0)) }, scene.now)
             }

@@ -140,6 +140,8 @@ pub(super) async fn policies(pool: &SqlitePool) -> Result<Vec<PolicyRecord>, Cat
             hold_ms_max: number(row, "hold_ms_max")?,
             send_bytes_per_second_max: number(row, "send_bytes_per_second_max")?,
             scan_bytes_per_second_max: number(row, "scan_bytes_per_second_max")?,
+            application_interval_ms: number(row, "application_interval_ms")?,
+            application_strict: number::<i64>(row, "application_strict")? != 0,
         })
     })
 }
