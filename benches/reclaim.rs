@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use holdfast_common::{
     clock::{Clock as _, SystemClock, Timestamp},
     frame::{
-        Consistency, CutMember, CutMethod, CutRecord, Extent, Frame, FrameIdentity, FrameSealer,
+        Consistency, CutMember, CutMethod, CutMore, CutRecord, Extent, Frame, FrameIdentity, FrameSealer,
         seal::seal_cut,
     },
     ids::{DiskId, Generation, Interval, MachineId, PointId, Sequence},
@@ -271,6 +271,7 @@ impl Source {
             members: vec![CutMember { disk: DISK, generation: Generation(1) }],
             notes: Vec::new(),
             request: None,
+            more: CutMore::default(),
         };
         let frame = Frame::verify(seal_cut(self.identity, &record)?)?;
         self.identity.interval = self.identity.interval.next();

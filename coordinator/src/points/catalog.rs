@@ -211,7 +211,7 @@ impl PointCatalog {
     /// Whether a point is known, void or not.
     #[must_use]
     pub fn is_known(&self, point: PointId) -> bool {
-        self.state().known.contains(&point)
+        self.state().known.contains(point)
     }
 
     /// A disk's log ends at `durable`: points that lie beyond have lost their data.
