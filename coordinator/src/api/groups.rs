@@ -116,6 +116,7 @@ pub(super) async fn points(
 /// Cuts the group now. Without a time to wait the answer is that the members have been cut; with one, the point.
 pub(super) async fn create_point(
     State(state): State<ApiState>,
+    who: Who,
     Path(given): Path<String>,
     Json(body): Json<GroupPointRequest>,
 ) -> Result<Json<Option<GroupPointShape>>, ApiError> {
@@ -124,6 +125,8 @@ pub(super) async fn create_point(
         let advice = format!("add machines with `holdfast group add {} MACHINE`", group.record.name);
         return Err(ApiError::conflict("the group has no machines", advice));
     }
+    let (name, kind) = (group.record.name.clone(), if body.application { "app-consistent" } else { "" });
+    state.registry.record_act(&who.0.name(), "group point create", name, kind).await?;
     let mut changes = state.points.subscribe();
     let answered = state.group_cuts.ask(group.record.id, body.application).await;
     let answered = answered.map_err(|reason| ApiError::conflict(reason, "ask again"))?;

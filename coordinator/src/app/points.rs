@@ -6,6 +6,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use holdfast_common::{
     clock::Timestamp,
+    frame::GroupMark,
     ids::{DiskId, JobId, MachineId, PointId},
 };
 
@@ -22,7 +23,7 @@ use crate::{
         damage::{DamageLedger, DiskDamage},
         frame_cache::FrameCache,
         point_view::PointView,
-        selection::{Candidate, CandidateState},
+        selection::{Candidate, CandidateState, GroupCut},
     },
     registry::Registry,
 };
@@ -59,7 +60,7 @@ impl Source {
             state: CandidateState::Arriving {
                 disks_missing: u32::try_from(arriving.missing.len()).unwrap_or(u32::MAX),
             },
-            group: None,
+            group: arriving.record.more.group.as_ref().map(group_cut),
         }));
         Ok(candidates)
     }
@@ -179,8 +180,12 @@ fn candidate(point: &PointRecord) -> Candidate {
                 CandidateState::Void { reason: point.void_reason.clone().unwrap_or_default() }
             }
         },
-        group: None,
+        group: point.more.group.as_ref().map(group_cut),
     }
+}
+
+fn group_cut(mark: &GroupMark) -> GroupCut {
+    GroupCut { cut: mark.cut.0, group: mark.group.0, members: mark.members.clone() }
 }
 
 /// The last part of a device node or file name, in letters that files and exports may have.

@@ -20,8 +20,8 @@ use thiserror::Error;
 
 use record::{
     AuditRecord, CertificateRecord, DiskRecord, GenerationRecord, GroupMemberRecord, GroupRecord,
-    JobEventRow, LeaseRecord, MachineRecord, OperatorRecord, PointRecord, PointState, PolicyRecord, TokenRecord,
-    VoidedCutRecord, VoidedGroupCutRecord,
+    JobEventRow, LeaseRecord, MachineRecord, OperatorRecord, PointRecord, PointState, PolicyRecord,
+    TokenRecord, VoidedCutRecord, VoidedGroupCutRecord,
 };
 
 pub use sqlite::SqliteCatalog;

@@ -26,8 +26,8 @@ use super::{
     Answer, Catalog, CatalogError, Change,
     record::{
         AuditRecord, CertificateRecord, DiskRecord, GenerationRecord, GroupMemberRecord, GroupRecord,
-        JobEventRow, LeaseRecord, MachineRecord, OperatorRecord, PointRecord, PolicyRecord, TokenRecord, VoidedCutRecord,
-        VoidedGroupCutRecord,
+        JobEventRow, LeaseRecord, MachineRecord, OperatorRecord, PointRecord, PolicyRecord, TokenRecord,
+        VoidedCutRecord, VoidedGroupCutRecord,
     },
 };
 
