@@ -115,7 +115,7 @@ fn a_cancel_ends_the_wait() {
     let mut held = holding();
     held.held(HOLD, 110 * MS);
     assert!(held.order(&order(1, OrderStep::Cancel { reason: "two is late".into() }), 111 * MS));
-    assert!(!held.verdict().is_ok());
+    assert!(held.verdict().is_err());
     assert!(held.order(&mark(1, HOLD, 0), 112 * MS), "decided is decided");
     assert!(held.verdict().is_err());
 }

@@ -102,10 +102,10 @@ fn block(number: u64) -> Vec<u8> {
 
 /// Where the only block of a file lies on its disk.
 fn place(path: &Path) -> Result<u64> {
-    let text = run(Command::new("filefrag").args(["-b4096", "-v"]).arg(path))?;
+    let text = run(Command::new("filefrag").args(["-b1024", "-v"]).arg(path))?;
     let line = text.lines().find(|line| line.trim_start().starts_with("0:")).context("an extent")?;
     let physical = line.split(':').nth(2).and_then(|range| range.split("..").next()).context("its place")?;
-    Ok(physical.trim().parse::<u64>()? * BLOCK_BYTES as u64)
+    Ok(physical.trim().parse::<u64>()? * 1024)
 }
 
 impl Drop for PingPong {

@@ -25,8 +25,8 @@ use super::{
         },
     },
     row::{
-        array, bytes, json, number, optional_id, optional_number, optional_text, optional_time, parsed, text,
-        texts, time,
+        array, bytes, json, number, optional_id, optional_json, optional_number, optional_text,
+        optional_time, parsed, text, texts, time,
     },
 };
 
@@ -227,7 +227,7 @@ fn point_of(
         notes: texts(row, "notes")?,
         disks: members.remove(&id).unwrap_or_default(),
         verified_at: optional_time(row, "verified_at")?,
-        more: json(row, "more")?,
+        more: optional_json(row, "more")?,
     })
 }
 

@@ -95,7 +95,7 @@ pub(super) fn json<T: serde::de::DeserializeOwned>(
 }
 
 /// A value kept as JSON; its default if there is none.
-pub(super) fn json<T: Default + serde::de::DeserializeOwned>(
+pub(super) fn optional_json<T: Default + serde::de::DeserializeOwned>(
     row: &SqliteRow,
     column: &'static str,
 ) -> Result<T, CatalogError> {
