@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use holdfast_common::{
     clock::Timestamp,
     frame::{
-        Consistency, CutMember, CutMethod, CutRecord, Extent, Frame, FrameIdentity, FrameSealer,
+        Consistency, CutMember, CutMethod, CutMore, CutRecord, Extent, Frame, FrameIdentity, FrameSealer,
         seal::seal_cut,
     },
     ids::{DiskId, Generation, Interval, MachineId, PointId, Sequence},
@@ -197,5 +197,6 @@ fn record() -> CutRecord {
         members: vec![CutMember { disk: DISK, generation: Generation(1) }],
         notes: Vec::new(),
         request: None,
+        more: CutMore::default(),
     }
 }

@@ -18,8 +18,8 @@ use bytes::Bytes;
 use holdfast_common::{
     clock::Timestamp,
     frame::{
-        Consistency, CutMember, CutMethod, CutRecord, Extent, FRAME_PLAIN_BYTES_TARGET, Frame, FrameIdentity,
-        FrameSealer, seal::seal_cut,
+        Consistency, CutMember, CutMethod, CutMore, CutRecord, Extent, FRAME_PLAIN_BYTES_TARGET, Frame,
+        FrameIdentity, FrameSealer, seal::seal_cut,
     },
     ids::{DiskId, Generation, Interval, MachineId, PointId, Sequence},
     units::{BLOCK_BYTES, BlockRange},
@@ -198,6 +198,7 @@ impl<'a> Sealing<'a> {
             members: vec![CutMember { disk: DISK, generation: Generation(1) }],
             notes: Vec::new(),
             request: None,
+            more: CutMore::default(),
         };
         self.identity.sequence = self.identity.sequence.next();
         self.frames.push(seal_cut(self.identity, &record)?);

@@ -5,7 +5,7 @@ use std::{os::unix::fs::FileExt as _, sync::Arc, time::Duration};
 use holdfast_common::{
     clock::{ManualClock, Timestamp},
     frame::{
-        Consistency, CutMember, CutMethod, CutRecord, Extent, Frame, FrameIdentity, FrameSealer,
+        Consistency, CutMember, CutMethod, CutMore, CutRecord, Extent, Frame, FrameIdentity, FrameSealer,
         seal::seal_cut,
     },
     ids::{DiskId, Generation, Interval, MachineId, PointId, Sequence},
@@ -129,6 +129,7 @@ impl World {
             members: vec![CutMember { disk: DISK, generation: Generation(1) }],
             notes: Vec::new(),
             request: None,
+            more: CutMore::default(),
         };
         self.append(|identity| seal_cut(identity, &record).unwrap()).await;
         self.identity.interval = self.identity.interval.next();

@@ -37,6 +37,7 @@ fn point(cut: u8, number: u8, members: &[u8]) -> PointRecord {
         request: None,
         notes: Vec::new(),
         disks: Vec::new(),
+        verified_at: None,
         more: CutMore { group: Some(mark), application: None },
     }
 }
