@@ -2,9 +2,14 @@
 
 mod groups;
 mod index;
+mod attach;
+mod debian;
 mod machine;
+mod materialize;
 mod nbd;
 mod process;
+mod peers;
+mod plot;
 mod protection;
 mod quic;
 mod reclaim;
@@ -30,6 +35,9 @@ struct Arguments {
     /// Also writes the figures to this file, as a list of JSON objects.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Also draws the peers' times into this file, as SVG.
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
     /// Names the benches and ends.
     #[arg(long)]
     list: bool,
@@ -40,12 +48,14 @@ struct Arguments {
 
 /// What a bench needs to know about the run.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Run {
+pub(crate) struct Run<'a> {
     /// Whether to keep it short.
     pub(crate) quick: bool,
+    /// Where to draw the peers' times.
+    pub(crate) plot: Option<&'a std::path::Path>,
 }
 
-type Bench = fn(Run) -> anyhow::Result<Vec<Row>>;
+type Bench = fn(Run<'_>) -> anyhow::Result<Vec<Row>>;
 
 /// All benches, in the order in which they run.
 const BENCHES: &[(&str, Bench)] = &[
@@ -61,6 +71,9 @@ const BENCHES: &[(&str, Bench)] = &[
     ("process", process::process),
     ("ingest", store::ingest),
     ("index", index::index),
+    ("materialize", materialize::materialize),
+    ("attach", attach::attach),
+    ("peers", peers::peers),
 ];
 
 fn main() -> ExitCode {
@@ -87,7 +100,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     for (name, bench) in BENCHES {
         if arguments.names.is_empty() || arguments.names.iter().any(|wanted| wanted == name) {
             eprintln!("== {name}");
-            let measured = bench(Run { quick: arguments.quick }).with_context(|| format!("bench {name}"))?;
+            let run = Run { quick: arguments.quick, plot: arguments.plot.as_deref() };
+            let measured = bench(run).with_context(|| format!("bench {name}"))?;
             println!("{}", report::table(&measured));
             rows.extend(measured);
         }

@@ -1,11 +1,11 @@
-//! NBD reads: our server against qemu-nbd, both over the same raw file in the page cache, with fio as the client.
+//! NBD reads: our server against qemu-nbd over the equal raw file in the page cache, with fio as the client.
 //!
-//! Owns the two servers while it runs. The view here is the file itself, so the figure is the server's cost alone; what
-//! finding and verifying frames costs is measured with the store.
+//! Owns the two servers while it runs. Three views: the raw file itself, which shows the server's cost alone; a point of a
+//! store whose frames are in the frame cache; and a point much larger than the cache, where every read finds, verifies and
+//! decompresses a frame (of 64 KiB, the grain of a random read).
 
 use std::{
     fs::File,
-    io::Write as _,
     os::unix::fs::FileExt as _,
     path::Path,
     process::{Child, Command},
@@ -15,16 +15,24 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use holdfast_common::{
-    entropy::{Entropy as _, SeededEntropy},
-    units::BlockRange,
+    frame::{Extent, FRAME_PLAIN_BYTES_TARGET as FRAME_BYTES},
+    units::{BLOCK_BYTES, BlockRange},
 };
 use holdfast_coordinator::{
     compute::nbd::server::{LogDamage, NbdServer, Settings},
-    points::view::{BlockView, ViewError, ViewExtent},
+    points::{
+        FrameCache, PointView,
+        view::{BlockView, ViewError, ViewExtent},
+    },
+    store::StoreSettings,
 };
-use holdfast_tests::program::installed;
+use holdfast_tests::{
+    history::{self, HistoryWriter},
+    program::installed,
+};
+use tempfile::TempDir;
 
-use crate::{Run, report::Row};
+use crate::{Run, report::Row, stages};
 
 /// A raw file as a view.
 #[derive(Debug)]
@@ -54,24 +62,56 @@ pub(crate) fn nbd(run: Run) -> Result<Vec<Row>> {
     if !installed(&["fio", "qemu-nbd"]) {
         return Ok(Vec::new());
     }
-    let folder = tempfile_folder()?;
-    let image = folder.join("disk.raw");
+    let folder = TempDir::with_prefix("holdfast-bench-nbd-")?;
     let bytes: u64 = if run.quick { 512 << 20 } else { 2 << 30 };
-    write_image(&image, bytes)?;
+    let store = folder.path().join("store");
+    let sample = stages::system_sample(folder.path(), bytes)?;
+    let image = folder.path().join("disk.raw");
+    std::fs::write(&image, &sample)?;
+    let mut writer = HistoryWriter::create(&store, bytes, StoreSettings::default())?;
+    for (number, plain) in (0..).zip(sample.chunks(FRAME_BYTES)) {
+        let blocks = (plain.len() / BLOCK_BYTES) as u64;
+        let range = BlockRange::new(number * (FRAME_BYTES / BLOCK_BYTES) as u64, blocks);
+        writer.write(&[Extent::data(range)], plain)?;
+    }
+    let (_, cut) = writer.cut()?;
+    let (_store, log) = writer.finish()?;
+    drop(sample);
+    let index = history::index(&log);
+    let point = |cache_bytes: usize| -> Result<Arc<dyn BlockView>> {
+        Ok(Arc::new(PointView::at_cut(&index, FrameCache::new(cache_bytes), cut)?))
+    };
+    let bytes_usize = usize::try_from(bytes)?;
+    let file = File::open(&image)?;
+    let mut rows = Vec::new();
+    for (name, view) in [
+        ("raw file", Arc::new(FileView { file, bytes }) as Arc<dyn BlockView>),
+        ("point, cached", point(bytes_usize * 2)?),
+        ("point, 16 times the cache", point(bytes_usize / 16)?),
+    ] {
+        rows.extend(compare(run, folder.path(), &image, name, view)?);
+    }
+    Ok(rows)
+}
+
+/// Both servers in turn, for each pattern.
+fn compare(run: Run, folder: &Path, image: &Path, what: &str, view: Arc<dyn BlockView>) -> Result<Vec<Row>> {
     let (ours, theirs) = (folder.join("ours.sock"), folder.join("theirs.sock"));
     let runtime = tokio::runtime::Runtime::new()?;
     let server = NbdServer::new(Settings::default(), Arc::new(LogDamage));
-    let view = FileView { file: File::open(&image)?, bytes };
-    let export = server.export("disk", "bench", Arc::new(view))?;
+    // Everything is read once, so that a cache that can hold it does.
+    let mut buffer = vec![0; 1 << 20];
+    for at in (0..view.size_bytes()).step_by(buffer.len()) {
+        view.read(at, &mut buffer)?;
+    }
+    let export = server.export("disk", "bench", view)?;
     let listening = runtime.block_on(async { server.listen_unix(&ours) })?;
-    let peer = Peer::start(&image, &theirs)?;
-
+    let peer = Peer::start(image, &theirs)?;
+    let (seconds, rounds) = if run.quick { (1, 3) } else { (5, 5) };
     let mut rows = Vec::new();
-    let seconds = if run.quick { 2 } else { 10 };
-    let rounds = if run.quick { 3 } else { 7 };
     for (name, pattern, size, depth) in [
+        ("sequential 64 KiB, depth 1", "read", "64k", 1),
         ("sequential 1 MiB, depth 4", "read", "1m", 4),
-        ("random 64 KiB, depth 1", "randread", "64k", 1),
         ("random 64 KiB, depth 32", "randread", "64k", 32),
         ("random 4 KiB, depth 1", "randread", "4k", 1),
         ("random 4 KiB, depth 32", "randread", "4k", 32),
@@ -82,33 +122,16 @@ pub(crate) fn nbd(run: Run) -> Result<Vec<Row>> {
             here.push(fio(&ours, "disk", pattern, size, depth, seconds)?);
             there.push(fio(&theirs, "disk", pattern, size, depth, seconds)?);
         }
-        let row = Row::new(format!("nbd: {name}"), median(&mut here), "MB/s")
+        let row = Row::new(format!("nbd: {what}: {name}"), median(&mut here), "MB/s")
             .against(median(&mut there), "qemu-nbd on the equal raw file")
-            .note(format!("fio nbd engine, one connection, file in the page cache, median of {rounds}"));
+            .note(format!("fio nbd engine, one connection, files in the page cache, median of {rounds}"));
         rows.push(row);
     }
     drop(peer);
+    std::fs::remove_file(theirs)?;
     drop(listening);
     runtime.block_on(export.remove());
-    std::fs::remove_dir_all(&folder)?;
     Ok(rows)
-}
-
-fn tempfile_folder() -> Result<std::path::PathBuf> {
-    let folder = std::env::temp_dir().join(format!("holdfast-bench-nbd-{}", std::process::id()));
-    std::fs::create_dir_all(&folder)?;
-    Ok(folder)
-}
-
-fn write_image(path: &Path, bytes: u64) -> Result<()> {
-    let mut file = File::create(path)?;
-    let mut block = vec![0; 1 << 20];
-    SeededEntropy::new(1).fill(&mut block);
-    for number in 0..bytes >> 20 {
-        block.get_mut(..8).context("a block")?.copy_from_slice(&number.to_le_bytes());
-        file.write_all(&block)?;
-    }
-    Ok(())
 }
 
 /// Megabytes per second that fio reads.

@@ -39,6 +39,9 @@ pub struct Settings {
     pub verify_threads: usize,
     /// Threads that write one image.
     pub image_threads: usize,
+    /// Bytes of decompressed frames that are kept for readers of attached points, all exports together. What is read
+    /// again within it costs no decompression; larger pays off for virtual machines that run from an export.
+    pub frame_cache_bytes: usize,
     /// Bytes of a segment file.
     pub segment_bytes: u64,
     /// Free bytes below which nothing is taken from agents.
@@ -76,6 +79,7 @@ impl Default for Settings {
             blocking_threads: 32,
             verify_threads: processors.clamp(1, 8),
             image_threads: processors.clamp(1, 4),
+            frame_cache_bytes: 128 << 20,
             segment_bytes: 64 << 20,
             reserve_bytes: 64 << 20,
             queue_bytes: 32 << 20,
@@ -123,6 +127,7 @@ impl Settings {
         within("blocking_threads", self.blocking_threads as u64, 4, 512)?;
         within("verify_threads", self.verify_threads as u64, 1, 64)?;
         within("image_threads", self.image_threads as u64, 1, 64)?;
+        within("frame_cache_bytes", self.frame_cache_bytes as u64, 1 << 20, 1 << 40)?;
         within("segment_bytes", self.segment_bytes, 4 << 20, 4 << 30)?;
         within("reserve_bytes", self.reserve_bytes, 16 << 20, 1 << 40)?;
         within("queue_bytes", self.queue_bytes as u64, 4 << 20, 1 << 32)?;

@@ -3,3 +3,4 @@
 mod kill;
 mod reclaim;
 mod store;
+mod update;

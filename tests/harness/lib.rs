@@ -32,3 +32,5 @@ pub mod journal;
 pub mod samples;
 // Every decoder, for fuzzing and mutation tests.
 pub mod decoders;
+// A disk's history, written straight through the store.
+pub mod history;

@@ -185,14 +185,14 @@ async fn a_point_becomes_images() {
     let (store, points) = (Arc::default(), point());
     let jobs = engine(&store, &points, folder.path()).await;
     let images = folder.path().join("images");
-    let target = Target::Image { folder: images.clone(), format: ImageFormat::Raw };
+    let target = Target::Image { folder: images.clone(), format: ImageFormat::Raw, update: false };
     let job = jobs.submit(spec(target), "test").await.unwrap();
     let view = settled(&jobs, job).await;
     assert_eq!(view.job.status.state, State::Succeeded, "{view:?}");
     for (name, disk) in &points.0 {
         assert!(fs::read(images.join(format!("{name}.raw"))).unwrap() == disk.bytes());
     }
-    let relative = Target::Image { folder: "images".into(), format: ImageFormat::Raw };
+    let relative = Target::Image { folder: "images".into(), format: ImageFormat::Raw, update: false };
     let job = jobs.submit(spec(relative), "test").await.unwrap();
     let view = settled(&jobs, job).await;
     assert_eq!(view.job.status.state, State::Failed);

@@ -37,6 +37,7 @@ fn request(folder: &Path, view: Arc<dyn BlockView>, format: ImageFormat) -> Imag
         disk: DiskView { disk: DiskId::from_bytes([2; 16]), name: "sda".into(), view },
         folder: folder.into(),
         format,
+        update: false,
     }
 }
 

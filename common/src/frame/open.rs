@@ -107,6 +107,12 @@ impl Frame {
         &self.extents
     }
 
+    /// The frame's memory, to be used again.
+    #[must_use]
+    pub fn into_bytes(self) -> Bytes {
+        self.bytes
+    }
+
     /// The whole frame as it is sent and stored.
     #[must_use]
     pub const fn bytes(&self) -> &Bytes {
@@ -160,26 +166,33 @@ impl PlainReader {
     /// # Errors
     /// [`FrameError::Payload`] if the stored bytes do not decompress to exactly the stated size.
     pub fn read(&mut self, frame: &Frame, plain: &mut Vec<u8>) -> Result<(), FrameError> {
+        plain.resize(frame.header.plain_bytes as usize, 0);
+        self.read_to(frame, plain).map(drop)
+    }
+
+    /// Puts the frame's plain bytes into the front of `output` and says how many there are.
+    ///
+    /// # Errors
+    /// [`FrameError::Payload`] if the stored bytes do not decompress to exactly the stated size, or `output` has no room.
+    pub fn read_to(&mut self, frame: &Frame, output: &mut [u8]) -> Result<usize, FrameError> {
         let expected = frame.header.plain_bytes as usize;
+        let output = output.get_mut(..expected).ok_or(FrameError::Payload)?;
+        let stored = frame.stored();
         match frame.header.compression {
-            Compression::None => {
-                plain.clear();
-                plain.extend_from_slice(frame.stored());
-            }
+            Compression::None if stored.len() == expected => output.copy_from_slice(stored),
+            Compression::None => return Err(FrameError::Payload),
             Compression::Zstd => {
-                plain.resize(expected, 0);
                 let decompressor = match &mut self.decompressor {
                     Some(decompressor) => decompressor,
                     empty => empty.insert(zstd::bulk::Decompressor::new().map_err(|_| FrameError::Payload)?),
                 };
-                let written = decompressor
-                    .decompress_to_buffer(frame.stored(), plain.as_mut_slice())
-                    .map_err(|_| FrameError::Payload)?;
+                let written =
+                    decompressor.decompress_to_buffer(stored, output).map_err(|_| FrameError::Payload)?;
                 if written != expected {
                     return Err(FrameError::Payload);
                 }
             }
         }
-        Ok(())
+        Ok(expected)
     }
 }

@@ -9,7 +9,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{port::JobRefusal, shapes::ErrorShape};
+use super::{
+    port::{DiffRefusal, JobRefusal},
+    shapes::ErrorShape,
+};
 use crate::{catalog::CatalogError, registry::RegistryError};
 
 /// An error on its way to the operator.
@@ -94,6 +97,17 @@ impl From<JobRefusal> for ApiError {
             ),
             JobRefusal::NotNow(text) => Self::conflict(text, "`holdfast job show` says where the job stands"),
             JobRefusal::Failed(error) => Self::failed(error.as_ref()),
+        }
+    }
+}
+
+impl From<DiffRefusal> for ApiError {
+    fn from(refusal: DiffRefusal) -> Self {
+        match refusal {
+            DiffRefusal::Unknown(text) => {
+                Self::new(StatusCode::NOT_FOUND, "point-unknown", text, "`holdfast points` lists the points")
+            }
+            DiffRefusal::Failed(error) => Self::failed(&error),
         }
     }
 }

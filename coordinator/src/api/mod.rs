@@ -37,7 +37,7 @@ pub use caller::Peer;
 pub(crate) use caller::Who;
 pub use error::ApiError;
 use gate::Gate;
-use port::{JobControl, StoreChecks, StoreFigures};
+use port::{JobControl, PointDiff, StoreChecks, StoreFigures};
 pub(crate) use views::time as time_text;
 
 use crate::{
@@ -67,6 +67,8 @@ pub struct ApiState {
     pub links: LiveLinks,
     /// The jobs.
     pub jobs: Arc<dyn JobControl>,
+    /// Differences of points.
+    pub diff: Arc<dyn PointDiff>,
     /// The store's figures.
     pub store: Arc<dyn StoreFigures>,
     /// The checks of stored data.
@@ -110,6 +112,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/machines/{machine}/unprotect", post(machines::unprotect))
         .route("/v1/machines/{machine}/points", get(points::list).post(points::create))
         .route("/v1/machines/{machine}/retention", get(retention::plan))
+        .route("/v1/machines/{machine}/points/diff", get(points::diff))
         .route("/v1/machines/{machine}/failover", post(work::failover))
         .route("/v1/status", get(status::status))
         .route("/v1/jobs", get(work::list))

@@ -13,7 +13,9 @@ use serde::Deserialize;
 
 use super::{
     ApiError, ApiState, Who,
-    shapes::{ArrivingShape, PointRequest, PointRequestShape, PointShape, PointsShape, VoidedCutShape},
+    shapes::{
+        ArrivingShape, DiffShape, PointRequest, PointRequestShape, PointShape, PointsShape, VoidedCutShape,
+    },
     views,
 };
 use crate::{
@@ -22,11 +24,14 @@ use crate::{
         record::{PointState, VoidedCutRecord},
     },
     ingest::links::Push,
-    points::request::next_request,
+    points::{request::next_request, selection::Selection},
 };
 
 /// Most points in one answer if the operator does not say.
 const POINTS_DEFAULT: u32 = 10_000;
+/// Ranges of each disk in one answer if the operator does not say, and the most that can be asked for.
+const RANGES_DEFAULT: usize = 1000;
+const RANGES_MAX: usize = 1_000_000;
 /// Voided cuts shown.
 const VOIDED_SHOWN: usize = 20;
 /// Longest wait for a point.
@@ -66,6 +71,32 @@ pub(super) async fn list(
         voided_cuts: voided.into_iter().take(VOIDED_SHOWN).map(voided_cut).collect(),
         gaps: gaps.iter().map(views::gap).collect(),
     }))
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct DiffQuery {
+    from: String,
+    to: String,
+    ranges: Option<usize>,
+}
+
+pub(super) async fn diff(
+    State(state): State<ApiState>,
+    Path(given): Path<String>,
+    Query(query): Query<DiffQuery>,
+) -> Result<Json<DiffShape>, ApiError> {
+    let machine = state.registry.resolve(&given)?;
+    let point = |text: &str| -> Result<Selection, ApiError> {
+        text.parse()
+            .map_err(|error| ApiError::invalid(format!("{error}"), "`holdfast points` lists the points"))
+    };
+    let (from, to) = (point(&query.from)?, point(&query.to)?);
+    let ranges = query.ranges.unwrap_or(RANGES_DEFAULT);
+    if ranges > RANGES_MAX {
+        let message = format!("{ranges} ranges are too many for one answer");
+        return Err(ApiError::invalid(message, format!("ask for at most {RANGES_MAX}")));
+    }
+    Ok(Json(state.diff.diff(machine, from, to, ranges).await?))
 }
 
 fn voided_cut(cut: VoidedCutRecord) -> VoidedCutShape {

@@ -10,9 +10,10 @@ use holdfast_common::{
 };
 use thiserror::Error;
 
-use super::shapes::{JobShape, TargetShape};
+use super::shapes::{DiffShape, JobShape, TargetShape};
 use crate::{
     compute::port::BoxFuture,
+    failover::port::PointsError,
     points::selection::{Candidate, Selection},
     store::DiskSpace,
 };
@@ -51,6 +52,29 @@ pub enum JobRefusal {
     /// Something failed below.
     #[error("the job engine failed")]
     Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// What differs between points.
+pub trait PointDiff: fmt::Debug + Send + Sync {
+    /// The blocks written between two points, in either order, at most `ranges_max` ranges of each disk.
+    fn diff(
+        &self,
+        machine: MachineId,
+        from: Selection,
+        to: Selection,
+        ranges_max: usize,
+    ) -> BoxFuture<'_, Result<DiffShape, DiffRefusal>>;
+}
+
+/// Why points cannot be compared.
+#[derive(Debug, Error)]
+pub enum DiffRefusal {
+    /// There is no such point, or it cannot be used.
+    #[error("{0}")]
+    Unknown(String),
+    /// Something failed below.
+    #[error("the points cannot be compared")]
+    Failed(#[from] PointsError),
 }
 
 /// Figures of the store.

@@ -494,6 +494,9 @@ pub enum TargetShape {
         folder: PathBuf,
         /// "raw" or "qcow2".
         format: String,
+        /// Whether images of another point that are there already are updated, writing only what differs.
+        #[serde(default)]
+        update: bool,
     },
 }
 
@@ -882,4 +885,53 @@ pub struct SetFailoverRequest {
     pub point: String,
     /// What to make of each; images of several machines go into a folder of the machine's name below the one given.
     pub target: TargetShape,
+}
+
+/// What differs between two points.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiffShape {
+    /// The machine's id.
+    pub machine: String,
+    /// The one point.
+    pub from: String,
+    /// Its cut.
+    pub from_at: String,
+    /// The other.
+    pub to: String,
+    /// Its cut.
+    pub to_at: String,
+    /// Bytes in blocks that were written between the two, on all disks.
+    pub changed_bytes: u64,
+    /// The disks of `to`.
+    pub disks: Vec<DiskDiffShape>,
+    /// Paths of disks that only `from` has.
+    pub disks_only_in_from: Vec<String>,
+}
+
+/// What differs on one disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskDiffShape {
+    /// The disk's id.
+    pub disk: String,
+    /// Its path on the machine.
+    pub path: String,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Whether both points have it; if not, all of it counts as changed.
+    pub in_both: bool,
+    /// Bytes in blocks that were written between the two points.
+    pub changed_bytes: u64,
+    /// Number of ranges; `ranges` may hold fewer.
+    pub ranges_total: u64,
+    /// The first ranges, ascending.
+    pub ranges: Vec<RangeShape>,
+}
+
+/// Some neighbouring bytes of a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RangeShape {
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub bytes: u64,
 }

@@ -83,11 +83,11 @@ const fn fixed(selection: Selection, choice: &Choice) -> Selection {
 fn below(target: &TargetShape, name: &str) -> TargetShape {
     match target {
         TargetShape::Attach => TargetShape::Attach,
-        TargetShape::Image { folder, format } => {
+        TargetShape::Image { folder, format, update } => {
             let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
             let name: String = name.chars().map(plain).collect();
             let name = if name.trim_matches('.').is_empty() { "machine".to_owned() } else { name };
-            TargetShape::Image { folder: folder.join(name), format: format.clone() }
+            TargetShape::Image { folder: folder.join(name), format: format.clone(), update: *update }
         }
     }
 }
@@ -109,7 +109,7 @@ fn some_begun(name: &str, why: &str, begun: &[JobShape]) -> ApiError {
 
 /// Whether the target makes sense and this operator may have it.
 fn check_target(state: &ApiState, peer: &Peer, target: &TargetShape) -> Result<(), ApiError> {
-    let TargetShape::Image { folder, format } = target else { return Ok(()) };
+    let TargetShape::Image { folder, format, .. } = target else { return Ok(()) };
     if !folder.is_absolute() {
         return Err(ApiError::invalid(
             format!("the folder {} is not absolute", folder.display()),
@@ -141,7 +141,10 @@ fn may_write(peer: &Peer, allowed: &[PathBuf], folder: &Path) -> bool {
 fn target_text(target: &TargetShape) -> String {
     match target {
         TargetShape::Attach => "attach".to_owned(),
-        TargetShape::Image { folder, format } => format!("{format} images into {}", folder.display()),
+        TargetShape::Image { folder, format, update } => {
+            let how = if *update { "onto what is in" } else { "into" };
+            format!("{format} images {how} {}", folder.display())
+        }
     }
 }
 

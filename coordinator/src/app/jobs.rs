@@ -198,9 +198,9 @@ impl JobControl for Control {
         Box::pin(async move {
             let target = match target {
                 TargetShape::Attach => Target::Attach,
-                TargetShape::Image { folder, format } => {
+                TargetShape::Image { folder, format, update } => {
                     let format = if format == "qcow2" { ImageFormat::Qcow2 } else { ImageFormat::Raw };
-                    Target::Image { folder, format }
+                    Target::Image { folder, format, update }
                 }
             };
             let spec = JobSpec::Failover(FailoverSpec { machine, selection, target });
@@ -279,12 +279,12 @@ fn step_shape(step: &StepRecord) -> JobStepShape {
 fn target_shape(target: &Target) -> TargetShape {
     match target {
         Target::Attach => TargetShape::Attach,
-        Target::Image { folder, format } => {
+        Target::Image { folder, format, update } => {
             let format = match format {
                 ImageFormat::Raw => "raw",
                 ImageFormat::Qcow2 => "qcow2",
             };
-            TargetShape::Image { folder: folder.clone(), format: format.to_owned() }
+            TargetShape::Image { folder: folder.clone(), format: format.to_owned(), update: *update }
         }
     }
 }

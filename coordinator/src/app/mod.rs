@@ -9,6 +9,7 @@ mod adapters;
 mod checks;
 mod damage;
 mod data;
+mod diff;
 mod housekeeping;
 mod jobs;
 mod logs;
@@ -79,8 +80,8 @@ pub use rebuild::{Rebuilt, rebuild_catalog};
 
 /// Name of the operators' socket.
 pub const SOCKET: &str = "holdfast.sock";
-/// Bytes of decompressed frames kept for views.
-const FRAME_CACHE_BYTES: usize = 32 << 20;
+/// Bytes of decompressed frames kept for comparing replicas with their sources, which reads each frame about once.
+const COMPARE_CACHE_BYTES: usize = 8 << 20;
 /// How long requests of operators may go on when the coordinator ends.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -188,7 +189,7 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
     let registry = Arc::new(registry.await?);
     let trouble = recover(&registry, &logs, &recoveries).await?;
     logs.set_registry(Arc::clone(&registry));
-    let cache = FrameCache::new(FRAME_CACHE_BYTES);
+    let cache = FrameCache::new(settings.frame_cache_bytes);
     let damage = ledger(&logs);
     let failed_reads = FailedReads::new(Arc::clone(&clock));
     let checks = Checks::new(
@@ -203,7 +204,7 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
         points: Arc::clone(&points),
         registry: Arc::clone(&registry),
         logs: Arc::clone(&logs),
-        cache: Arc::clone(&cache),
+        cache,
         damage: Arc::clone(&damage),
         checks: Arc::clone(&checks),
     });
@@ -241,7 +242,8 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
     let ports = Ports {
         directory: Arc::clone(&registry) as Arc<dyn Directory>,
         store: Arc::new(IngestStore(Arc::clone(&logs.store))) as Arc<dyn FrameStore>,
-        replica: Arc::new(Comparer { logs: Arc::clone(&logs), cache }) as Arc<dyn ReplicaComparer>,
+        replica: Arc::new(Comparer { logs: Arc::clone(&logs), cache: FrameCache::new(COMPARE_CACHE_BYTES) })
+            as Arc<dyn ReplicaComparer>,
     };
     let ingest = Ingest::start(
         &ingest_settings(settings),
@@ -256,13 +258,14 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
     let state = ApiState {
         jobs: Arc::new(jobs::Control {
             jobs: Arc::clone(&jobs),
-            points: source,
+            points: Arc::clone(&source) as Arc<dyn PointSource>,
             registry: Arc::clone(&registry),
             failed_reads,
             checks: Arc::clone(&checks),
         }),
         damage,
         checks: Arc::clone(&checks) as Arc<dyn api::port::StoreChecks>,
+        diff: source,
         store: Arc::new(Figures { logs: Arc::clone(&logs), trouble, space: Arc::clone(&space) }),
         listen: ingest.local_address()?.to_string(),
         api_listen: settings.api_listen.map(|address| address.to_string()),

@@ -40,12 +40,12 @@ pub(super) struct Source {
 }
 
 impl Source {
-    async fn point(&self, machine: MachineId, point: PointId) -> Result<PointRecord, PointsError> {
+    pub(super) async fn point(&self, machine: MachineId, point: PointId) -> Result<PointRecord, PointsError> {
         let found = self.points.get(point).await.map_err(failed("read the catalog of points"))?;
         found.filter(|found| found.machine == machine).ok_or(PointsError::PointUnknown { point })
     }
 
-    async fn all(&self, machine: MachineId) -> Result<Vec<Candidate>, PointsError> {
+    pub(super) async fn all(&self, machine: MachineId) -> Result<Vec<Candidate>, PointsError> {
         if self.registry.machine(machine).is_none() {
             return Err(PointsError::MachineUnknown { machine });
         }
@@ -80,7 +80,7 @@ impl Source {
     }
 
     /// Indexes all members of a point up to their cuts.
-    async fn index(&self, point: &PointRecord) -> Result<(), PointsError> {
+    pub(super) async fn index(&self, point: &PointRecord) -> Result<(), PointsError> {
         for member in &point.disks {
             let (disk, cut) = (member.disk, member.sequence);
             let index =
@@ -204,7 +204,10 @@ fn failed(action: &'static str) -> impl Fn(CatalogError) -> PointsError {
     move |error| PointsError::Failed { action, source: Box::new(error) }
 }
 
-fn broken(action: &'static str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> PointsError {
+pub(super) fn broken(
+    action: &'static str,
+    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> PointsError {
     PointsError::Failed { action, source: source.into() }
 }
 

@@ -100,12 +100,17 @@ Examples:
   holdfast thresholds web-1 --lag 30s,5m --app 2h,6h
   holdfast thresholds web-1 --lag default")]
     Thresholds(ThresholdOptions),
-    /// List a machine's recovery points; of all machines the newest of every kind, and its age
-    #[command(after_help = "\
+    /// List a machine's recovery points; of all machines the newest of every kind, and its age; or compare two
+    #[command(
+        args_conflicts_with_subcommands = true,
+        after_help = "\
 Examples:
   holdfast points              what each choice would give each machine now
-  holdfast points web-1        all its points, and why others are not offered")]
+  holdfast points web-1        all its points, and why others are not offered"
+    )]
     Points {
+        #[command(subcommand)]
+        command: Option<PointsCommand>,
         /// Name or id
         machine: Option<String>,
         /// Most points to show, the newest
@@ -131,6 +136,9 @@ Examples:
       serves the disks as read-only NBD exports at once; `holdfast job cancel ID` ends that
   holdfast failover web-1 --point latest-processed --image /srv/images --format qcow2
       writes verified images into a folder on the coordinator's host
+  holdfast failover web-1 --point latest --image /srv/images --update
+      brings the raw images that an earlier job left there to that point; until it is done they
+      have no name, and cancelling the job removes them
   holdfast failover web-1 --point 0192f0c1-... --attach
 
 Points:
@@ -480,6 +488,9 @@ pub(crate) struct FailoverOptions {
     /// Format of the images
     #[arg(long, value_enum, default_value_t = ImageFormat::Raw)]
     pub(crate) format: ImageFormat,
+    /// Where DIR holds an unchanged raw image of another point, write only what differs onto it
+    #[arg(long, requires = "image")]
+    pub(crate) update: bool,
     /// Return at once, without waiting for the job
     #[arg(long)]
     pub(crate) no_wait: bool,
@@ -491,6 +502,34 @@ pub(crate) enum ImageFormat {
     Raw,
     /// QEMU's format
     Qcow2,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PointsCommand {
+    /// Show which ranges of the disks were written between two points
+    #[command(after_help = "\
+Examples:
+  holdfast points diff web-1 0192f0c1-... latest
+  holdfast points diff web-1 0192f0c1-... 0192f0c2-... --ranges 100000 --json
+
+Only the index is asked: it takes as long as the change is large, not the disk. Blocks that were
+written with what they held before count as changed.")]
+    Diff(DiffOptions),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DiffOptions {
+    /// Name or id
+    pub(crate) machine: String,
+    /// latest, latest-processed, or a point's id
+    #[arg(value_name = "POINT")]
+    pub(crate) from: String,
+    /// The point to compare it with
+    #[arg(value_name = "POINT")]
+    pub(crate) to: String,
+    /// Most ranges to show of each disk; 1000 with --json and 20 without, if not said
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) ranges: Option<usize>,
 }
 
 #[cfg(test)]

@@ -6,16 +6,16 @@ use std::{io::IsTerminal as _, time::Duration};
 
 use holdfast_coordinator::{
     api::shapes::{
-        CheckShape, MachineDetailShape, MachineShape, OverviewShape, PointRequest, PointRequestShape,
-        PointsShape, ProtectRequest, ProtectShape, RetentionPlanShape, ScrubRequest, StatusShape,
-        TokenRequest, TokenShape, UnprotectRequest, UnprotectShape,
+        CheckShape, DiffShape, MachineDetailShape, MachineShape, OverviewShape, PointRequest,
+        PointRequestShape, PointsShape, ProtectRequest, ProtectShape, RetentionPlanShape, ScrubRequest,
+        StatusShape, TokenRequest, TokenShape, UnprotectRequest, UnprotectShape,
     },
     points::retention::RetentionRule,
     quickstart::{self, QuickstartOptions},
 };
 
 use crate::{
-    arguments::{HookFailure, ProtectOptions, QuickstartArguments, TokenOptions},
+    arguments::{DiffOptions, HookFailure, ProtectOptions, QuickstartArguments, TokenOptions},
     client::{Client, escape},
     duration, forecasts,
     output::{Failure, Output},
@@ -179,6 +179,15 @@ pub(crate) async fn plan_retention(
     let path = format!("/v1/machines/{}/retention{rule}", escape(machine));
     let plan: RetentionPlanShape = client.get(&path).await?;
     output.answer(&plan, retention_tables::plan)
+}
+
+pub(crate) async fn diff(client: &Client, output: Output, options: &DiffOptions) -> Result<(), Failure> {
+    let ranges = options.ranges.unwrap_or(if output.json { 1000 } else { 20 });
+    let (from, to) = (escape(&options.from), escape(&options.to));
+    let path =
+        format!("/v1/machines/{}/points/diff?from={from}&to={to}&ranges={ranges}", escape(&options.machine));
+    let diff: DiffShape = client.get(&path).await?;
+    output.answer(&diff, tables::diff)
 }
 
 pub(crate) async fn create_point(

@@ -46,7 +46,7 @@ pub(crate) async fn failover(
                 ImageFormat::Raw => "raw",
                 ImageFormat::Qcow2 => "qcow2",
             };
-            TargetShape::Image { folder, format: format.to_owned() }
+            TargetShape::Image { folder, format: format.to_owned(), update: options.update }
         }
     };
     let request = SetFailoverRequest { machines: options.machines, point, target };

@@ -24,8 +24,8 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use arguments::{
-    Arguments, Command, JobCommand, MachineCommand, PointCommand, RetentionCommand, ScrubCommand,
-    TokenCommand,
+    Arguments, Command, JobCommand, MachineCommand, PointCommand, PointsCommand, RetentionCommand,
+    ScrubCommand, TokenCommand,
 };
 use client::Client;
 use output::{Failure, Output};
@@ -76,7 +76,10 @@ async fn dispatch(command: Command, client: Client, output: Output) -> Result<()
         Command::Protect(options) => commands::protect(&client, output, options).await,
         Command::Unprotect { machine, disk } => commands::unprotect(&client, output, &machine, disk).await,
         Command::Status { watch } => commands::status(&client, output, watch).await,
-        Command::Points { machine, limit } => {
+        Command::Points { command: Some(PointsCommand::Diff(options)), .. } => {
+            commands::diff(&client, output, &options).await
+        }
+        Command::Points { machine, limit, .. } => {
             commands::points(&client, output, machine.as_deref(), limit).await
         }
         Command::Point { command: PointCommand::Create { machine, app_consistent, wait, time_limit } } => {

@@ -7,8 +7,8 @@ use std::{fmt::Write as _, time::Duration};
 use comfy_table::{Table, presets::NOTHING};
 use holdfast_coordinator::{
     api::shapes::{
-        AuditShape, CheckShape, DiskStatusShape, MachineDetailShape, MachineShape, MachineStatusShape,
-        PointsShape, PolicyShape, StatusShape,
+        AuditShape, CheckShape, DiffShape, DiskStatusShape, MachineDetailShape, MachineShape,
+        MachineStatusShape, PointsShape, PolicyShape, StatusShape,
     },
     registry::health::{Finding, Level},
 };
@@ -264,6 +264,36 @@ fn machine_rows(table: &mut Table, machine: &MachineStatusShape) {
 }
 
 /// `holdfast points`.
+pub(crate) fn diff(diff: &DiffShape) -> String {
+    let mut text = format!(
+        "{} were written between {} ({}) and {} ({}).\n",
+        bytes(diff.changed_bytes),
+        diff.from,
+        local(&diff.from_at),
+        diff.to,
+        local(&diff.to_at)
+    );
+    for disk in &diff.disks {
+        let (changed, size) = (bytes(disk.changed_bytes), bytes(disk.size_bytes));
+        let _infallible =
+            writeln!(text, "{}: {changed} of {size} in {} ranges", disk.path, disk.ranges_total);
+        if !disk.in_both {
+            let _infallible = writeln!(text, "  only the second point has this disk");
+        }
+        for range in &disk.ranges {
+            let _infallible = writeln!(text, "  {:>16} + {}", range.offset, range.bytes);
+        }
+        let more = disk.ranges_total.saturating_sub(disk.ranges.len() as u64);
+        if more > 0 {
+            let _infallible = writeln!(text, "  and {more} more; --ranges shows more of them");
+        }
+    }
+    for path in &diff.disks_only_in_from {
+        let _infallible = writeln!(text, "{path}: only the first point has this disk");
+    }
+    text
+}
+
 pub(crate) fn points(list: &PointsShape) -> String {
     let mut text = String::new();
     if list.points.is_empty() {

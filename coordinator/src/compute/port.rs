@@ -85,6 +85,9 @@ pub struct ImageRequest {
     pub folder: PathBuf,
     /// Its format.
     pub format: ImageFormat,
+    /// Whether a complete and unchanged image of another point of the disk, left there by any owner, is to be made this one,
+    /// by writing only what differs. It loses its name until that is done.
+    pub update: bool,
 }
 
 /// A written image. Persisted in jobs' logs: fields are only ever added, with a default.

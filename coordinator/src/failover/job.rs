@@ -53,6 +53,9 @@ pub enum Target {
         folder: PathBuf,
         /// The images' format.
         format: ImageFormat,
+        /// Whether images of another point that are there already are made these, by writing only what differs.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        update: bool,
     },
 }
 

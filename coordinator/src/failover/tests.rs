@@ -111,7 +111,7 @@ fn spec(target: Target) -> JobSpec {
 }
 
 fn to_image() -> JobSpec {
-    spec(Target::Image { folder: "/images".into(), format: ImageFormat::Raw })
+    spec(Target::Image { folder: "/images".into(), format: ImageFormat::Raw, update: false })
 }
 
 /// Walks a kind of job through every fault. `check` is given the job and the world after it has ended well.

@@ -310,7 +310,7 @@ impl DiskIndex {
             // A cut that was given up closes no interval.
             FrameKind::Cut if !self.log.kept().needs_cut(sequence) => {}
             FrameKind::Cut => match CutRecord::decode(&head.record) {
-                Ok(record) => return self.cut(head, record),
+                Ok(record) => return self.close(head, record),
                 Err(error) => self.unreadable(sequence, &error),
             },
         }
@@ -392,7 +392,7 @@ impl DiskIndex {
     }
 
     /// Closes the interval: memory table and parts become a run of level 0.
-    fn cut(&self, head: &FrameHead, record: holdfast_common::frame::CutRecord) -> Result<(), IndexError> {
+    fn close(&self, head: &FrameHead, record: holdfast_common::frame::CutRecord) -> Result<(), IndexError> {
         self.write().memtable.settle();
         // Only who has `working` changes anything; others may read while the run is written.
         let state = self.read();
@@ -535,11 +535,29 @@ impl DiskIndex {
     /// # Errors
     /// There is no such cut, or a run cannot be used (a rebuild makes it again).
     pub fn at_cut(&self, cut: Sequence) -> Result<CutMap, IndexError> {
+        self.runs_to(None, cut)
+    }
+
+    /// Where the blocks that were written behind the cut `older` and up to `cut` were at `cut`. May hold blocks of older
+    /// frames too; all others are holes in it. Costs what was written between the two, whatever the disk's size, as long
+    /// as the runs between them have not become one with older ones.
+    ///
+    /// # Errors
+    /// There are no such cuts, or a run cannot be used (a rebuild makes it again).
+    pub fn written_between(&self, older: Sequence, cut: Sequence) -> Result<CutMap, IndexError> {
+        if older == cut {
+            return self.read().position(cut).map(|_| CutMap { runs: Vec::new() });
+        }
+        self.read().position(older)?;
+        self.runs_to(Some(older), cut)
+    }
+
+    fn runs_to(&self, after: Option<Sequence>, cut: Sequence) -> Result<CutMap, IndexError> {
         'again: loop {
             let state = self.read();
-            let position = state.cuts.binary_search_by_key(&cut, |cut| cut.sequence);
-            position.map_err(|_| IndexError::NoCut(cut))?;
-            let chain = state.ladder.chain(cut);
+            state.position(cut)?;
+            let between = after.and_then(|after| state.ladder.between(after, cut));
+            let chain = between.or_else(|| state.ladder.chain(cut));
             drop(state);
             let chain = chain.ok_or_else(|| IndexError::Damaged { path: self.folder.clone() })?;
             let mut runs = Vec::with_capacity(chain.len());
@@ -596,6 +614,13 @@ impl DiskIndex {
     #[must_use]
     pub fn cuts(&self) -> Vec<Arc<CutHead>> {
         self.read().cuts.clone()
+    }
+
+    /// The cut with this frame.
+    #[must_use]
+    pub fn cut(&self, sequence: Sequence) -> Option<Arc<CutHead>> {
+        let state = self.read();
+        state.cuts.get(state.position(sequence).ok()?).cloned()
     }
 
     /// The cuts behind `after`, ascending.
@@ -692,6 +717,11 @@ impl State {
         self.scan = records.scan.or(self.scan);
         self.unhealed = records.end.unhealed;
         self.loss_open = records.end.loss_open;
+    }
+
+    /// Place of a cut in the list.
+    fn position(&self, cut: Sequence) -> Result<usize, IndexError> {
+        self.cuts.binary_search_by_key(&cut, |cut| cut.sequence).map_err(|_| IndexError::NoCut(cut))
     }
 
     /// The records since the last run or part, with the state now.

@@ -37,7 +37,7 @@ pub mod follower;
 
 pub use disk_index::{DiskIndex, IndexProgress, Retired};
 pub use follower::Follower;
-pub use lookup::{BlockMap, IndexError, Piece, PieceSource};
+pub use lookup::{BlockMap, CutMap, IndexError, Piece, PieceSource};
 pub use records::{CutHead, ScanHead};
 
 #[cfg(test)]

@@ -19,7 +19,9 @@ use super::{BlockMap, DiskIndex, PieceSource, entry::IndexEntry, ladder::Ladder,
 use crate::{
     points::{
         FrameCache, PointView,
-        view::{BlockView as _, ViewError},
+        view::{
+            BUNDLE_BYTES_MAX, BlockView as _, BundlePart, BundleReader, HistoryPlace, StoredExtent, ViewError,
+        },
     },
     store::{CheckOrder, DiskLog, DiskManifest, LogSink, NeededCuts, Store, StoreSettings, reclaim},
 };
@@ -69,6 +71,8 @@ struct World {
     identity: FrameIdentity,
     model: Vec<u8>,
     cuts: Vec<(Sequence, Vec<u8>)>,
+    /// Which blocks each frame wrote.
+    written: Vec<(Sequence, Vec<u64>)>,
     spill: usize,
     runtime: tokio::runtime::Runtime,
 }
@@ -106,6 +110,7 @@ impl World {
             identity,
             model: vec![0; usize::try_from(BLOCKS).unwrap()],
             cuts: Vec::new(),
+            written: Vec::new(),
             spill,
             runtime: tokio::runtime::Builder::new_current_thread().build().unwrap(),
         }
@@ -142,6 +147,8 @@ impl World {
                 break;
             }
         }
+        let blocks = extents.iter().flat_map(|extent| extent.range.start.0..extent.range.end().0).collect();
+        self.written.push((self.identity.sequence.next(), blocks));
         self.append(|identity| {
             FrameSealer::new(Some(1)).unwrap().seal_data(identity, &extents, &plain).unwrap()
         });
@@ -232,6 +239,35 @@ impl World {
         }
     }
 
+    /// Whatever changed between this cut and every other one is said to have changed, and nothing that no frame in between
+    /// wrote.
+    fn check_changes(&self, view: &PointView, (cut, model): (Sequence, &[u8])) {
+        let point = PointId::from_bytes([9; 16]);
+        for (other, before) in &self.cuts {
+            let place = HistoryPlace { point, cut: *other };
+            let changes = view.changes_from(place).unwrap().expect("the point is known");
+            let (mut said, mut at) = (vec![false; model.len()], 0);
+            while at < BLOCKS {
+                let (ranges, end) = changes.changed(BlockRange::new(at, BLOCKS - at)).unwrap();
+                assert!(end > at);
+                for block in ranges.iter().flat_map(|range| range.start.0..range.end().0) {
+                    said[usize::try_from(block).unwrap()] = true;
+                }
+                at = end;
+            }
+            let between = (*other).min(cut)..(*other).max(cut);
+            for (block, said) in said.iter().enumerate() {
+                let written = self.written.iter().any(|(sequence, blocks)| {
+                    *sequence > between.start && *sequence <= between.end && blocks.contains(&(block as u64))
+                });
+                assert_eq!(*said, written, "block {block} between {other} and {cut}");
+                assert!(*said || model[block] == before[block]);
+            }
+        }
+        let elsewhere = HistoryPlace { point: PointId::from_bytes([8; 16]), cut };
+        assert!(view.changes_from(elsewhere).unwrap().is_none(), "another point of that number");
+    }
+
     fn check(&self) {
         assert_eq!(self.index.catch_up().unwrap(), self.identity.sequence);
         let cuts: Vec<_> = self.index.cuts().iter().map(|cut| (cut.sequence, cut.whole)).collect();
@@ -249,9 +285,37 @@ impl World {
             });
             let used: std::collections::BTreeSet<_> = used.chain([*cut]).collect();
             assert!(frames.iter().eq(used), "other frames than a view takes from");
+            check_bundles(&view, model);
+            self.check_changes(&view, (*cut, model));
         }
         check_view(&PointView::newest(&self.index, Arc::clone(&self.cache)), &self.model);
     }
+}
+
+/// Everything read bundle by bundle equals the model.
+fn check_bundles(view: &PointView, model: &[u8]) {
+    let mut found = vec![0; model.len()];
+    let (mut reader, mut output) = (BundleReader::default(), vec![0xee; BUNDLE_BYTES_MAX]);
+    let mut at = 0;
+    while at < BLOCKS {
+        for StoredExtent { range, place } in view.stored(BlockRange::new(at, BLOCKS - at)).unwrap() {
+            assert_eq!(range.start.0, at);
+            at = range.end().0;
+            let Some(place) = place else { continue };
+            let part = BundlePart { range, at_block: place.at_block };
+            view.read_bundle(place.bundle, &[part], &mut reader, &mut output).unwrap();
+            let blocks = output.chunks(BLOCK_BYTES).skip(place.at_block as usize);
+            for (block, bytes) in (range.start.0..at).zip(blocks) {
+                assert!(bytes.iter().all(|byte| *byte == bytes[0]));
+                found[usize::try_from(block).unwrap()] = bytes[0];
+            }
+            // What the frame's own table does not say is not believed.
+            let wrong = BundlePart { at_block: place.at_block + 1, ..part };
+            let refused = view.read_bundle(place.bundle, &[wrong], &mut reader, &mut output);
+            assert!(matches!(refused, Err(ViewError::Damaged { .. })));
+        }
+    }
+    assert_eq!(found, model);
 }
 
 /// The writer's thread holds the log a little longer than its sink.
@@ -457,6 +521,9 @@ fn check_healed(world: &World) {
         world.index.resolve(blocks)?;
         for (cut, _) in &world.cuts {
             world.index.at_cut(*cut)?.resolve(blocks)?;
+            for (other, _) in &world.cuts {
+                world.index.written_between((*other).min(*cut), (*other).max(*cut))?.resolve(blocks)?;
+            }
         }
         Ok::<(), super::IndexError>(())
     };

@@ -7,7 +7,7 @@
 
 use std::{fs::File, io, sync::Arc};
 
-use bytes::Bytes;
+use bytes::BytesMut;
 use thiserror::Error;
 
 use holdfast_common::{
@@ -257,11 +257,19 @@ impl SealedSegment {
     /// # Errors
     /// The frame is damaged, not here, or cannot be read.
     pub fn read(&self, sequence: Sequence) -> Result<Frame, SegmentError> {
+        self.read_into(sequence, BytesMut::new())
+    }
+
+    /// Like [`Self::read`], into memory that is there already.
+    ///
+    /// # Errors
+    /// The frame is damaged, not here, or cannot be read.
+    pub fn read_into(&self, sequence: Sequence, buffer: BytesMut) -> Result<Frame, SegmentError> {
         let offset = find_entry(&self.entries, self.first_sequence, sequence)
             .ok_or(SegmentError::Missing(sequence))?;
         let next = self.entries.partition_point(|entry| u64::from(entry.offset) <= offset);
         let limit = self.entries.get(next).map(|entry| u64::from(entry.offset) - offset);
-        read_frame(&self.file, self.disk, sequence, offset, limit)
+        read_frame_into(&self.file, self.disk, sequence, (offset, limit), buffer)
     }
 }
 
@@ -277,22 +285,38 @@ pub fn read_frame<S: ReadAt + ?Sized>(
     offset: u64,
     limit: Option<u64>,
 ) -> Result<Frame, SegmentError> {
+    read_frame_into(source, disk, sequence, (offset, limit), BytesMut::new())
+}
+
+/// Like [`read_frame`], into `buffer`'s memory.
+///
+/// # Errors
+/// The frame is damaged, another one, or cannot be read.
+pub fn read_frame_into<S: ReadAt + ?Sized>(
+    source: &S,
+    disk: DiskId,
+    sequence: Sequence,
+    (offset, limit): (u64, Option<u64>),
+    mut buffer: BytesMut,
+) -> Result<Frame, SegmentError> {
     let damaged = |source| SegmentError::Frame { sequence, offset, source };
     let size_max = FRAME_HEADER_BYTES
         + holdfast_common::frame::FRAME_STORED_BYTES_MAX
         + holdfast_common::frame::FRAME_EXTENTS_MAX * holdfast_common::frame::extent::EXTENT_BYTES;
-    let mut bytes = match limit.and_then(|limit| usize::try_from(limit).ok()) {
+    match limit.and_then(|limit| usize::try_from(limit).ok()) {
         // Behind the frame a mark may lie, no more.
-        Some(limit) if limit <= size_max + super::format::MARK_BYTES => source.read_up_to(offset, limit)?,
+        Some(limit) if limit <= size_max + super::format::MARK_BYTES => {
+            source.read_up_to_into(offset, limit, &mut buffer)?;
+        }
         _ => {
             let front = source.read_up_to(offset, FRAME_HEADER_BYTES)?;
             let header = FrameHeader::parse(&front).map_err(damaged)?;
-            source.read_up_to(offset, header.frame_bytes())?
+            source.read_up_to_into(offset, header.frame_bytes(), &mut buffer)?;
         }
-    };
-    let header = FrameHeader::parse(&bytes).map_err(damaged)?;
-    bytes.truncate(header.frame_bytes());
-    let frame = Frame::verify(Bytes::from(bytes)).map_err(damaged)?;
+    }
+    let header = FrameHeader::parse(&buffer).map_err(damaged)?;
+    buffer.truncate(header.frame_bytes());
+    let frame = Frame::verify(buffer.freeze()).map_err(damaged)?;
     if header.disk != disk || header.sequence != sequence {
         return Err(damaged(FrameError::Field { field: "sequence", value: header.sequence.0 }));
     }

@@ -5,6 +5,8 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt as _};
 
+use bytes::BytesMut;
+
 /// Bytes that can be read at any offset.
 pub trait ReadAt {
     /// Number of bytes now.
@@ -30,6 +32,17 @@ pub trait ReadAt {
         self.read_exact_at(offset, &mut bytes)?;
         Ok(bytes)
     }
+
+    /// Like [`Self::read_up_to`], into memory that is there already: fresh memory costs more than reading.
+    ///
+    /// # Errors
+    /// The bytes cannot be read.
+    fn read_up_to_into(&self, offset: u64, count: usize, bytes: &mut BytesMut) -> io::Result<()> {
+        let read = self.read_up_to(offset, count)?;
+        bytes.clear();
+        bytes.extend_from_slice(&read);
+        Ok(())
+    }
 }
 
 impl ReadAt for File {
@@ -43,18 +56,31 @@ impl ReadAt for File {
 
     fn read_up_to(&self, offset: u64, count: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; count];
-        let mut filled = 0;
-        while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            match self.read_at(rest, offset + filled as u64) {
-                Ok(0) => break,
-                Ok(count) => filled += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let filled = fill(self, offset, &mut bytes)?;
         bytes.truncate(filled);
         Ok(bytes)
     }
+
+    fn read_up_to_into(&self, offset: u64, count: usize, bytes: &mut BytesMut) -> io::Result<()> {
+        bytes.resize(count, 0);
+        let filled = fill(self, offset, bytes)?;
+        bytes.truncate(filled);
+        Ok(())
+    }
+}
+
+/// Reads until the buffer is full or the file ends; gives the bytes read.
+fn fill(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, offset + filled as u64) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
 }
 
 impl ReadAt for [u8] {

@@ -2,20 +2,23 @@
 //!
 //! Owns the cache, its budget, and that a frame is read once however many readers want it at the same time. Does not know
 //! what is done with the bytes. Invariant: what is in here passed its digest and decompressed to its stated size.
-//! Limit: the bytes given to [`FrameCache::new`], plus what readers hold.
+//! Limit: the bytes given to [`FrameCache::new`], plus what readers hold. A hit takes one lock of a sixteenth of the cache for
+//! a look into a table; what was not asked for between two passes of eviction goes (second chance).
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    fmt,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    cell::RefCell,
+    collections::{HashMap, VecDeque},
+    fmt, mem,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use holdfast_common::{
-    frame::{ExtentKind, Frame, PlainReader},
+    frame::{Extent, ExtentKind},
     ids::{DiskId, Sequence},
     units::{BLOCK_BYTES, BlockRange},
 };
 
+use super::view::BundleReader;
 use crate::store::{DiskLog, StoreError};
 
 /// Parts of the cache, each with its own lock.
@@ -24,7 +27,7 @@ const SHARDS: usize = 16;
 /// A frame's plain bytes and what they belong to.
 #[derive(Debug)]
 pub struct PlainFrame {
-    frame: Frame,
+    extents: Box<[Extent]>,
     plain: Vec<u8>,
 }
 
@@ -36,7 +39,7 @@ impl PlainFrame {
         // Neighbouring extents of one frame may be one entry in the index.
         let mut at = 0u64;
         let mut next = range.start;
-        for extent in self.frame.extents().iter().filter(|extent| extent.kind == ExtentKind::Data) {
+        for extent in self.extents.iter().filter(|extent| extent.kind == ExtentKind::Data) {
             if next < range.end() && extent.range.contains(next) {
                 let offset = at + next.0 - extent.range.start.0;
                 if offset != u64::from(plain_block) + next.0 - range.start.0 {
@@ -52,8 +55,7 @@ impl PlainFrame {
     }
 
     fn cost(&self) -> usize {
-        // Frames that did not compress share their stored bytes' size with the plain bytes; both are held.
-        self.plain.len() + self.frame.bytes().len() + 128
+        self.plain.len() + mem::size_of_val(&*self.extents) + SLOT_BYTES
     }
 }
 
@@ -64,11 +66,18 @@ type Key = (DiskId, Sequence);
 
 #[derive(Default)]
 struct Shard {
-    tick: u64,
-    slots: HashMap<Key, (Arc<OnceLock<Outcome>>, u64)>,
-    /// By age, oldest first.
-    order: BTreeMap<u64, Key>,
+    slots: HashMap<Key, Slot>,
+    /// Every slot's key once, in the order in which eviction looks at them.
+    order: VecDeque<Key>,
     bytes: usize,
+}
+
+struct Slot {
+    outcome: Arc<OnceLock<Outcome>>,
+    /// Asked for since eviction last looked.
+    used: bool,
+    /// What it counts for; zero while it is being read.
+    cost: usize,
 }
 
 /// The cache.
@@ -94,8 +103,7 @@ impl FrameCache {
     /// Bytes held now.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let bytes = |shard: &Mutex<Shard>| shard.lock().unwrap_or_else(PoisonError::into_inner).bytes;
-        self.shards.iter().map(bytes).sum()
+        self.shards.iter().map(|shard| lock(shard).bytes).sum()
     }
 
     /// A frame, from the cache or the log. If several threads ask for the same frame, one reads and the others wait.
@@ -104,23 +112,17 @@ impl FrameCache {
     /// The frame cannot be read or is damaged; nothing is remembered then, so that a later try reads again.
     pub fn get(&self, log: &DiskLog, sequence: Sequence) -> Outcome {
         let key = (log.disk(), sequence);
-        let slot = self.shard(key).lock().unwrap_or_else(PoisonError::into_inner).slot(key);
+        let outcome = lock(self.shard(key)).outcome(key);
         let mut read_here = false;
-        let outcome = slot.get_or_init(|| {
+        let result = outcome.get_or_init(|| {
             read_here = true;
             load(log, sequence).map(Arc::new).map_err(Arc::new)
         });
         if read_here {
-            let mut shard = self.shard(key).lock().unwrap_or_else(PoisonError::into_inner);
-            match outcome {
-                Ok(frame) => {
-                    shard.bytes += frame.cost();
-                    shard.evict(self.shard_bytes_max);
-                }
-                Err(_) => shard.forget(key),
-            }
+            let cost = result.as_ref().ok().map(|frame| frame.cost());
+            lock(self.shard(key)).settle(key, &outcome, cost, self.shard_bytes_max);
         }
-        outcome.clone()
+        result.clone()
     }
 
     #[expect(clippy::indexing_slicing, reason = "the remainder is below the number of shards")]
@@ -133,48 +135,80 @@ impl FrameCache {
 }
 
 impl Shard {
-    fn slot(&mut self, key: Key) -> Arc<OnceLock<Outcome>> {
-        self.tick += 1;
-        let tick = self.tick;
-        let (slot, used) = self.slots.entry(key).or_insert_with(|| (Arc::default(), tick));
-        self.order.remove(used);
-        *used = tick;
-        self.order.insert(tick, key);
-        Arc::clone(slot)
-    }
-
-    fn forget(&mut self, key: Key) {
-        if let Some((slot, used)) = self.slots.remove(&key) {
-            self.order.remove(&used);
-            if let Some(Ok(frame)) = slot.get() {
-                self.bytes = self.bytes.saturating_sub(frame.cost());
-            }
+    fn outcome(&mut self, key: Key) -> Arc<OnceLock<Outcome>> {
+        if let Some(slot) = self.slots.get_mut(&key) {
+            slot.used = true;
+            return Arc::clone(&slot.outcome);
         }
+        let outcome = Arc::default();
+        self.slots.insert(key, Slot { outcome: Arc::clone(&outcome), used: false, cost: 0 });
+        self.order.push_back(key);
+        outcome
     }
 
-    /// Drops the oldest until the budget holds. Frames being read now cost nothing yet and stay.
-    fn evict(&mut self, bytes_max: usize) {
-        let mut reading = Vec::new();
-        while self.bytes > bytes_max {
-            let Some((tick, key)) = self.order.pop_first() else { break };
-            let ready = self.slots.get(&key).is_some_and(|(slot, _)| slot.get().is_some());
-            if ready {
-                self.forget(key);
+    /// A read has ended; without a cost it failed.
+    fn settle(&mut self, key: Key, outcome: &Arc<OnceLock<Outcome>>, cost: Option<usize>, bytes_max: usize) {
+        let Some(slot) = self.slots.get_mut(&key).filter(|slot| Arc::ptr_eq(&slot.outcome, outcome)) else {
+            return;
+        };
+        let Some(cost) = cost else {
+            self.remove(key);
+            self.order.retain(|other| *other != key);
+            return;
+        };
+        slot.cost = cost;
+        self.bytes += cost;
+        self.evict(key, bytes_max);
+    }
+
+    /// Drops what was not used until the budget holds, the newest last. Frames being read now cost nothing yet and stay.
+    fn evict(&mut self, newest: Key, bytes_max: usize) {
+        // Twice round takes everything else that can go.
+        for _ in 0..self.order.len() * 2 {
+            if self.bytes <= bytes_max {
+                return;
+            }
+            let Some(key) = self.order.pop_front() else { return };
+            let Some(slot) = self.slots.get_mut(&key) else { continue };
+            if mem::take(&mut slot.used) || slot.cost == 0 || key == newest {
+                self.order.push_back(key);
             } else {
-                reading.push((tick, key));
+                self.remove(key);
             }
         }
-        self.order.extend(reading);
+        if self.bytes > bytes_max {
+            self.order.retain(|other| *other != newest);
+            self.remove(newest);
+        }
     }
+
+    fn remove(&mut self, key: Key) {
+        let cost = self.slots.remove(&key).map_or(0, |slot| slot.cost);
+        self.bytes -= cost;
+    }
+}
+
+fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn load(log: &DiskLog, sequence: Sequence) -> Result<PlainFrame, StoreError> {
     thread_local! {
-        static READER: std::cell::RefCell<PlainReader> = std::cell::RefCell::new(PlainReader::new());
+        static READER: RefCell<BundleReader> = RefCell::default();
     }
-    let frame = log.read(sequence)?;
-    let mut plain = Vec::new();
-    let read = READER.with_borrow_mut(|reader| reader.read(&frame, &mut plain));
-    read.map_err(|source| StoreError::Payload { sequence, source })?;
-    Ok(PlainFrame { frame, plain })
+    READER.with_borrow_mut(|reader| {
+        let frame = log.read_into(sequence, mem::take(&mut reader.stored))?;
+        let mut plain = Vec::new();
+        let read = reader.plain.read(&frame, &mut plain);
+        let extents = frame.extents().into();
+        reader.stored = frame.into_bytes().try_into_mut().unwrap_or_default();
+        read.map_err(|source| StoreError::Payload { sequence, source })?;
+        Ok(PlainFrame { extents, plain })
+    })
 }
+
+/// What a slot takes besides its frame, about.
+const SLOT_BYTES: usize = 256;
+
+#[cfg(test)]
+mod tests;

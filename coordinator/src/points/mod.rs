@@ -11,6 +11,7 @@ pub mod retention;
 pub mod selection;
 pub mod view;
 pub mod frame_cache;
+pub mod read_ahead;
 pub mod point_view;
 
 pub use frame_cache::FrameCache;

@@ -5,9 +5,10 @@
 //! nothing that grows with the disk or the backlog.
 //! Limit: memory is that of the shared frame cache. Any number of threads may read.
 
-use std::sync::Arc;
+use std::{mem, ops::Range, sync::Arc};
 
 use holdfast_common::{
+    frame::{Extent, ExtentKind, FrameError},
     ids::Sequence,
     units::{BLOCK_BYTES, BlockCount, BlockRange},
     wire::limits::SCAN_CHUNK_BLOCKS,
@@ -15,10 +16,13 @@ use holdfast_common::{
 
 use super::{
     frame_cache::FrameCache,
-    view::{BlockView, ViewError, ViewExtent},
+    view::{
+        BlockView, BundlePart, BundlePlace, BundleReader, Changes, HistoryPlace, StoredExtent, ViewError,
+        ViewExtent,
+    },
 };
 use crate::{
-    index::{BlockMap, DiskIndex, IndexError, Piece, PieceSource},
+    index::{BlockMap, CutMap, DiskIndex, IndexError, Piece, PieceSource},
     store::{DiskLog, StoreError},
 };
 
@@ -29,6 +33,8 @@ pub struct PointView {
     map: Arc<dyn BlockMap>,
     log: Arc<DiskLog>,
     cache: Arc<FrameCache>,
+    /// For views of cuts: what else the disk's history holds.
+    history: Option<(HistoryPlace, Arc<DiskIndex>)>,
 }
 
 impl PointView {
@@ -36,8 +42,10 @@ impl PointView {
     ///
     /// # Errors
     /// There is no such cut, or the index cannot be used.
-    pub fn at_cut(index: &DiskIndex, cache: Arc<FrameCache>, cut: Sequence) -> Result<Self, IndexError> {
-        Ok(Self::new(index, cache, Arc::new(index.at_cut(cut)?)))
+    pub fn at_cut(index: &Arc<DiskIndex>, cache: Arc<FrameCache>, cut: Sequence) -> Result<Self, IndexError> {
+        let place = index.cut(cut).map(|head| HistoryPlace { point: head.record.point, cut });
+        let history = place.map(|place| (place, Arc::clone(index)));
+        Ok(Self { history, ..Self::new(index, cache, Arc::new(index.at_cut(cut)?)) })
     }
 
     /// The newest indexed state, which moves on while it is read; for comparison with the source, never for a point.
@@ -49,7 +57,7 @@ impl PointView {
 
     fn new(index: &DiskIndex, cache: Arc<FrameCache>, map: Arc<dyn BlockMap>) -> Self {
         let log = Arc::clone(index.log());
-        Self { size_bytes: log.manifest().size_bytes, map, log, cache }
+        Self { size_bytes: log.manifest().size_bytes, map, log, cache, history: None }
     }
 
     /// Where the blocks of a range are; may stop short.
@@ -162,6 +170,12 @@ impl PointView {
         ViewError::Damaged { range: piece.range, sequence, place: place.to_owned() }
     }
 
+    fn place_of(&self, bundle: u64, parts: &[BundlePart]) -> Piece {
+        let source = PieceSource::Frame { sequence: Sequence(bundle), plain_block: 0 };
+        let range = parts.first().map_or(BlockRange::new(0, 0), |part| part.range);
+        Piece { range, source }
+    }
+
     const fn beyond(&self, range: BlockRange) -> ViewError {
         ViewError::BeyondEnd { offset: range.start.byte_offset(), bytes: range.bytes() }
     }
@@ -198,6 +212,121 @@ impl BlockView for PointView {
         }
         Ok(extents)
     }
+
+    fn prefetch(&self, bytes: Range<u64>) {
+        let range = BlockRange::covering(bytes.start, bytes.end.saturating_sub(bytes.start));
+        // Trouble is reported to whoever reads it.
+        let _trouble = self.each_piece(range, &mut |piece| {
+            if let PieceSource::Frame { sequence, .. } = piece.source {
+                let _trouble = self.cache.get(&self.log, sequence);
+            }
+            Ok(())
+        });
+    }
+
+    fn stored(&self, range: BlockRange) -> Result<Vec<StoredExtent>, ViewError> {
+        let stored = |piece: Piece| StoredExtent {
+            range: piece.range,
+            place: match piece.source {
+                PieceSource::Frame { sequence, plain_block } => {
+                    Some(BundlePlace { bundle: sequence.0, at_block: plain_block })
+                }
+                PieceSource::Hole | PieceSource::Zero(_) => None,
+            },
+        };
+        Ok(self.pieces(range)?.into_iter().map(stored).collect())
+    }
+
+    /// A bundle is a frame. It is read past the cache: who copies reads each one once.
+    fn read_bundle(
+        &self,
+        bundle: u64,
+        parts: &[BundlePart],
+        reader: &mut BundleReader,
+        output: &mut [u8],
+    ) -> Result<usize, ViewError> {
+        let sequence = Sequence(bundle);
+        let frame = self.log.read_into(sequence, mem::take(&mut reader.stored));
+        let frame = frame.map_err(|error| self.failed(&self.place_of(bundle, parts), &error))?;
+        if !holds(frame.extents(), parts) {
+            let place = self.place_of(bundle, parts);
+            return Err(self.damaged(&place, "its table does not agree with the index"));
+        }
+        let read = reader.plain.read_to(&frame, output);
+        // The frame was not shared, so its memory comes back.
+        reader.stored = frame.into_bytes().try_into_mut().unwrap_or_default();
+        read.map_err(|source: FrameError| {
+            let error = StoreError::Payload { sequence, source };
+            self.failed(&self.place_of(bundle, parts), &error)
+        })
+    }
+
+    fn history_place(&self) -> Option<HistoryPlace> {
+        self.history.as_ref().map(|(place, _)| *place)
+    }
+
+    fn changes_from(&self, other: HistoryPlace) -> Result<Option<Arc<dyn Changes>>, ViewError> {
+        let Some((here, index)) = &self.history else { return Ok(None) };
+        // A log that lost its end may have another cut with the same number.
+        let known = index.cut(other.cut).is_some_and(|head| head.record.point == other.point);
+        if !known {
+            return Ok(None);
+        }
+        let (older, newer) = (here.cut.min(other.cut), here.cut.max(other.cut));
+        let map = index.written_between(older, newer).map_err(index_failed)?;
+        Ok(Some(Arc::new(Written { map, after: older })))
+    }
+}
+
+/// What a disk's log holds behind a cut, up to another.
+#[derive(Debug)]
+struct Written {
+    map: CutMap,
+    after: Sequence,
+}
+
+impl Changes for Written {
+    fn changed(&self, range: BlockRange) -> Result<(Vec<BlockRange>, u64), ViewError> {
+        let mut changed: Vec<BlockRange> = Vec::new();
+        let mut end = range.start.0;
+        for piece in self.map.resolve(range).map_err(index_failed)? {
+            end = piece.range.end().0;
+            match piece.source {
+                PieceSource::Zero(sequence) | PieceSource::Frame { sequence, .. }
+                    if sequence > self.after => {}
+                _ => continue,
+            }
+            match changed.last_mut().filter(|last| last.end() == piece.range.start) {
+                Some(last) => last.count.0 += piece.range.count.0,
+                None => changed.push(piece.range),
+            }
+        }
+        Ok((changed, end))
+    }
+}
+
+/// Whether a frame's own table says of all parts what the index said. Both ascend.
+fn holds(extents: &[Extent], parts: &[BundlePart]) -> bool {
+    let mut data = extents.iter().filter(|extent| extent.kind == ExtentKind::Data);
+    let (mut extent, mut at) = (data.next(), 0);
+    parts.iter().all(|part| {
+        // Neighbouring extents of one frame may be one entry in the index.
+        let (mut next, mut place) = (part.range.start, u64::from(part.at_block));
+        while next < part.range.end() {
+            while let Some(passed) = extent.filter(|extent| extent.range.end() <= next) {
+                at += passed.range.count.0;
+                extent = data.next();
+            }
+            let Some(here) = extent.filter(|extent| extent.range.contains(next)) else { return false };
+            if place != at + next.0 - here.range.start.0 {
+                return false;
+            }
+            let end = here.range.end().min(part.range.end());
+            place += end.0 - next.0;
+            next = end;
+        }
+        true
+    })
 }
 
 fn index_failed(error: IndexError) -> ViewError {

@@ -14,6 +14,7 @@ use std::{
 
 use tokio::sync::{Semaphore, watch};
 
+use bytes::BytesMut;
 use holdfast_common::{
     durable,
     frame::{Frame, FrameHeader, FrameKind},
@@ -434,11 +435,19 @@ impl DiskLog {
     /// # Errors
     /// The frame is damaged, missing, or cannot be read.
     pub fn read(&self, sequence: Sequence) -> Result<Frame, StoreError> {
+        self.read_into(sequence, BytesMut::new())
+    }
+
+    /// Like [`Self::read`], into memory that is there already; [`Frame::into_bytes`] gives it back.
+    ///
+    /// # Errors
+    /// The frame is damaged, missing, or cannot be read.
+    pub fn read_into(&self, sequence: Sequence, buffer: BytesMut) -> Result<Frame, StoreError> {
         let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
         let place = segments.place(sequence)?;
         drop(segments);
         let path = self.layout.segment(place.first());
-        place.read(self.disk(), sequence).map_err(|source| StoreError::Segment { path, source })
+        place.read(self.disk(), sequence, buffer).map_err(|source| StoreError::Segment { path, source })
     }
 
     /// Heads of durable frames after `after`, in order, about `bytes_max` bytes of them. Reads no payload. What is

@@ -10,6 +10,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use bytes::BytesMut;
 use holdfast_common::{
     frame::Frame,
     ids::{DiskId, Sequence},
@@ -17,7 +18,7 @@ use holdfast_common::{
 
 use super::{error::StoreError, layout::DiskLayout, log::HeadBatch};
 use crate::journal::{
-    segment::{SealedSegment, SegmentError, read_frame},
+    segment::{SealedSegment, SegmentError, read_frame_into},
     source::ReadAt,
     tables::{FrameEntry, FrameHead, SegmentTables},
     writer::SharedTables,
@@ -324,14 +325,19 @@ impl SegmentSet {
 
 impl Place {
     /// Reads and verifies one frame.
-    pub(super) fn read(&self, disk: DiskId, sequence: Sequence) -> Result<Frame, SegmentError> {
+    pub(super) fn read(
+        &self,
+        disk: DiskId,
+        sequence: Sequence,
+        buffer: BytesMut,
+    ) -> Result<Frame, SegmentError> {
         match self {
-            Self::Sealed(segment, _) => segment.read(sequence),
+            Self::Sealed(segment, _) => segment.read_into(sequence, buffer),
             Self::Active(active) => {
                 let tables = active.tables.read().unwrap_or_else(PoisonError::into_inner);
                 let (offset, limit) = tables.extent_of(sequence).ok_or(SegmentError::Missing(sequence))?;
                 drop(tables);
-                read_frame(active.file.as_ref(), disk, sequence, offset, Some(limit))
+                read_frame_into(active.file.as_ref(), disk, sequence, (offset, Some(limit)), buffer)
             }
         }
     }

@@ -1,27 +1,30 @@
-//! Moves the data clusters of a view into a file: threads take runs in ascending order, read (which verifies and
-//! decompresses) and write, so that reading and writing overlap on all cores.
+//! Moves the data of a view into a file: threads take bundles in the order of the disk, decompress each one once, gather what
+//! lies side by side and write it, so that decompressing and writing overlap on all cores.
 //!
 //! Owns the threads and their buffers. Knows a format only by its `Layout`. Invariant: when the checkpoint is called with
-//! a cluster, all data clusters below it have been written (not synced).
-//! Limits: one buffer of `RUN_CLUSTERS` clusters per thread.
+//! a cluster, everything below it has been written (not synced).
+//! Limits: a buffer of [`GATHER_BYTES`] and one bundle per thread; one [`Plan`].
 
 use std::{
     collections::BTreeMap,
     fs::File,
-    io,
+    io::{self, IoSlice},
     ops::Range,
     os::unix::fs::FileExt as _,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
 };
 
-use super::map::{CLUSTER, CLUSTER_BYTES, ClusterMap};
+use holdfast_common::units::{BLOCK_BYTES, BlockCount, BlockRange};
+use rustix::{fs::FallocateFlags, io::Errno};
+
+use super::{
+    map::{CLUSTER, CLUSTER_BYTES, ClusterMap, RESUME_CLUSTERS},
+    plan::{Action, Actions, PARTS_MAX, Plan},
+};
 use crate::{
     compute::port::Task,
-    points::view::{BlockView, ViewError},
+    points::view::{BUNDLE_BYTES_MAX, BlockView, BundlePart, BundleReader, Changes, ViewError},
 };
 
 /// Where a format puts things.
@@ -42,6 +45,8 @@ pub(super) struct Copy<'a> {
     pub file: &'a File,
     pub task: &'a Task,
     pub threads: usize,
+    /// If the file holds another point already: the blocks that differ. Otherwise it began as one hole.
+    pub changes: Option<&'a dyn Changes>,
 }
 
 /// Why copying ended early.
@@ -52,15 +57,17 @@ pub(super) enum CopyError {
     Write(io::Error),
 }
 
-/// Runs handed out, in ascending order.
-struct Cursor {
-    next_cluster: u64,
-    next_ticket: u64,
+/// Bundles `from` to `to` of a plan are written.
+struct Done {
+    bundles: Range<usize>,
+    bytes: u64,
 }
 
+type Reports = crossbeam_channel::Sender<Result<Done, CopyError>>;
+
 impl Copy<'_> {
-    /// Copies all data clusters from `from` on. `checkpoint` is called on this thread about every `every_bytes` bytes,
-    /// with the cluster below which all is written.
+    /// Copies everything from the cluster `from` on. `checkpoint` is called on this thread about every `every_bytes`
+    /// bytes, with the cluster below which all is written.
     ///
     /// # Errors
     /// The first failure of any thread; the others stop soon after.
@@ -70,14 +77,71 @@ impl Copy<'_> {
         every_bytes: u64,
         mut checkpoint: impl FnMut(u64) -> io::Result<()>,
     ) -> Result<(), CopyError> {
-        let cursor = Mutex::new(Cursor { next_cluster: from, next_ticket: 0 });
-        let stop = AtomicBool::new(false);
+        let blocks = BlockCount::covering(self.view.size_bytes()).0;
+        let (mut block, mut since_bytes) = (from * CLUSTER_BLOCKS, 0);
+        while block < blocks {
+            let rest = BlockRange::new(block, blocks - block);
+            let plan = Plan::make(rest, PARTS_MAX, &mut |rest| self.actions(rest))?;
+            for range in &plan.zeroes {
+                self.zero(*range).map_err(CopyError::Write)?;
+                self.task.add_done_bytes(range.bytes());
+            }
+            self.copy(&plan, |done, reached| {
+                since_bytes += done.bytes;
+                if since_bytes < every_bytes {
+                    return Ok(());
+                }
+                since_bytes = 0;
+                checkpoint(reached / CLUSTER_BLOCKS / RESUME_CLUSTERS * RESUME_CLUSTERS)
+            })?;
+            block = plan.end;
+        }
+        Ok(())
+    }
+
+    /// What is to be done with the front of a range.
+    fn actions(&self, range: BlockRange) -> Result<Actions, CopyError> {
+        if self.task.is_cancelled() {
+            return Err(CopyError::Cancelled);
+        }
+        let Some(changes) = self.changes else {
+            let stored = self.view.stored(range).map_err(CopyError::View)?;
+            let action = |place: Option<_>| place.map_or(Action::Keep, Action::Write);
+            return Ok(stored.into_iter().map(|extent| (extent.range, action(extent.place))).collect());
+        };
+        let (changed, end) = changes.changed(range).map_err(CopyError::View)?;
+        let (mut actions, mut at) = (Vec::new(), range.start.0);
+        for mut part in changed {
+            actions.push((BlockRange::new(at, part.start.0 - at), Action::Keep));
+            while !part.is_empty() {
+                let (before, part_end) = (part.start, part.end().0);
+                for extent in self.view.stored(part).map_err(CopyError::View)? {
+                    actions.push((extent.range, extent.place.map_or(Action::Zero, Action::Write)));
+                    part = BlockRange::new(extent.range.end().0, part_end - extent.range.end().0);
+                }
+                if part.start == before {
+                    return Err(CopyError::View(ViewError::BeyondEnd { offset: at, bytes: part.bytes() }));
+                }
+            }
+            at = part.start.0;
+        }
+        actions.push((BlockRange::new(at, end - at), Action::Keep));
+        Ok(actions)
+    }
+
+    /// Writes a plan. `progress` is told of what was written, and below which block all is.
+    fn copy(
+        &self,
+        plan: &Plan,
+        mut progress: impl FnMut(&Done, u64) -> io::Result<()>,
+    ) -> Result<(), CopyError> {
+        let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
         let (sender, receiver) = crossbeam_channel::bounded(REPORTS_MAX);
         thread::scope(|scope| {
             for _ in 0..self.threads.max(1) {
-                let (cursor, stop, sender) = (&cursor, &stop, sender.clone());
+                let (next, stop, sender) = (&next, &stop, sender.clone());
                 scope.spawn(move || {
-                    let ended = self.work(cursor, stop, &sender);
+                    let ended = self.work(plan, next, stop, &sender);
                     if let Err(error) = ended {
                         stop.store(true, Ordering::Relaxed);
                         // The receiver lives until all senders are gone.
@@ -86,17 +150,11 @@ impl Copy<'_> {
                 });
             }
             drop(sender);
-            let mut watermark = Watermark { done: BTreeMap::new(), next_ticket: 0, cluster: from };
-            let (mut since_bytes, mut first_error) = (0, None);
+            let (mut watermark, mut first_error) = (Watermark::default(), None);
             for report in receiver {
-                let outcome = report.and_then(|(ticket, run): (u64, Range<u64>)| {
-                    since_bytes += (run.end - run.start) * CLUSTER;
-                    watermark.finished(ticket, run.end);
-                    if since_bytes < every_bytes {
-                        return Ok(());
-                    }
-                    since_bytes = 0;
-                    checkpoint(watermark.cluster).map_err(CopyError::Write)
+                let outcome = report.and_then(|done: Done| {
+                    watermark.finished(&done.bundles);
+                    progress(&done, plan.first_block(watermark.bundle)).map_err(CopyError::Write)
                 });
                 if let Err(error) = outcome {
                     stop.store(true, Ordering::Relaxed);
@@ -109,36 +167,67 @@ impl Copy<'_> {
 
     fn work(
         &self,
-        cursor: &Mutex<Cursor>,
+        plan: &Plan,
+        next: &AtomicUsize,
         stop: &AtomicBool,
-        reports: &crossbeam_channel::Sender<Result<(u64, Range<u64>), CopyError>>,
+        reports: &Reports,
     ) -> Result<(), CopyError> {
-        let mut buffer = vec![0; RUN_CLUSTERS * CLUSTER_BYTES];
+        let (mut reader, mut gather) = (BundleReader::default(), Gather::new());
+        let mut parts = Vec::new();
         while !stop.load(Ordering::Relaxed) {
             if self.task.is_cancelled() {
                 return Err(CopyError::Cancelled);
             }
-            let Some((ticket, run)) = self.take(cursor) else { return Ok(()) };
-            let bytes = self.read(&run, &mut buffer).map_err(CopyError::View)?;
-            self.write(&run, bytes).map_err(CopyError::Write)?;
-            self.task.add_done_bytes((run.end - run.start) * CLUSTER);
-            if reports.send(Ok((ticket, run))).is_err() {
+            let from = next.fetch_add(TURN_BUNDLES, Ordering::Relaxed);
+            let bundles = from..(from + TURN_BUNDLES).min(plan.len());
+            let mut bytes = 0;
+            for index in bundles.clone() {
+                if gather.is_full() {
+                    bytes += gather.write(self.file).map_err(CopyError::Write)?;
+                }
+                let Some(bundle) = plan.bundle(index, &mut parts) else { break };
+                let read = self.view.read_bundle(bundle, &parts, &mut reader, gather.room());
+                gather.take(read.map_err(CopyError::View)?, &parts, |part| self.span(part));
+            }
+            if bundles.is_empty() {
+                return Ok(());
+            }
+            bytes += gather.write(self.file).map_err(CopyError::Write)?;
+            self.task.add_done_bytes(bytes);
+            if reports.send(Ok(Done { bundles, bytes })).is_err() {
                 return Ok(());
             }
         }
         Ok(())
     }
 
-    fn take(&self, cursor: &Mutex<Cursor>) -> Option<(u64, Range<u64>)> {
-        let mut cursor = cursor.lock().unwrap_or_else(PoisonError::into_inner);
-        let run = self.map.next_run(cursor.next_cluster, RUN_CLUSTERS as u64)?;
-        let ticket = cursor.next_ticket;
-        cursor.next_ticket += 1;
-        cursor.next_cluster = run.end;
-        Some((ticket, run))
+    /// Where blocks go in the file, and how many of their bytes are on the disk.
+    fn span(&self, range: BlockRange) -> (u64, usize) {
+        let offset = range.start.byte_offset();
+        let bytes = range.bytes().min(self.view.size_bytes().saturating_sub(offset));
+        let place = self.layout.place(self.map, offset / CLUSTER) + offset % CLUSTER;
+        (place, usize::try_from(bytes).unwrap_or(0))
     }
 
-    /// Reads a run; beyond the disk's end the last cluster is zero.
+    /// Makes blocks zero that may hold data.
+    fn zero(&self, range: BlockRange) -> io::Result<()> {
+        let (mut place, bytes) = self.span(range);
+        let mut left = bytes as u64;
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(self.file, punch, place, left) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+            other => return Ok(other?),
+        }
+        while left > 0 {
+            let some = left.min(ZEROES.len() as u64);
+            self.file
+                .write_all_at(ZEROES.get(..usize::try_from(some).unwrap_or(0)).unwrap_or_default(), place)?;
+            (place, left) = (place + some, left - some);
+        }
+        Ok(())
+    }
+
+    /// Reads a run of clusters; beyond the disk's end the last one is zero.
     pub(super) fn read<'b>(&self, run: &Range<u64>, buffer: &'b mut [u8]) -> Result<&'b [u8], ViewError> {
         let start = run.start * CLUSTER;
         let end = (run.end * CLUSTER).min(self.view.size_bytes());
@@ -153,48 +242,113 @@ impl Copy<'_> {
         beyond.fill(0);
         Ok(buffer.get(..whole).unwrap_or_default())
     }
+}
 
-    /// Writes a run, leaving out clusters that are all zero: the file began as one hole.
-    fn write(&self, run: &Range<u64>, bytes: &[u8]) -> io::Result<()> {
-        let place = self.layout.place(self.map, run.start);
-        let mut start = 0;
-        while let Some(rest) = bytes.get(start..).filter(|rest| !rest.is_empty()) {
-            let clusters = rest.chunks(CLUSTER_BYTES);
-            let zero = rest.chunks(CLUSTER_BYTES).next().is_some_and(is_zero);
-            let same = clusters.take_while(|cluster| is_zero(cluster) == zero).map(<[u8]>::len).sum();
-            if !zero {
-                self.file.write_all_at(rest.get(..same).unwrap_or_default(), place + start as u64)?;
+/// Bytes of some bundles, waiting to be written together.
+struct Gather {
+    buffer: Vec<u8>,
+    filled: usize,
+    /// Offset in the file, and the bytes in the buffer that go there.
+    pieces: Vec<(u64, Range<usize>)>,
+}
+
+impl Gather {
+    fn new() -> Self {
+        Self { buffer: vec![0; GATHER_BYTES + BUNDLE_BYTES_MAX], filled: 0, pieces: Vec::new() }
+    }
+
+    fn is_full(&self) -> bool {
+        self.filled >= GATHER_BYTES
+    }
+
+    /// Room for one bundle.
+    fn room(&mut self) -> &mut [u8] {
+        self.buffer.get_mut(self.filled..).unwrap_or_default()
+    }
+
+    /// Takes what was put into the room; `span` says of blocks where in the file they go and how many bytes count.
+    fn take(&mut self, bytes: usize, parts: &[BundlePart], span: impl Fn(BlockRange) -> (u64, usize)) {
+        for part in parts {
+            let (offset, length) = span(part.range);
+            let start = self.filled + part.at_block as usize * BLOCK_BYTES;
+            let piece = start..(start + length).min(self.filled + bytes);
+            match self.pieces.last_mut() {
+                Some((at, last)) if last.end == piece.start && *at + last.len() as u64 == offset => {
+                    last.end = piece.end;
+                }
+                _ => self.pieces.push((offset, piece)),
             }
-            start += same;
         }
-        Ok(())
+        self.filled += bytes;
+    }
+
+    /// Writes everything, neighbours in the file with one call; gives the bytes written.
+    fn write(&mut self, file: &File) -> io::Result<u64> {
+        self.pieces.sort_unstable_by_key(|(offset, _)| *offset);
+        let mut written = 0;
+        let mut rest = self.pieces.as_slice();
+        while let Some((offset, _)) = rest.first() {
+            let mut end = *offset;
+            let neighbours = rest.iter().take(SLICES_MAX).take_while(|(at, piece)| {
+                let joins = *at == end;
+                end += piece.len() as u64;
+                joins
+            });
+            let mut slices: Vec<IoSlice<'_>> = neighbours
+                .map(|(_, piece)| IoSlice::new(self.buffer.get(piece.clone()).unwrap_or_default()))
+                .collect();
+            rest = rest.get(slices.len()..).unwrap_or_default();
+            written += write_all_vectored_at(file, &mut slices, *offset)?;
+        }
+        self.pieces.clear();
+        self.filled = 0;
+        Ok(written)
     }
 }
 
-/// Below which cluster all is written, from runs that end in any order.
+fn write_all_vectored_at(file: &File, mut slices: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<u64> {
+    let mut total = 0;
+    IoSlice::advance_slices(&mut slices, 0);
+    while !slices.is_empty() {
+        match rustix::io::pwritev(file, slices, offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(bytes) => {
+                IoSlice::advance_slices(&mut slices, bytes);
+                (offset, total) = (offset + bytes as u64, total + bytes as u64);
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(total)
+}
+
+/// Below which bundle all are written, from turns that end in any order.
+#[derive(Default)]
 struct Watermark {
-    done: BTreeMap<u64, u64>,
-    next_ticket: u64,
-    cluster: u64,
+    done: BTreeMap<usize, usize>,
+    bundle: usize,
 }
 
 impl Watermark {
-    fn finished(&mut self, ticket: u64, end: u64) {
-        self.done.insert(ticket, end);
-        while let Some(end) = self.done.remove(&self.next_ticket) {
-            self.cluster = end;
-            self.next_ticket += 1;
+    fn finished(&mut self, bundles: &Range<usize>) {
+        self.done.insert(bundles.start, bundles.end);
+        while let Some(end) = self.done.remove(&self.bundle) {
+            self.bundle = end;
         }
     }
 }
 
-/// Whether all bytes are zero.
-fn is_zero(bytes: &[u8]) -> bool {
-    bytes.chunks(ZEROES.len()).all(|chunk| ZEROES.get(..chunk.len()) == Some(chunk))
-}
-
-static ZEROES: [u8; 4096] = [0; 4096];
-/// Clusters in one run: writes of up to 2 MiB.
-pub(super) const RUN_CLUSTERS: usize = 32;
-/// Finished runs that are not yet counted.
+static ZEROES: [u8; CLUSTER_BYTES] = [0; CLUSTER_BYTES];
+/// Blocks in a cluster.
+const CLUSTER_BLOCKS: u64 = CLUSTER / BLOCK_BYTES as u64;
+/// Bundles that a thread takes at a time. With frames of the usual 64 KiB they make writes of up to 1 MiB.
+const TURN_BUNDLES: usize = 16;
+/// Bytes gathered before they are written; more would leave the processor's cache.
+const GATHER_BYTES: usize = 1 << 20;
+/// Slices in one system call (the system's limit is 1024).
+const SLICES_MAX: usize = 512;
+/// Turns that ended and are not yet counted.
 const REPORTS_MAX: usize = 64;
+/// Clusters that are compared at a time before an image is continued.
+pub(super) const RUN_CLUSTERS: usize = 32;

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use holdfast_common::units::BlockRange;
+use holdfast_common::units::{BLOCK_BYTES, BlockRange};
 
 use crate::{
     compute::port::{ComputeError, Task},
@@ -28,6 +28,8 @@ pub(super) struct ClusterMap {
     words: Vec<u64>,
     /// Data clusters before each group of [`GROUP_WORDS`] words.
     ranks: Vec<u64>,
+    /// Data in each such group, in blocks.
+    blocks: Vec<u64>,
     count: u64,
 }
 
@@ -44,7 +46,9 @@ impl ClusterMap {
             return Err(ComputeError::Invalid { detail });
         }
         let word_count = usize::try_from(size_bytes.div_ceil(CLUSTER).div_ceil(64)).unwrap_or(usize::MAX);
-        let mut map = Self { size_bytes, words: vec![0; word_count], ranks: Vec::new(), count: 0 };
+        let mut map =
+            Self { size_bytes, words: vec![0; word_count], ranks: Vec::new(), blocks: Vec::new(), count: 0 };
+        map.blocks = vec![0; map.words.len().div_ceil(GROUP_WORDS)];
         let whole = BlockRange::covering(0, size_bytes);
         let mut rest = whole;
         while !rest.is_empty() {
@@ -72,6 +76,15 @@ impl ClusterMap {
     }
 
     fn mark(&mut self, bytes: Range<u64>) {
+        let (mut block, last) = (bytes.start / BLOCK, bytes.end.div_ceil(BLOCK));
+        while block < last {
+            let group = block / GROUP_BLOCKS;
+            let end = last.min((group + 1) * GROUP_BLOCKS);
+            if let Some(blocks) = usize::try_from(group).ok().and_then(|group| self.blocks.get_mut(group)) {
+                *blocks += end - block;
+            }
+            block = end;
+        }
         let (mut cluster, end) = (bytes.start / CLUSTER, bytes.end.div_ceil(CLUSTER));
         while cluster < end {
             let bit = cluster % 64;
@@ -104,6 +117,12 @@ impl ClusterMap {
     /// Clusters that hold data.
     pub(super) fn data_clusters(&self) -> u64 {
         self.count
+    }
+
+    /// Bytes of data, in whole blocks, below a cluster that is a multiple of [`RESUME_CLUSTERS`].
+    pub(super) fn block_bytes_below(&self, cluster: u64) -> u64 {
+        let groups = usize::try_from(cluster.div_ceil(RESUME_CLUSTERS)).unwrap_or(usize::MAX);
+        self.blocks.iter().take(groups).sum::<u64>() * BLOCK
     }
 
     /// Whether a cluster holds data.
@@ -159,6 +178,10 @@ impl ClusterMap {
 
 /// Words that share one entry of ranks.
 const GROUP_WORDS: usize = 8;
+/// Clusters in such a group: images are continued at multiples of it.
+pub(super) const RESUME_CLUSTERS: u64 = GROUP_WORDS as u64 * 64;
+const BLOCK: u64 = BLOCK_BYTES as u64;
+const GROUP_BLOCKS: u64 = RESUME_CLUSTERS * CLUSTER / BLOCK;
 
 #[cfg(test)]
 mod tests;

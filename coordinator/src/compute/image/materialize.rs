@@ -1,11 +1,13 @@
-//! One image from begin to end: fresh, continued, or found complete.
+//! One image from begin to end: fresh, continued, made out of an older one, or found complete.
 //!
 //! Owns the order of things. Invariant: the image gets its final name only after all of it is durable, and an existing file
-//! that is not this owner's is never touched. Blocks; runs on a blocking thread.
+//! that is not this owner's is never touched, unless it is an unchanged image of ours that is to be updated. Blocks; runs
+//! on a blocking thread.
 //!
 //! ```text
 //!   record {written_to: 0} -> partial file -> ... sync, record {written_to: n} ... -> metadata -> sync
 //!     -> record {complete} -> rename partial to image
+//!   update: rename image to partial -> record {new point, base: old point, written_to: 0} -> ... as above
 //! ```
 //! A kill between any two arrows is continued from there by the next call.
 
@@ -14,9 +16,13 @@ use std::{
     io,
     os::unix::fs::FileExt as _,
     path::Path,
+    sync::Arc,
 };
 
-use holdfast_common::durable;
+use holdfast_common::{
+    durable,
+    units::{BlockCount, BlockRange},
+};
 
 use super::{
     copy::{Copy, CopyError, Layout, RUN_CLUSTERS},
@@ -24,8 +30,12 @@ use super::{
     qcow2::Qcow2,
     raw::Raw,
     record::{self, ImagePaths, ImageRecord},
+    update,
 };
-use crate::compute::port::{ComputeError, ImageFile, ImageFormat, ImageRequest, Task};
+use crate::{
+    compute::port::{ComputeError, ImageFile, ImageFormat, ImageRequest, Task},
+    points::view::{Changes, ViewError},
+};
 
 /// Writes the image of a request.
 ///
@@ -43,12 +53,20 @@ pub(super) fn materialize(
     let paths = ImagePaths::of(request);
     let wanted = wanted(request, &map);
     let found = ImageRecord::load(&paths.record).map_err(|source| cannot("read", &paths.record, source))?;
-    task.add_total_bytes(wanted.data_bytes);
-    let record = match found {
-        Some(found) if found.owner != wanted.owner && paths.partial.exists() => {
+    let continued =
+        found.as_ref().filter(|found| found.owner == wanted.owner && found.is_same_image(&wanted));
+    let record = match (continued, &found) {
+        (Some(continued), _) => continued.clone(),
+        (None, Some(found)) if request.update && update::is_there(found, &paths) => {
+            if found.is_same_image(&wanted) && paths.image.exists() {
+                update::check(request, found, &paths)?;
+                return Ok(image_file(&paths, found));
+            }
+            update::begin(request, found, &paths, wanted.clone())?
+        }
+        (None, Some(found)) if found.owner != wanted.owner && paths.partial.exists() => {
             return Err(ComputeError::Exists { path: paths.partial });
         }
-        Some(found) if found.owner == wanted.owner && found.is_same_image(&wanted) => found,
         _ => wanted.clone(),
     };
     if paths.image.exists() {
@@ -56,7 +74,8 @@ pub(super) fn materialize(
         if !ours {
             return Err(ComputeError::Exists { path: paths.image });
         }
-        task.add_resumed_bytes(wanted.data_bytes);
+        task.add_total_bytes(map.block_bytes_below(map.clusters()));
+        task.add_resumed_bytes(map.block_bytes_below(map.clusters()));
         return Ok(image_file(&paths, &record));
     }
     let layout: Box<dyn Layout> = match request.format {
@@ -80,6 +99,14 @@ fn wanted(request: &ImageRequest, map: &ClusterMap) -> ImageRecord {
         map: map.digest().to_hex().to_string(),
         written_to: 0,
         complete: false,
+        cut: request
+            .disk
+            .view
+            .history_place()
+            .filter(|place| place.point == request.point)
+            .map(|place| place.cut),
+        base: None,
+        modified_ns: None,
     }
 }
 
@@ -104,25 +131,56 @@ struct Image<'a> {
 
 impl Image<'_> {
     fn write(&self, mut record: ImageRecord) -> Result<(), ComputeError> {
+        let changes = self.changes(&mut record)?;
         let file = self.open(&mut record)?;
         if !record.complete {
-            let left = (self.map.data_clusters() - self.map.rank(record.written_to)) * CLUSTER;
-            self.check_space(left)?;
-            self.copy(&file, &mut record)?;
+            self.count(&record, changes.as_deref())?;
+            self.copy(&file, &mut record, changes.as_deref())?;
             self.finish(&file, &mut record)?;
         }
         durable::rename(&self.paths.partial, &self.paths.image)
             .map_err(|source| cannot("name", &self.paths.image, source))
     }
 
+    /// What differs from the point whose image is being updated. If that cannot be told any more, the image is begun anew.
+    fn changes(&self, record: &mut ImageRecord) -> Result<Option<Arc<dyn Changes>>, ComputeError> {
+        let Some(base) = record.base else { return Ok(None) };
+        let changes =
+            self.request.disk.view.changes_from(base.into()).map_err(|error| self.view_failed(error))?;
+        if changes.is_none() {
+            tracing::warn!(path = %self.paths.partial.display(), point = %base.point,
+                "a half-updated image is begun anew: its old point is no longer in the history");
+            (record.base, record.written_to) = (None, 0);
+        }
+        Ok(changes)
+    }
+
+    /// States how much there is to do, and refuses at once what cannot fit.
+    fn count(&self, record: &ImageRecord, changes: Option<&dyn Changes>) -> Result<(), ComputeError> {
+        let Some(changes) = changes else {
+            let (all, done) = (self.map.clusters(), record.written_to);
+            self.task.add_total_bytes(self.map.block_bytes_below(all));
+            self.task.add_resumed_bytes(self.map.block_bytes_below(done));
+            return self.check_space((self.map.data_clusters() - self.map.rank(done)) * CLUSTER);
+        };
+        let blocks = BlockCount::covering(self.map.size_bytes()).0;
+        let mut at = BlockRange::covering(0, record.written_to * CLUSTER).end().0;
+        while at < blocks {
+            let rest = BlockRange::new(at, blocks - at);
+            let (changed, end) = changes.changed(rest).map_err(|error| self.view_failed(error))?;
+            self.task.add_total_bytes(changed.iter().map(|range| range.bytes()).sum());
+            at = end;
+        }
+        Ok(())
+    }
+
     /// The partial file, and in the record from where it has to be continued.
     fn open(&self, record: &mut ImageRecord) -> Result<File, ComputeError> {
         let partial = &self.paths.partial;
         let open_failed = |source| cannot("open", partial, source);
-        if record.written_to > 0 || record.complete {
+        if record.written_to > 0 || record.complete || record.base.is_some() {
             match OpenOptions::new().read(true).write(true).open(partial) {
                 Ok(file) if record.complete || self.tail_is_good(&file, record.written_to)? => {
-                    self.task.add_resumed_bytes(self.map.rank(record.written_to) * CLUSTER);
                     return Ok(file);
                 }
                 Ok(_) => {
@@ -132,7 +190,7 @@ impl Image<'_> {
                 Err(error) => return Err(open_failed(error)),
             }
         }
-        (record.written_to, record.complete) = (0, false);
+        (record.written_to, record.complete, record.base) = (0, false, None);
         self.save(record)?;
         let file = OpenOptions::new()
             .read(true)
@@ -147,7 +205,7 @@ impl Image<'_> {
 
     /// Whether the last data below `written_to` is in the file as the view has it.
     fn tail_is_good(&self, file: &File, written_to: u64) -> Result<bool, ComputeError> {
-        let copy = self.copier(file);
+        let copy = self.copier(file, None);
         let mut expected = vec![0; RUN_CLUSTERS * CLUSTER_BYTES];
         let mut found = expected.clone();
         let mut from = written_to.saturating_sub(TAIL_CLUSTERS);
@@ -175,9 +233,14 @@ impl Image<'_> {
         Ok(true)
     }
 
-    fn copy(&self, file: &File, record: &mut ImageRecord) -> Result<(), ComputeError> {
+    fn copy(
+        &self,
+        file: &File,
+        record: &mut ImageRecord,
+        changes: Option<&dyn Changes>,
+    ) -> Result<(), ComputeError> {
         let mut reached = record.written_to;
-        let copied = self.copier(file).run(record.written_to, CHECKPOINT_BYTES, |cluster| {
+        let copied = self.copier(file, changes).run(record.written_to, CHECKPOINT_BYTES, |cluster| {
             durable::sync_data(file)?;
             reached = cluster;
             ImageRecord { written_to: cluster, ..record.clone() }.save(&self.paths.record)
@@ -190,11 +253,13 @@ impl Image<'_> {
         let failed = |source| self.copy_failed(CopyError::Write(source));
         self.layout.finish(self.map, file).map_err(failed)?;
         durable::sync_all(file).map_err(failed)?;
-        (record.written_to, record.complete) = (self.map.clusters(), true);
+        let metadata = file.metadata().map_err(failed)?;
+        record.modified_ns = record::modified_ns(&metadata);
+        (record.written_to, record.complete, record.base) = (self.map.clusters(), true, None);
         self.save(record)
     }
 
-    fn copier<'a>(&'a self, file: &'a File) -> Copy<'a> {
+    fn copier<'a>(&'a self, file: &'a File, changes: Option<&'a dyn Changes>) -> Copy<'a> {
         Copy {
             view: self.request.disk.view.as_ref(),
             map: self.map,
@@ -202,6 +267,7 @@ impl Image<'_> {
             file,
             task: self.task,
             threads: self.threads,
+            changes,
         }
     }
 
@@ -227,7 +293,7 @@ impl Image<'_> {
     fn copy_failed(&self, error: CopyError) -> ComputeError {
         match error {
             CopyError::Cancelled => ComputeError::Cancelled,
-            CopyError::View(source) => ComputeError::View { name: self.request.disk.name.clone(), source },
+            CopyError::View(source) => self.view_failed(source),
             CopyError::Write(error) if is_full(&error) => {
                 let progress = self.task.progress(std::time::Duration::ZERO);
                 let missing_bytes = progress.total_bytes - progress.done_bytes;
@@ -236,13 +302,17 @@ impl Image<'_> {
             CopyError::Write(source) => cannot("write", &self.paths.partial, source),
         }
     }
+
+    fn view_failed(&self, source: ViewError) -> ComputeError {
+        ComputeError::View { name: self.request.disk.name.clone(), source }
+    }
 }
 
 fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-fn cannot(action: &'static str, path: &Path, source: io::Error) -> ComputeError {
+pub(super) fn cannot(action: &'static str, path: &Path, source: io::Error) -> ComputeError {
     ComputeError::Io { action, path: path.into(), source }
 }
 

@@ -10,8 +10,12 @@ mod raw;
 mod qcow2;
 // The file beside an image that says what it is and how far.
 mod record;
-// Moves clusters from a view into a file, on all cores.
+// Which bundles of a view to read, and in which order.
+mod plan;
+// Moves them from a view into a file, on all cores.
 mod copy;
+// From the image of one point to that of another.
+mod update;
 // One image from begin to end.
 mod materialize;
 // `WriteImage` over all this.

@@ -2,8 +2,8 @@
 //!
 //! Owns the names of all files of an image and the record's format. Invariant: everything below `written_to` is durable in
 //! the image before the record says so.
-//! Format: a JSON object, fields as at `ImageRecord`. A reader refuses other versions and then starts over; a record that
-//! cannot be read counts as absent. Version history: 1, the first.
+//! Format: a JSON object, fields as at `ImageRecord`. A reader refuses newer versions and then starts over; a record that
+//! cannot be read counts as absent. Version history: 2, `cut`, `base` and `modified_ns`, for updates; 1, the first.
 
 use std::{
     fs, io,
@@ -12,11 +12,14 @@ use std::{
 
 use holdfast_common::{
     durable,
-    ids::{DiskId, PointId},
+    ids::{DiskId, PointId, Sequence},
 };
 use serde::{Deserialize, Serialize};
 
-use crate::compute::port::{ImageFormat, ImageRequest};
+use crate::{
+    compute::port::{ImageFormat, ImageRequest},
+    points::view::HistoryPlace,
+};
 
 /// What is known about an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,10 +44,34 @@ pub(super) struct ImageRecord {
     pub written_to: u64,
     /// Whether the image is complete and durable.
     pub complete: bool,
+    /// The point's cut in the disk's log, if the view knows it.
+    #[serde(default)]
+    pub cut: Option<Sequence>,
+    /// While the image of another point is being made this one: that other point. The image is neither then.
+    #[serde(default)]
+    pub base: Option<Base>,
+    /// When the complete image was last written to, in nanoseconds since 1970: later means that somebody changed it.
+    #[serde(default)]
+    pub modified_ns: Option<i64>,
+}
+
+/// The point that an image showed before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Base {
+    /// The point.
+    pub point: PointId,
+    /// Its cut in the disk's log.
+    pub cut: Sequence,
+}
+
+impl From<Base> for HistoryPlace {
+    fn from(base: Base) -> Self {
+        Self { point: base.point, cut: base.cut }
+    }
 }
 
 /// The version that this program writes.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// Names of an image's files.
 #[derive(Clone, Debug)]
@@ -92,7 +119,7 @@ impl ImageRecord {
             Err(error) => return Err(error),
         };
         let record: Option<Self> = serde_json::from_slice(&bytes).ok();
-        Ok(record.filter(|record| record.version == VERSION))
+        Ok(record.filter(|record| (1..=VERSION).contains(&record.version)))
     }
 
     /// Stores the record as a whole.
@@ -101,10 +128,22 @@ impl ImageRecord {
         durable::replace(path, &bytes, durable::MODE_PRIVATE)
     }
 
+    /// What a complete image can be the base of; `None` if it is not known well enough.
+    pub(super) fn as_base(&self) -> Option<Base> {
+        let cut = self.cut.filter(|_| self.complete)?;
+        Some(Base { point: self.point, cut })
+    }
+
     /// Whether both are about the same image with every cluster in the same place.
     pub(super) fn is_same_image(&self, other: &Self) -> bool {
         (self.point, self.disk, self.format, &self.map) == (other.point, other.disk, other.format, &other.map)
     }
+}
+
+/// When a file was last written to, as [`ImageRecord::modified_ns`] says it.
+pub(super) fn modified_ns(metadata: &fs::Metadata) -> Option<i64> {
+    use std::os::unix::fs::MetadataExt as _;
+    metadata.mtime().checked_mul(1_000_000_000)?.checked_add(metadata.mtime_nsec())
 }
 
 /// Ending of an image that is not complete.

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     compute::port::{Attach, BoxFuture, ComputeError, DiskView, Endpoint},
-    points::view::ViewError,
+    points::{read_ahead::ReadAhead, view::ViewError},
 };
 
 /// Serves views on unix sockets in one folder.
@@ -79,8 +79,9 @@ impl NbdAttach {
             let size_bytes = disk.view.size_bytes();
             let uri = format!("nbd+unix:///{}?socket={}", disk.name, path.display());
             let text = format!("disk {} of {name}", disk.disk);
+            let view = ReadAhead::new(disk.view).map_err(|source| cannot("read ahead for", &path, source))?;
             let handle = server
-                .export(&disk.name, &text, disk.view)
+                .export(&disk.name, &text, Arc::new(view))
                 .map_err(|error| ComputeError::Invalid { detail: error.to_string() })?;
             handles.push(handle);
             endpoints.push(Endpoint { disk: disk.disk, name: disk.name, uri, size_bytes });

@@ -1,4 +1,4 @@
-//! Several chunks of one structured reply, collected to be sent by one system call.
+//! Several chunks of structured replies, collected to be sent by one system call.
 //!
 //! Owns the buffer that views read into and the headers around it. Does no IO on sockets. Invariant: the slices are whole
 //! chunks in the order they were added. Limit: `BATCH_BYTES` of data and `CHUNKS_MAX` chunks.
@@ -24,9 +24,8 @@ pub(super) struct Batch {
     heads: Vec<u8>,
     /// For each piece of data: where in `heads` it comes, and which bytes of `data`.
     inserts: Vec<(usize, Range<usize>)>,
-    /// Where the last chunk's header starts in `heads`.
+    /// Where the header of the present reply's last chunk starts in `heads`.
     last_head: Option<usize>,
-    cookie: u64,
 }
 
 impl Batch {
@@ -35,6 +34,11 @@ impl Batch {
         self.filled = 0;
         self.heads.clear();
         self.inserts.clear();
+        self.last_head = None;
+    }
+
+    /// A further reply begins.
+    pub(super) fn begin_reply(&mut self) {
         self.last_head = None;
     }
 
@@ -87,7 +91,7 @@ impl Batch {
         if bytes == 0 {
             return;
         }
-        self.begin(cookie);
+        self.begin();
         transmission::push_data(&mut self.heads, cookie, false, part.start, bytes);
         let start = base + usize::try_from(part.start - origin).unwrap_or(0);
         self.inserts.push((self.heads.len(), start..start + bytes as usize));
@@ -95,25 +99,25 @@ impl Batch {
 
     /// Adds a hole.
     pub(super) fn hole(&mut self, cookie: u64, range: Range<u64>) {
-        self.begin(cookie);
+        self.begin();
         let bytes = u32::try_from(range.end - range.start).unwrap_or(u32::MAX);
         transmission::push_hole(&mut self.heads, cookie, false, range.start, bytes);
     }
 
     /// Adds an error.
     pub(super) fn error(&mut self, cookie: u64, number: u32, text: &str, at: Option<u64>) {
-        self.begin(cookie);
+        self.begin();
         transmission::push_error(&mut self.heads, cookie, false, number, text, at);
     }
 
     /// Adds block status.
     pub(super) fn block_status(&mut self, cookie: u64, extents: &[(u32, u32)]) {
-        self.begin(cookie);
+        self.begin();
         transmission::push_block_status(&mut self.heads, cookie, extents);
     }
 
-    /// Makes the last chunk the reply's last; adds an empty one if there is none.
-    pub(super) fn mark_done(&mut self) {
+    /// Makes the last chunk that was added the reply's last; adds an empty one if there is none.
+    pub(super) fn mark_done(&mut self, cookie: u64) {
         match self.last_head {
             // Flags stand behind the magic number.
             Some(head) => {
@@ -121,7 +125,7 @@ impl Batch {
                     flags.copy_from_slice(&chunk::FLAG_DONE.to_be_bytes());
                 }
             }
-            None => transmission::push_done(&mut self.heads, self.cookie),
+            None => transmission::push_done(&mut self.heads, cookie),
         }
     }
 
@@ -141,8 +145,7 @@ impl Batch {
         slices
     }
 
-    fn begin(&mut self, cookie: u64) {
-        self.cookie = cookie;
+    fn begin(&mut self) {
         self.last_head = Some(self.heads.len());
     }
 }

@@ -1,10 +1,11 @@
 //! The transmission phase of one connection, on threads.
 //!
-//! Owns the connection's socket from the end of negotiation on. A few threads take turns: one reads the next request,
-//! hands the reading on and serves its request to the end, answer included. So no request crosses a queue, what is in
-//! flight is bounded by the number of threads, and each thread reuses one buffer. Knows no listening and no set of exports.
+//! Owns the connection's socket from the end of negotiation on. A few threads take turns: one takes the next request,
+//! hands the reading on and serves its request to the end, answer included. Of short reads that have come in together it takes
+//! its share at once and answers them with one system call. So no request crosses a queue, what is in flight is bounded
+//! by the number of threads, and each thread reuses one buffer. Knows no listening and no set of exports.
 //! Invariant: chunks of different replies may interleave, bytes of one chunk never do (the writing lock).
-//! Limits: `Settings::threads_per_connection_max` requests in flight; memory of
+//! Limits: `Settings::threads_per_connection_max` turns of `TURN_REQUESTS_MAX` requests in flight; memory of
 //! `BATCH_BYTES` per thread, and `REQUEST_BYTES_MAX` once per connection for clients without structured replies.
 
 use std::{
@@ -102,18 +103,18 @@ impl Connection {
     }
 
     fn run_thread(self: &Arc<Self>) {
-        let mut batch = Batch::default();
+        let (mut batch, mut requests) = (Batch::default(), Vec::with_capacity(TURN_REQUESTS_MAX));
         loop {
-            let request = match self.next_request() {
-                Ok(Some(request)) => request,
-                Ok(None) => break,
+            match self.next_requests(&mut requests) {
+                Ok(true) => {}
+                Ok(false) => break,
                 Err(error) => {
                     tracing::debug!(%error, export = self.agreement.export, "NBD connection ended");
                     break;
                 }
-            };
+            }
             self.keep_one_reading();
-            if let Err(error) = self.serve(request, &mut batch) {
+            if let Err(error) = self.serve_all(&requests, &mut batch) {
                 tracing::debug!(%error, export = self.agreement.export, "NBD answer could not be sent");
                 self.break_off();
             }
@@ -137,18 +138,28 @@ impl Connection {
         }
     }
 
-    /// The next request that needs an answer; `None` when the client has gone or said goodbye.
-    fn next_request(&self) -> io::Result<Option<Request>> {
+    /// Takes the next request that needs an answer, and this thread's share of the short reads that came in right behind
+    /// it. `false` when the client has gone or said goodbye.
+    fn next_requests(&self, requests: &mut Vec<Request>) -> io::Result<bool> {
+        requests.clear();
         let mut input = lock(&self.input);
         if self.ended.load(Ordering::Acquire) {
-            return Ok(None);
+            return Ok(false);
         }
-        let request = self.read_request(&mut input);
-        if !matches!(request, Ok(Some(_))) {
-            // Seen by the next thread before it would read on.
-            self.ended.store(true, Ordering::Release);
+        match self.read_request(&mut input) {
+            Ok(Some(request)) => requests.push(request),
+            other => {
+                // Seen by the next thread before it would read on.
+                self.ended.store(true, Ordering::Release);
+                return other.map(|_| false);
+            }
         }
-        request
+        if self.agreement.structured_replies && requests.iter().all(is_short_read) {
+            // Half of them: two threads keep the client busy, and what is slow for one is not slow for all.
+            let share = (input.headers() / 2).min(TURN_REQUESTS_MAX - 1);
+            requests.extend(std::iter::from_fn(|| input.next_if(is_short_read)).take(share));
+        }
+        Ok(true)
     }
 
     fn read_request(&self, input: &mut Input) -> io::Result<Option<Request>> {
@@ -159,6 +170,15 @@ impl Connection {
         Ok((request.command != command::DISCONNECT).then_some(request))
     }
 
+    fn serve_all(&self, requests: &[Request], batch: &mut Batch) -> io::Result<()> {
+        batch.clear();
+        for request in requests {
+            self.serve(*request, batch)?;
+        }
+        self.flush(batch)
+    }
+
+    /// Serves a request; the end of its answer may stay in the batch.
     fn serve(&self, request: Request, batch: &mut Batch) -> io::Result<()> {
         let Agreement { structured_replies, allocation_context, .. } = self.agreement;
         let size_bytes = self.view.size_bytes();
@@ -168,9 +188,10 @@ impl Connection {
             Action::BlockStatus => self.block_status(request, batch),
             Action::Succeed => self.send_simple(request.cookie, 0),
             Action::Refuse(number, text) if structured_replies && request.command == command::READ => {
-                batch.clear();
+                batch.begin_reply();
                 batch.error(request.cookie, number, text, None);
-                self.send(batch, true)
+                batch.mark_done(request.cookie);
+                Ok(())
             }
             Action::Refuse(number, _) => self.send_simple(request.cookie, number),
             Action::Disconnect => Ok(()),
@@ -179,7 +200,7 @@ impl Connection {
 
     /// Answers in chunks: data, holes, and an error for each range that cannot be read.
     fn read_structured(&self, request: Request, batch: &mut Batch) -> io::Result<()> {
-        batch.clear();
+        batch.begin_reply();
         let end = request.offset + u64::from(request.length);
         let whole = request.flags & command_flag::DONT_FRAGMENT != 0 || request.length < EXTENTS_BYTES_MIN;
         let mut position = request.offset;
@@ -199,8 +220,7 @@ impl Connection {
                 }
                 while part.start < part.end {
                     if batch.is_full() {
-                        self.send(batch, false)?;
-                        batch.clear();
+                        self.flush(batch)?;
                     }
                     let step = part.start..part.end.min(part.start + batch.room());
                     part.start = step.end;
@@ -208,7 +228,8 @@ impl Connection {
                 }
             }
         }
-        self.send(batch, true)
+        batch.mark_done(request.cookie);
+        Ok(())
     }
 
     /// Answers with all bytes or, since the protocol has nothing finer here, one error for all.
@@ -237,7 +258,7 @@ impl Connection {
     }
 
     fn block_status(&self, request: Request, batch: &mut Batch) -> io::Result<()> {
-        batch.clear();
+        batch.begin_reply();
         let one = request.flags & command_flag::REQUEST_ONE != 0;
         let end = request.offset + u64::from(request.length);
         match block_status_extents(self.view.as_ref(), request.offset..end, one) {
@@ -247,7 +268,8 @@ impl Connection {
                 batch.error(request.cookie, error::IO, "the index cannot be read", None);
             }
         }
-        self.send(batch, true)
+        batch.mark_done(request.cookie);
+        Ok(())
     }
 
     fn report(&self, failure: &pieces::Failure) {
@@ -258,11 +280,11 @@ impl Connection {
         self.write_all(&mut [IoSlice::new(&transmission::simple_header(cookie, number))])
     }
 
-    fn send(&self, batch: &mut Batch, last: bool) -> io::Result<()> {
-        if last {
-            batch.mark_done();
-        }
-        self.write_all(&mut batch.slices())
+    /// Sends what the batch holds.
+    fn flush(&self, batch: &mut Batch) -> io::Result<()> {
+        self.write_all(&mut batch.slices())?;
+        batch.clear();
+        Ok(())
     }
 
     fn write_all(&self, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
@@ -329,6 +351,19 @@ impl Input {
         }
     }
 
+    /// Whole headers that are here already.
+    fn headers(&self) -> usize {
+        (self.bytes.len() - self.start) / REQUEST_HEADER_BYTES
+    }
+
+    /// The next request, if it is here already and fits.
+    fn next_if(&mut self, fits: impl Fn(&Request) -> bool) -> Option<Request> {
+        let header = self.bytes.get(self.start..)?.first_chunk()?;
+        let request = transmission::decode(header).ok().filter(fits)?;
+        self.start += REQUEST_HEADER_BYTES;
+        Some(request)
+    }
+
     /// Reads over `count` bytes.
     fn skip(&mut self, socket: &Socket, mut count: usize) -> io::Result<()> {
         loop {
@@ -361,12 +396,22 @@ impl Input {
     }
 }
 
+/// Whether a request is a read that is worth answering together with others.
+fn is_short_read(request: &Request) -> bool {
+    request.command == command::READ && request.length <= SHORT_READ_BYTES_MAX
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Bytes of data that one thread collects before it sends them.
 pub(super) const BATCH_BYTES: usize = 1 << 20;
+/// Requests that a thread takes at a time, and the longest read of which it takes more than one.
+const TURN_REQUESTS_MAX: usize = 16;
+const SHORT_READ_BYTES_MAX: u32 = 64 << 10;
+const _: () =
+    assert!(TURN_REQUESTS_MAX * SHORT_READ_BYTES_MAX as usize <= BATCH_BYTES, "no read of a turn is split");
 /// Reads shorter than this are not asked about holes: filling zeroes costs less than the question.
 const EXTENTS_BYTES_MIN: u32 = 64 << 10;
 /// Extents in one answer to block status.

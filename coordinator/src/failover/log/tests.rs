@@ -20,7 +20,7 @@ fn record(event: Event) -> Record {
 #[test]
 fn golden() {
     let machine = MachineId::from_bytes([2; 16]);
-    let target = Target::Image { folder: "/images".into(), format: ImageFormat::Qcow2 };
+    let target = Target::Image { folder: "/images".into(), format: ImageFormat::Qcow2, update: false };
     let selection = Selection::Point(PointId::from_bytes([3; 16]));
     let spec = JobSpec::Failover(FailoverSpec { machine, selection, target });
     let created = Event::Created { spec, by: "root".into(), steps: vec![StepKind::Check], holds: false };

@@ -193,14 +193,14 @@ struct WriteImages(Services);
 impl Step for WriteImages {
     fn run<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Outcome, StepError>> {
         Box::pin(async move {
-            let Target::Image { folder, format } = &spec(context).target else {
+            let Target::Image { folder, format, update } = &spec(context).target else {
                 return Ok(Outcome::Done(Output::Nothing));
             };
             let (point, disks) = self.0.open(context).await?;
             let mut images = Vec::with_capacity(disks.len());
             for disk in disks {
-                let (owner, folder, format) = (context.job.id.to_string(), folder.clone(), *format);
-                let request = ImageRequest { owner, point, disk, folder, format };
+                let (owner, folder) = (context.job.id.to_string(), folder.clone());
+                let request = ImageRequest { owner, point, disk, folder, format: *format, update: *update };
                 let written = self.0.images.write(request, Arc::clone(&context.task)).await;
                 images.push(written.map_err(compute_failed)?);
             }
