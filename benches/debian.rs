@@ -73,11 +73,29 @@ fn build(before: &Path, after: &Path) -> Result<()> {
             "-c",
         ]);
         let packages = PACKAGES.join(" ");
-        install.arg(format!(
-            "mknod -m 666 /dev/null c 1 3; apt-get -q update && apt-get -qy install {packages}"
-        ));
+        install.arg(format!("apt-get -q update && apt-get -qy install {packages}"));
+        let _devices = Devices::bind(root)?;
         run(install.stdin(Stdio::null())).context("installing packages").map(drop)
     })
+}
+
+/// This machine's devices, seen in a root file system until dropped.
+struct Devices(PathBuf);
+
+impl Devices {
+    fn bind(root: &Path) -> Result<Self> {
+        let place = root.join("dev");
+        run(Command::new("mount").args(["--bind", "/dev"]).arg(&place))?;
+        Ok(Self(place))
+    }
+}
+
+impl Drop for Devices {
+    fn drop(&mut self) {
+        if let Err(error) = run(Command::new("umount").arg(&self.0)) {
+            eprintln!("{error:#}");
+        }
+    }
 }
 
 /// Does something in the file system of an image.

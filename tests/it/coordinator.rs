@@ -227,6 +227,34 @@ fn check_point(site: &Site, point: &str, expected: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Blocks 3 and 9 were written between the two.
+fn check_diff(site: &Site, first: &str, second: &str) -> Result<()> {
+    for (from, to) in [(first, second), (second, first)] {
+        let diff = site.cli(&["points", "diff", "web-1", from, to])?;
+        let disk = &diff["disks"][0];
+        ensure!(diff["changed_bytes"] == 8192 && disk["path"] == DISK && disk["in_both"] == true, "{diff}");
+        let block = |at: u64| serde_json::json!({ "offset": at * 4096, "bytes": 4096 });
+        ensure!(disk["ranges"] == serde_json::json!([block(3), block(9)]), "{diff}");
+    }
+    let same = site.cli(&["points", "diff", "web-1", second, "latest", "--ranges", "0"])?;
+    ensure!(same["changed_bytes"] == 0, "{same}");
+    let socket = site.data().join("holdfast.sock");
+    let unknown = SystemEntropy::new().uuid(SystemClock::new().wall()).to_string();
+    let (code, said) = holdfast(&socket, &["points", "diff", "web-1", &unknown, first])?;
+    ensure!(code == 1 && said.contains("holdfast points"), "{said}");
+    let (code, said) = holdfast(&socket, &["points", "diff", "web-1", first])?;
+    ensure!(code == 2 && said.contains("POINT"), "{said}");
+    Ok(())
+}
+
+/// The image in the folder is brought to a point, whatever it showed before.
+fn check_update(site: &Site, point: &str, folder: &Path, expected: &[u8]) -> Result<()> {
+    let place = folder.display().to_string();
+    site.cli(&["failover", "web-1", "--point", point, "--image", &place, "--update"])?;
+    ensure!(std::fs::read(folder.join("vda.raw"))? == expected, "{point} was not updated to");
+    Ok(())
+}
+
 #[test]
 fn points_of_a_machine_are_kept_attached_and_found_again() -> Result<()> {
     let folder = tempfile::tempdir()?;
@@ -242,6 +270,11 @@ fn points_of_a_machine_are_kept_attached_and_found_again() -> Result<()> {
     processed(&site, &second)?;
     check_point(&site, &first, &first_content)?;
     check_point(&site, "latest", &link.content)?;
+    check_diff(&site, &first, &second)?;
+    let images = folder.path().join("images");
+    for (point, content) in [(&first, &first_content), (&second, &link.content), (&first, &first_content)] {
+        check_update(&site, point, &images, content)?;
+    }
     link.runtime.block_on(link.handle.shutdown());
 
     let plan = site.cli(&["retention", "plan", "web-1"])?;
@@ -254,7 +287,7 @@ fn points_of_a_machine_are_kept_attached_and_found_again() -> Result<()> {
     site.kill_coordinator()?;
     site.start_coordinator()?;
     ensure!(kept(&site)? == before, "after kill -9: {} was {before}", kept(&site)?);
-    ensure!(site.cli(&["jobs"])?.as_array().map(Vec::len) == Some(2), "the jobs are kept");
+    ensure!(site.cli(&["jobs"])?.as_array().map(Vec::len) == Some(5), "the jobs are kept");
 
     site.stop_coordinator()?;
     let rebuilt = Command::new(program("holdfast-coordinator"))

@@ -85,7 +85,9 @@ impl Source {
             let (disk, cut) = (member.disk, member.sequence);
             let index =
                 self.logs.index(disk).ok_or_else(|| broken("open the disk's log", "it does not exist"))?;
-            let done = tokio::task::spawn_blocking(move || index.catch_up());
+            // An older point does not wait for the backlog behind it.
+            let work = move || if index.cut(cut).is_some() { Ok(cut) } else { index.catch_up() };
+            let done = tokio::task::spawn_blocking(work);
             let done = done.await.map_err(|error| broken("process the point", error))?;
             let up_to = done.map_err(|error| broken("process the point", error))?;
             if up_to < cut {

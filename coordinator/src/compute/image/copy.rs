@@ -348,7 +348,7 @@ const TURN_BUNDLES: usize = 16;
 const GATHER_BYTES: usize = 1 << 20;
 /// Slices in one system call (the system's limit is 1024).
 const SLICES_MAX: usize = 512;
-/// Turns that ended and are not yet counted.
-const REPORTS_MAX: usize = 64;
+/// Turns that ended and are not yet counted: about what is written during the sync of a checkpoint.
+const REPORTS_MAX: usize = 512;
 /// Clusters that are compared at a time before an image is continued.
 pub(super) const RUN_CLUSTERS: usize = 32;

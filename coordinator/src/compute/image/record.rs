@@ -150,3 +150,6 @@ pub(super) fn modified_ns(metadata: &fs::Metadata) -> Option<i64> {
 const PARTIAL_SUFFIX: &str = ".partial";
 /// Ending of a record.
 const RECORD_SUFFIX: &str = ".holdfast.json";
+
+#[cfg(test)]
+mod tests;
