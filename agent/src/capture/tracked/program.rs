@@ -193,6 +193,34 @@ pub(super) fn leave(code: &mut Assembler, here: Label) {
     code.exit();
 }
 
+/// Ways out of a program that sees writes being issued.
+#[derive(Clone, Copy)]
+pub(super) struct Exits {
+    /// Nothing is left to do.
+    pub(super) out: Label,
+    /// There was no slot for the write; this flag is raised, and it is marked nevertheless.
+    pub(super) no_slot: (Label, i32),
+    /// The command goes past the block layer: where it writes is not known.
+    pub(super) passthrough: Label,
+}
+
+/// The end of a program that sees writes being issued: marks the blocks from `R7` to before `R8`, and is where its exits lead.
+pub(super) fn mark_and_leave(code: &mut Assembler, exits: Exits, mark: Label, counters: BorrowedFd<'_>) {
+    let mark_now = code.label();
+    code.place(mark_now);
+    code.copy(R1, R7);
+    code.copy(R2, R8);
+    code.call_function(mark);
+    leave(code, exits.out);
+    let (no_slot, flag_of_no_slot) = exits.no_slot;
+    code.place(no_slot);
+    raise(code, counters, flag_of_no_slot);
+    code.jump(mark_now);
+    code.place(exits.passthrough);
+    raise(code, counters, flag::PASSTHROUGH);
+    code.jump(exits.out);
+}
+
 /// Appends the function `mark(first block, block after the last)` and its callback; finishes the program.
 pub(super) fn finish_with_mark(
     mut code: Assembler,

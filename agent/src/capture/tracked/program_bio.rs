@@ -14,8 +14,9 @@ use super::{
     },
     btf::{BtfError, KernelTypes},
     program::{
-        Built, DiskOffsets, Faults, OPERATION_DRIVER_OUT, OPERATION_MASK, Window, count_request, counter,
-        finish_plain, finish_with_mark, flag, leave, maybe_drop, only_disk, raise, to_blocks,
+        Built, DiskOffsets, Exits, Faults, OPERATION_DRIVER_OUT, OPERATION_MASK, Window, count_request,
+        counter, finish_plain, finish_with_mark, flag, leave, mark_and_leave, maybe_drop, only_disk,
+        to_blocks,
     },
     slots::SLOT_COUNT_BITS,
 };
@@ -67,8 +68,8 @@ impl BioPrograms<'_> {
 
     fn queue(&self) -> Result<Built, String> {
         let mut code = Assembler::default();
-        let (out, mark, is_odd, full, mark_now, passthrough) =
-            (code.label(), code.label(), code.label(), code.label(), code.label(), code.label());
+        let (out, mark, is_odd, full, passthrough) =
+            (code.label(), code.label(), code.label(), code.label(), code.label());
         code.load(Width::Eight, R6, R1, 0);
         code.load(Width::Four, R9, R6, self.offsets.operation);
         code.alu(Alu::And, R9, OPERATION_MASK);
@@ -109,18 +110,8 @@ impl BioPrograms<'_> {
         code.alu(Alu::Move, R4, 0);
         code.call(Helper::MapUpdate);
         code.jump_if(Condition::NotEqual, R0, 0, full);
-        // Mark.
-        code.place(mark_now);
-        code.copy(R1, R7);
-        code.copy(R2, R8);
-        code.call_function(mark);
-        leave(&mut code, out);
-        code.place(full);
-        raise(&mut code, self.counters, flag::SLOTS_FULL);
-        code.jump(mark_now);
-        code.place(passthrough);
-        raise(&mut code, self.counters, flag::PASSTHROUGH);
-        code.jump(out);
+        let exits = Exits { out, no_slot: (full, flag::SLOTS_FULL), passthrough };
+        mark_and_leave(&mut code, exits, mark, self.counters);
         let name = ("hf_bio_queue", "btf_trace_block_bio_queue");
         finish_with_mark(code, name, mark, self.window.blocks(), self.marks, self.counters)
     }

@@ -15,9 +15,9 @@ use super::{
     },
     btf::{BtfError, KernelTypes},
     program::{
-        Built, DiskOffsets, Faults, OPERATION_DISCARD, OPERATION_DRIVER_OUT, OPERATION_MASK, Window,
-        count_request, counter, finish_plain, finish_with_mark, flag, leave, look_up, maybe_drop, only_disk,
-        raise, to_blocks,
+        Built, DiskOffsets, Exits, Faults, OPERATION_DISCARD, OPERATION_DRIVER_OUT, OPERATION_MASK, Window,
+        count_request, counter, finish_plain, finish_with_mark, flag, leave, look_up, mark_and_leave,
+        maybe_drop, only_disk, raise, to_blocks,
     },
     slots::SLOT_COUNT_BITS,
 };
@@ -104,8 +104,8 @@ impl RequestPrograms<'_> {
     /// Counts, fills the slot, marks.
     fn issue(&self) -> Result<Built, String> {
         let mut code = Assembler::default();
-        let (out, mark, many, bad_slot, mark_now, passthrough) =
-            (code.label(), code.label(), code.label(), code.label(), code.label(), code.label());
+        let (out, mark, many, bad_slot, passthrough) =
+            (code.label(), code.label(), code.label(), code.label(), code.label());
         self.mutating_request_of_disk(&mut code, out);
         code.load(Width::Four, R8, R6, self.offsets.data_len);
         code.jump_if(Condition::Equal, R8, 0, out);
@@ -126,18 +126,8 @@ impl RequestPrograms<'_> {
         code.alu_register(Alu::Subtract, R2, R7);
         code.alu_register(Alu::Add, R1, R2);
         fill_slot(&mut code);
-        code.place(mark_now);
-        code.copy(R1, R7);
-        code.copy(R2, R8);
-        code.call_function(mark);
-        leave(&mut code, out);
-
-        code.place(bad_slot);
-        raise(&mut code, self.counters, flag::SLOT);
-        code.jump(mark_now);
-        code.place(passthrough);
-        raise(&mut code, self.counters, flag::PASSTHROUGH);
-        code.jump(out);
+        let exits = Exits { out, no_slot: (bad_slot, flag::SLOT), passthrough };
+        mark_and_leave(&mut code, exits, mark, self.counters);
         // The verifier refuses code that is never reached.
         if self.has_many_ranges {
             code.place(many);
