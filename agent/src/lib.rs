@@ -30,3 +30,5 @@ pub mod ship;
 pub mod config;
 // The agent as a running program.
 pub mod app;
+// Ending tracking that nobody goes on with.
+pub mod forget;

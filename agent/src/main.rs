@@ -4,18 +4,24 @@
 
 use std::{io::Write as _, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
 use holdfast_agent::{
     app::{self, Surroundings},
-    capture::freeze::{HeldBackLog, guardian_main},
+    capture::{
+        freeze::{HeldBackLog, guardian_main},
+        tracked::TrackedOptions,
+    },
     config::Settings,
     engine::StatusReport,
     enrol,
+    forget::{self, Forgotten},
     hooks::keeper::{KeeperArguments, keeper_main},
     identity::IdentityStore,
 };
-use holdfast_common::{clock::SystemClock, entropy::SystemEntropy, telemetry, token::EnrolToken};
+use holdfast_common::{
+    clock::SystemClock, entropy::SystemEntropy, ids::DiskId, telemetry, token::EnrolToken,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -60,6 +66,19 @@ enum Command {
     Status,
     /// Show this machine as the coordinator will see it
     Inventory,
+    /// End tracking that agents left in this machine's kernel
+    ///
+    /// Tracking outlives the agent, so that a restart needs no full comparison. After an agent was uninstalled, or its state folder
+    /// lost, nobody goes on with it; it costs memory and a little of every request until the next reboot, or until this. What a
+    /// running agent uses is left alone. A disk that is still protected is resynced when its agent runs again.
+    Forget {
+        /// A disk to forget, by its id (repeatable); without any, the error names what is tracked
+        #[arg(long, value_name = "ID", conflicts_with = "all")]
+        disk: Vec<DiskId>,
+        /// Forget every disk that no running agent uses
+        #[arg(long)]
+        all: bool,
+    },
     /// Thaws file systems if the agent cannot; started by the agent
     #[command(hide = true)]
     Guardian,
@@ -124,8 +143,31 @@ fn perform(arguments: Arguments, log: Arc<HeldBackLog>) -> Result<()> {
             };
             print(&text)
         }
+        Command::Forget { disk, all } => forget(&disk, all, arguments.json),
         Command::Guardian | Command::HookKeeper { .. } => Ok(()),
     }
+}
+
+fn forget(disks: &[DiskId], all: bool, json: bool) -> Result<()> {
+    let forgotten = forget::forget(disks, all, &TrackedOptions::default())?;
+    if json {
+        print(&serde_json::to_string(&forgotten)?)?;
+    } else if forgotten.is_empty() {
+        print("nothing is tracked on this machine")?;
+    } else {
+        for Forgotten { disk, reason, .. } in &forgotten {
+            print(&match reason {
+                None => format!("disk {disk}: no longer tracked"),
+                Some(reason) => format!("disk {disk}: still tracked: {reason}"),
+            })?;
+        }
+    }
+    // With --all, what is in use was not meant.
+    let kept = forgotten.iter().filter(|disk| !disk.forgotten).count();
+    if kept > 0 && !all {
+        bail!("{kept} of {} disks are still tracked", forgotten.len());
+    }
+    Ok(())
 }
 
 fn run(settings: Settings, log: Arc<HeldBackLog>) -> Result<()> {

@@ -10,9 +10,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use holdfast_agent::capture::{
-    ChangeSource as _,
-    tracked::{Attachment, TrackedOptions, TrackedSource},
+use holdfast_agent::{
+    capture::{
+        ChangeSource as _,
+        tracked::{Attachment, Faults, TrackedOptions, TrackedSource},
+    },
+    forget::forget,
 };
 use holdfast_common::{
     entropy::{Entropy as _, SeededEntropy, SystemEntropy},
@@ -145,4 +148,35 @@ fn differences(device: &Path, replica: &Path) -> Result<usize> {
         wrong += usize::from(left.first(BLOCK_BYTES) != right.as_slice());
     }
     Ok(wrong)
+}
+
+#[test]
+fn what_an_agent_left_is_forgotten_and_what_one_uses_is_kept() -> Result<()> {
+    if is_skipped() {
+        return Ok(());
+    }
+    let (used, left) = (LoopDevice::create(1 << 20)?, LoopDevice::create(1 << 20)?);
+    let (mut running, mut gone) = (TestDisk::new(Faults::default()), TestDisk::new(Faults::default()));
+    // Not the folder of the machine's agents: everything in it is forgotten.
+    let pins = PathBuf::from(format!("/sys/fs/bpf/holdfast-test-{}", running.id));
+    for disk in [&mut running, &mut gone] {
+        disk.options.pins.clone_from(&pins);
+    }
+    let (source, _) = running.open(used.path())?;
+    drop(gone.open(left.path())?);
+    let refusal = forget(&[], false, &running.options).expect_err("nothing was chosen").to_string();
+    ensure!(refusal.contains(&gone.id.to_string()), "{refusal}");
+    let named = forget(&[running.id], false, &running.options)?;
+    ensure!(
+        !named[0].forgotten && named[0].reason.as_ref().is_some_and(|why| why.contains("in use")),
+        "{named:?}"
+    );
+    let all = forget(&[], true, &running.options)?;
+    ensure!(all.iter().all(|disk| disk.forgotten == (disk.disk == gone.id)) && all.len() == 2, "{all:?}");
+    let unknown = forget(&[gone.id], false, &running.options).expect_err("it is forgotten already");
+    ensure!(unknown.to_string().contains("is not tracked"), "{unknown:#}");
+    drop(source);
+    forget(&[], true, &running.options)?;
+    std::fs::remove_dir(pins)?;
+    Ok(())
 }
