@@ -62,7 +62,7 @@ fn run(agent: BorrowedFd<'_>) -> io::Result<()> {
     memory::lock_guardian()?;
     message::send(agent, Message::Ready, &[])?;
     guardian.serve();
-    guardian.rcu.lower();
+    guardian.rcu.lower_for_the_dead();
     Ok(())
 }
 

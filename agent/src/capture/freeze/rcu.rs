@@ -10,12 +10,17 @@ use std::{
     io,
     os::unix::fs::FileExt as _,
     path::Path,
+    time::Duration,
 };
 
 use rustix::fs::{FlockOperation, flock};
 
 /// What the switch says while we hold ("HLDS").
 const MARK: &[u8] = b"1212957779";
+
+/// Attempts of a guardian whose agent is gone, and the pause between them: two seconds, the usual bound of another's hold.
+const LAST_ATTEMPTS: u32 = 100;
+const LAST_PAUSE: Duration = Duration::from_millis(20);
 
 /// The switch, opened before anything is frozen.
 #[derive(Debug)]
@@ -66,6 +71,18 @@ impl RcuExpedited {
                 let _left_for_the_next_hold = file.write_at(b"0", 0);
             }
             let _closed_anyway_at_the_end = flock(file, FlockOperation::Unlock);
+        }
+    }
+
+    /// Lowers the switch for an agent that is gone. The kernel may let go of the agent's socket, which is how its end is noticed,
+    /// before its lock on the switch: while that stands, it is tried again. Somebody else who is holding will lower it.
+    pub(super) fn lower_for_the_dead(&self) {
+        for _ in 0..LAST_ATTEMPTS {
+            self.lower();
+            if !self.is_marked() {
+                return;
+            }
+            std::thread::sleep(LAST_PAUSE);
         }
     }
 
