@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result, ensure};
 use holdfast_agent::capture::freeze::{FreezeError, Freezer};
 use holdfast_tests::{
     file_system::{Kind, MountPoint, MountedDisk, run},
-    loop_device::{self, LoopDevice},
+    loop_device::LoopDevice,
 };
 
 use helper::{disk_device, is_frozen, settings};
@@ -65,11 +65,7 @@ fn percentiles(mut samples: Vec<Duration>) -> String {
 }
 
 fn hold_under_load(kind: Kind, more: &[&str]) -> Result<()> {
-    if let Some(reason) = loop_device::unavailable() {
-        eprintln!("skipped: {reason}");
-        return Ok(());
-    }
-    let _alone = helper::alone();
+    let Some(_alone) = helper::alone() else { return Ok(()) };
     let disk = MountedDisk::create(kind, 400 * MIB)?;
     let device = disk_device(&disk.device)?;
     let _writer = Writer::start(disk.folder(), more)?;
@@ -119,11 +115,7 @@ fn xfs_is_held_under_direct_writes() -> Result<()> {
 
 #[test]
 fn a_hold_over_its_bound_is_thawed_and_void() -> Result<()> {
-    if let Some(reason) = loop_device::unavailable() {
-        eprintln!("skipped: {reason}");
-        return Ok(());
-    }
-    let _alone = helper::alone();
+    let Some(_alone) = helper::alone() else { return Ok(()) };
     let disk = MountedDisk::create(Kind::Ext4, 64 * MIB)?;
     let mut freezer = Freezer::start(settings()?)?;
     let plan = freezer.plan(&[disk_device(&disk.device)?])?;
@@ -138,11 +130,7 @@ fn a_hold_over_its_bound_is_thawed_and_void() -> Result<()> {
 
 #[test]
 fn dropping_a_hold_thaws() -> Result<()> {
-    if let Some(reason) = loop_device::unavailable() {
-        eprintln!("skipped: {reason}");
-        return Ok(());
-    }
-    let _alone = helper::alone();
+    let Some(_alone) = helper::alone() else { return Ok(()) };
     let disk = MountedDisk::create(Kind::Ext4, 64 * MIB)?;
     let mut freezer = Freezer::start(settings()?)?;
     let plan = freezer.plan(&[disk_device(&disk.device)?])?;
@@ -155,11 +143,7 @@ fn dropping_a_hold_thaws() -> Result<()> {
 
 #[test]
 fn what_somebody_else_froze_is_refused_and_everything_else_thawed() -> Result<()> {
-    if let Some(reason) = loop_device::unavailable() {
-        eprintln!("skipped: {reason}");
-        return Ok(());
-    }
-    let _alone = helper::alone();
+    let Some(_alone) = helper::alone() else { return Ok(()) };
     let first = MountedDisk::create(Kind::Ext4, 64 * MIB)?;
     let second = MountedDisk::create(Kind::Ext4, 64 * MIB)?;
     let mut freezer = Freezer::start(settings()?)?;
@@ -200,11 +184,7 @@ impl Stacked {
 
 #[test]
 fn stacked_file_systems_are_frozen_from_the_top_and_thawed_from_the_bottom() -> Result<()> {
-    if let Some(reason) = loop_device::unavailable() {
-        eprintln!("skipped: {reason}");
-        return Ok(());
-    }
-    let _alone = helper::alone();
+    let Some(_alone) = helper::alone() else { return Ok(()) };
     let stacked = Stacked::create()?;
     let _inner = Writer::start(stacked.inner_mount.folder(), &["--size=32m", "--fsync=50"])?;
     let _outer = Writer::start(stacked.outer.folder(), &["--size=32m", "--direct=1"])?;
@@ -229,11 +209,7 @@ fn stacked_file_systems_are_frozen_from_the_top_and_thawed_from_the_bottom() -> 
 
 #[test]
 fn bind_mounts_are_frozen_once_and_hidden_file_systems_are_named() -> Result<()> {
-    if let Some(reason) = loop_device::unavailable() {
-        eprintln!("skipped: {reason}");
-        return Ok(());
-    }
-    let _alone = helper::alone();
+    let Some(_alone) = helper::alone() else { return Ok(()) };
     let disk = MountedDisk::create(Kind::Ext4, 64 * MIB)?;
     fs::create_dir(disk.folder().join("part"))?;
     let mut freezer = Freezer::start(settings()?)?;
@@ -256,11 +232,7 @@ fn bind_mounts_are_frozen_once_and_hidden_file_systems_are_named() -> Result<()>
 
 #[test]
 fn an_unmounted_disk_has_nothing_to_freeze() -> Result<()> {
-    if let Some(reason) = loop_device::unavailable() {
-        eprintln!("skipped: {reason}");
-        return Ok(());
-    }
-    let _alone = helper::alone();
+    let Some(_alone) = helper::alone() else { return Ok(()) };
     let device = LoopDevice::create(16 * MIB)?;
     let mut freezer = Freezer::start(settings()?)?;
     let plan = freezer.plan(&[disk_device(&device)?])?;

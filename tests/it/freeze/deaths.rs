@@ -4,10 +4,7 @@ use std::{env, fs, time::Duration};
 
 use anyhow::{Result, ensure};
 use holdfast_agent::capture::freeze::{FreezeError, Freezer};
-use holdfast_tests::{
-    file_system::{Kind, MountedDisk},
-    loop_device,
-};
+use holdfast_tests::file_system::{Kind, MountedDisk};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{
@@ -36,11 +33,7 @@ fn switch_is_down_again() -> bool {
 
 #[test]
 fn a_killed_holder_leaves_nothing_frozen_and_the_switch_as_it_was() -> Result<()> {
-    if let Some(reason) = loop_device::unavailable() {
-        eprintln!("skipped: {reason}");
-        return Ok(());
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return Ok(()) };
     for kind in [Kind::Ext4, Kind::Xfs] {
         let disk = MountedDisk::create(kind, 320 * MIB)?;
         let holder = Holder::start("holder", &env::current_exe()?, &[&disk.device], FOR_EVER, |_| ())?;
@@ -56,11 +49,7 @@ fn a_killed_holder_leaves_nothing_frozen_and_the_switch_as_it_was() -> Result<()
 
 #[test]
 fn a_killed_holder_of_stacked_file_systems_leaves_nothing_frozen() -> Result<()> {
-    if let Some(reason) = loop_device::unavailable() {
-        eprintln!("skipped: {reason}");
-        return Ok(());
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return Ok(()) };
     let stacked = Stacked::create()?;
     let disks = [&stacked.outer.device];
     let holder = Holder::start("holder", &env::current_exe()?, &disks, FOR_EVER, |_| ())?;
@@ -76,11 +65,7 @@ fn a_killed_holder_of_stacked_file_systems_leaves_nothing_frozen() -> Result<()>
 
 #[test]
 fn a_stopped_holder_is_overruled_at_its_bound() -> Result<()> {
-    if let Some(reason) = loop_device::unavailable() {
-        eprintln!("skipped: {reason}");
-        return Ok(());
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return Ok(()) };
     let disk = MountedDisk::create(Kind::Ext4, 64 * MIB)?;
     let bound = Duration::from_millis(1500);
     let mut holder = Holder::start("holder", &env::current_exe()?, &[&disk.device], bound, |cmd| {
@@ -96,11 +81,7 @@ fn a_stopped_holder_is_overruled_at_its_bound() -> Result<()> {
 
 #[test]
 fn a_killed_guardian_is_noticed_thawed_and_replaced() -> Result<()> {
-    if let Some(reason) = loop_device::unavailable() {
-        eprintln!("skipped: {reason}");
-        return Ok(());
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return Ok(()) };
     let disk = MountedDisk::create(Kind::Ext4, 64 * MIB)?;
     let mut freezer = Freezer::start(settings()?)?;
     let guardian = freezer.guardian_process_id();
@@ -120,11 +101,7 @@ fn a_killed_guardian_is_noticed_thawed_and_replaced() -> Result<()> {
 
 #[test]
 fn a_guardian_that_died_between_holds_is_replaced() -> Result<()> {
-    if let Some(reason) = loop_device::unavailable() {
-        eprintln!("skipped: {reason}");
-        return Ok(());
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return Ok(()) };
     let disk = MountedDisk::create(Kind::Ext4, 64 * MIB)?;
     let mut freezer = Freezer::start(settings()?)?;
     let guardian = freezer.guardian_process_id();
@@ -142,11 +119,7 @@ fn a_guardian_that_died_between_holds_is_replaced() -> Result<()> {
 
 #[test]
 fn when_both_are_killed_the_next_start_thaws() -> Result<()> {
-    if let Some(reason) = loop_device::unavailable() {
-        eprintln!("skipped: {reason}");
-        return Ok(());
-    }
-    let _alone = alone();
+    let Some(_alone) = alone() else { return Ok(()) };
     if rcu_expedited().is_empty() {
         eprintln!("skipped: {RCU_EXPEDITED} is missing");
         return Ok(());

@@ -18,7 +18,7 @@ use holdfast_agent::{
     inventory::{DeviceNumber, DiskDevice},
 };
 use holdfast_common::telemetry;
-use holdfast_tests::loop_device::LoopDevice;
+use holdfast_tests::loop_device::{self, LoopDevice};
 
 /// What to be: `guardian`, `holder` (holds until killed) or `cutter` (holds again and again, then ends).
 const ROLE: &str = "HOLDFAST_FREEZE_ROLE";
@@ -31,9 +31,14 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One test of freezing at a time: the start after a death of both thaws whatever is frozen on the machine, also what
 /// another test has frozen from outside.
-pub(super) fn alone() -> MutexGuard<'static, ()> {
+/// `None` if nothing can be frozen here; why is printed.
+pub(super) fn alone() -> Option<MutexGuard<'static, ()>> {
     static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    if let Some(reason) = loop_device::unavailable() {
+        eprintln!("skipped: {reason}");
+        return None;
+    }
+    Some(ALONE.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Polls until `condition` holds; false after [`PATIENCE`].
