@@ -3,6 +3,7 @@
 //! `HOLDFAST_TEST_SECONDS` sets how long each stress runs (default 3), `HOLDFAST_TEST_SEED` its seed.
 
 mod identity;
+mod partitions;
 mod restart;
 pub(crate) mod stress;
 mod zram;

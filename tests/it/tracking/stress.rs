@@ -24,10 +24,11 @@ const ROUNDS_MIN: u64 = 20;
 pub(crate) const NAMED_DEVICE: &str = "HOLDFAST_TEST_DEVICE";
 /// How large that device is.
 pub(crate) const NAMED_DEVICE_BLOCKS: u64 = 8 * 1024;
-const NO_FAULTS: Faults = Faults { drop_completion_every: 0, drop_issue_every: 0, ignore_slots: false };
+pub(super) const NO_FAULTS: Faults =
+    Faults { drop_completion_every: 0, drop_issue_every: 0, ignore_slots: false };
 
 /// Blocks that differ after the writers have ended and the replica has caught up.
-fn stress(device: &Path, blocks: u64, load: Load, faults: Faults) -> Result<usize> {
+pub(super) fn stress(device: &Path, blocks: u64, load: Load, faults: Faults) -> Result<usize> {
     let disk = TestDisk::new(faults);
     let (mut source, _) = disk.open(device)?;
     let writers = RawWriters::start(device, blocks, load);
