@@ -18,13 +18,16 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use holdfast_common::units::{BLOCK_BYTES, BlockCount, BlockRange};
 use thiserror::Error;
 
-use super::{FrameBuffer, FramePlan};
+use super::{BufferPool, FRAME_BLOCKS, FrameBuffer, FramePlan};
 
 /// Jobs that wait for a reading thread before the sender waits too.
 const JOBS_MAX: usize = 64;
 
 /// Most frames that one job reads at once (512 KiB): large requests are cheap, several at a time are fast.
 const JOB_FRAMES_MAX: usize = 8;
+
+/// Longest gap between two runs of a frame, in blocks, that is read along: a request costs as much as that.
+const GAP_BLOCKS_MAX: u64 = 8;
 
 /// Stack of a reading thread.
 const STACK_BYTES: usize = 256 << 10;
@@ -166,11 +169,58 @@ impl DiskFile {
         Ok(())
     }
 
+    /// Reads a frame, runs that lie near each other with one request and the gaps between them into `waste`.
+    fn read_frame(&self, frame: &mut ReadFrame, waste: &mut FrameBuffer) -> Result<(), ReadError> {
+        let ReadFrame { plan, buffer, .. } = frame;
+        let mut rest = buffer.bytes_mut();
+        for runs in near_runs(&plan.runs) {
+            let bytes = runs.iter().map(|run| usize::try_from(run.bytes()).unwrap_or(usize::MAX)).sum();
+            let (mut now, later) = rest.split_at_mut(bytes);
+            rest = later;
+            if self.read_near(runs, now, waste.bytes_mut()) {
+                continue;
+            }
+            // A single run, the end of the disk, or a bad place: one by one it is found out which.
+            for run in runs {
+                let (part, others) =
+                    now.split_at_mut(usize::try_from(run.bytes()).unwrap_or(usize::MAX).min(now.len()));
+                self.read_run(*run, part)?;
+                now = others;
+            }
+        }
+        frame.note_zeroes();
+        Ok(())
+    }
+
+    /// Reads several runs with one request. `false` if the device does not answer it whole.
+    fn read_near(&self, runs: &[BlockRange], mut wanted: &mut [u8], mut waste: &mut [u8]) -> bool {
+        let (Some(first), Some(last)) = (runs.first(), runs.last()) else { return false };
+        if runs.len() < 2 {
+            return false;
+        }
+        let mut parts: Vec<IoSliceMut<'_>> = Vec::with_capacity(runs.len() * 2);
+        let mut end = first.start.0;
+        for run in runs {
+            let gap = usize::try_from(run.start.0 - end).unwrap_or(usize::MAX) * BLOCK_BYTES;
+            if gap > 0 {
+                let (now, later) = waste.split_at_mut(gap);
+                parts.push(IoSliceMut::new(now));
+                waste = later;
+            }
+            let (now, later) = wanted.split_at_mut(usize::try_from(run.bytes()).unwrap_or(usize::MAX));
+            parts.push(IoSliceMut::new(now));
+            wanted = later;
+            end = run.end().0;
+        }
+        let bytes = last.end().byte_offset() - first.start.byte_offset();
+        let read = rustix::io::preadv(&self.file, &mut parts, first.start.byte_offset());
+        read.is_ok_and(|read| read as u64 == bytes)
+    }
+
     /// Reads frames that lie one behind the other with one request, if the device answers it whole.
-    fn read_adjacent(&self, frames: &mut [ReadFrame]) -> Result<(), ReadError> {
-        let one_by_one = |frames: &mut [ReadFrame]| {
-            frames.iter_mut().try_for_each(|frame| frame.fill(|run, buffer| self.read_run(run, buffer)))
-        };
+    fn read_adjacent(&self, frames: &mut [ReadFrame], waste: &mut FrameBuffer) -> Result<(), ReadError> {
+        let mut one_by_one =
+            |frames: &mut [ReadFrame]| frames.iter_mut().try_for_each(|frame| self.read_frame(frame, waste));
         let Some(start) = frames.first().and_then(ReadFrame::only_run).map(|run| run.start.byte_offset())
         else {
             return one_by_one(frames);
@@ -265,10 +315,13 @@ impl ReaderPool {
     /// The system refuses a thread.
     pub fn new(threads: usize) -> io::Result<Self> {
         let (jobs, queue) = bounded::<Job>(JOBS_MAX);
+        // Touched now: while file systems are frozen no page may be faulted in.
+        let waste = BufferPool::new(threads.max(1), threads.max(1));
         let start = |number| {
             let queue = queue.clone();
             let thread = thread::Builder::new().name(format!("read-{number}")).stack_size(STACK_BYTES);
-            thread.spawn(move || work(&queue))
+            let waste = waste.take().ok_or(io::ErrorKind::OutOfMemory)?;
+            thread.spawn(move || work(&queue, waste))
         };
         let threads = (0..threads.max(1)).map(start).collect::<io::Result<Vec<_>>>()?;
         Ok(Self { jobs: Some(jobs), threads })
@@ -336,6 +389,18 @@ impl PooledReader {
     }
 }
 
+/// Parts of a frame's runs: each of them one request, its gaps no longer than [`GAP_BLOCKS_MAX`] and together no more than a
+/// frame's blocks.
+fn near_runs(runs: &[BlockRange]) -> impl Iterator<Item = &[BlockRange]> {
+    let mut wasted = 0;
+    runs.chunk_by(move |run, next| {
+        let gap = next.start.0 - run.end().0;
+        let near = gap <= GAP_BLOCKS_MAX && wasted + gap <= FRAME_BLOCKS as u64;
+        wasted = if near { wasted + gap } else { 0 };
+        near
+    })
+}
+
 /// Puts frames that lie one behind the other together.
 fn jobs(frames: Vec<ReadFrame>) -> Vec<Vec<ReadFrame>> {
     let mut jobs: Vec<Vec<ReadFrame>> = Vec::with_capacity(frames.len());
@@ -353,9 +418,9 @@ fn jobs(frames: Vec<ReadFrame>) -> Vec<Vec<ReadFrame>> {
     jobs
 }
 
-fn work(queue: &Receiver<Job>) {
+fn work(queue: &Receiver<Job>, mut waste: FrameBuffer) {
     for mut job in queue {
-        let result = job.disk.read_adjacent(&mut job.frames).map(|()| job.frames);
+        let result = job.disk.read_adjacent(&mut job.frames, &mut waste).map(|()| job.frames);
         // Nobody waits any more only if the reading side has given up; then the answer does not matter.
         let _ = job.done.send((job.index, result));
     }

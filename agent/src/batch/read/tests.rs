@@ -75,3 +75,48 @@ fn an_error_names_disk_and_range() {
     assert!(error.to_string().contains("blocks 40..48") && error.to_string().contains("disk"));
     assert_eq!(pool.available(), 4, "buffers are back");
 }
+
+#[test]
+fn runs_that_lie_near_each_other_are_read_with_what_is_between_them() {
+    let runs = |ranges: &[(u64, u64)]| plan(ranges).runs;
+    let parts = |ranges: &[(u64, u64)]| -> Vec<usize> {
+        super::near_runs(&runs(ranges)).map(<[BlockRange]>::len).collect()
+    };
+    assert_eq!(
+        parts(&[(0, 1), (2, 1), (11, 1), (20, 2)]),
+        [3, 1],
+        "the last gap would be one too many in all"
+    );
+    assert_eq!(parts(&[(0, 1), (9, 1), (10, 1), (20, 1)]), [3, 1], "nine blocks are too long a gap");
+    assert_eq!(parts(&[]), [0_usize; 0]);
+}
+
+#[test]
+fn frames_of_scattered_blocks_hold_what_the_disk_holds() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    let content: Vec<u8> =
+        (0..500_u64).flat_map(|block| (block + 1).to_le_bytes().repeat(BLOCK_BYTES / 8)).collect();
+    // The last block is a partial one.
+    fs::write(&path, &content[..content.len() - 100]).unwrap();
+    let disk = Arc::new(DiskFile::open(&path).unwrap());
+    let readers = ReaderPool::new(3).unwrap();
+    let pool = BufferPool::new(100, 0);
+    let mut set = BlockSet::new(disk.size());
+    (0..500)
+        .filter(|block| block * 7 % 5 < 2 || *block == 499)
+        .for_each(|block| set.insert(BlockRange::new(block, 1)));
+    let plans = plan_batch(&mut set, BlockIndex(0), BatchShape::full(100));
+    assert!(plans.iter().any(|plan| plan.runs.len() > 5), "the blocks are scattered");
+    for frame in readers.reader(disk).read(frames(&pool, plans)).unwrap() {
+        let blocks = frame.plan.runs.iter().flat_map(|run| run.start.0..run.end().0);
+        for (block, read) in blocks.zip(frame.buffer.bytes(16).chunks(BLOCK_BYTES)) {
+            let length = if block == 499 { BLOCK_BYTES - 100 } else { BLOCK_BYTES };
+            let expected = &content[block as usize * BLOCK_BYTES..][..length];
+            assert!(
+                read[..length] == *expected && read[length..].iter().all(|byte| *byte == 0),
+                "block {block}"
+            );
+        }
+    }
+}
