@@ -276,7 +276,9 @@ impl Section<'_> {
                 frames * FRAME_BLOCKS * 4 / 1024
             )));
         }
-        let reads = (self.pool.ready() / self.disks.len().max(1)).min(RESIDUE_READS);
+        // Spread over several reads, a residue needs at most so many buffers more.
+        let spread = frames + self.disks.len() * RESIDUE_READS <= self.pool.ready();
+        let reads = if spread { RESIDUE_READS } else { 1 };
         for disk in &mut self.disks {
             check().map_err(CutFailure::Void)?;
             disk.read_residue(&self.pool, reads)?;
@@ -340,8 +342,14 @@ impl Disk {
         let shape = BatchShape { frames_max: blocks.div_ceil(frame_blocks), frame_blocks };
         let plans = plan_batch(&mut self.pending, holdfast_common::units::BlockIndex(0), shape);
         let runs: Vec<BlockRange> = plans.iter().flat_map(|plan| plan.runs.iter().copied()).collect();
+        let planned = plans.len();
         let frames: Vec<ReadFrame> =
             plans.into_iter().filter_map(|plan| Some(ReadFrame::new(plan, pool.take()?))).collect();
+        if frames.len() < planned {
+            // What was planned for a buffer that is not there must not be passed over.
+            runs.into_iter().for_each(|run| self.pending.insert(run));
+            return Err(CutFailure::TooMuch("there was less memory for the cut than was set aside".into()));
+        }
         match self.host.reader.read(frames) {
             Ok(frames) => {
                 self.residue.extend(frames);
