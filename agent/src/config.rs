@@ -59,7 +59,7 @@ pub struct Processor {
     pub sealing_threads: usize,
     /// Nice level of these threads, 0 to 19. Default 10: the machine's own work comes first.
     pub nice: i32,
-    /// Threads that read disks, so many reads at a time. Default 4.
+    /// Threads that read disks, so many reads at a time. Default 16: reads of single blocks mostly wait.
     pub reading_threads: usize,
     /// Fixed zstd level, -7 to 19; without it the level follows the backlog (-5 to 3).
     pub compression_level: Option<i32>,
@@ -124,7 +124,7 @@ impl Default for Settings {
 
 impl Default for Processor {
     fn default() -> Self {
-        Self { sealing_threads: 0, nice: 10, reading_threads: 4, compression_level: None }
+        Self { sealing_threads: 0, nice: 10, reading_threads: 16, compression_level: None }
     }
 }
 
