@@ -193,7 +193,8 @@ impl Copy<'_> {
                 return Ok(());
             }
             bytes += gather.write(self.file).map_err(CopyError::Write)?;
-            self.task.add_done_bytes(bytes);
+            // The total counts whole blocks; the disk may end within its last one.
+            self.task.add_done_bytes(bytes.next_multiple_of(BLOCK_BYTES as u64));
             if reports.send(Ok(Done { bundles, bytes })).is_err() {
                 return Ok(());
             }
