@@ -16,6 +16,8 @@ use holdfast_tests::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the hooks of one request may take to begin.
+const ASKED_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A protected machine with a folder of hooks.
 struct Scene {
@@ -65,10 +67,24 @@ impl Scene {
         Ok(self.site.cli(&arguments)?["point"].clone())
     }
 
-    fn wait_for_call(&self, call: &str) -> Result<()> {
-        wait_for(call, PATIENCE, || {
-            Ok(fs::read_to_string(&self.calls)?.lines().any(|line| line == call).then_some(()))
+    /// Asks for an app-consistent point until its hooks are under way. After a start of the agent the coordinator may refuse, or
+    /// still tell the session of the agent that was killed.
+    fn begin_freezing(&self) -> Result<()> {
+        let ask = ["point", "create", &self.machine, "--app-consistent"];
+        wait_for("the first hook", PATIENCE, || {
+            let asked = self.site.cli(&ask).is_ok();
+            let begun =
+                asked && wait_for("its call", ASKED_PATIENCE, || self.was_called("10-first freeze")).is_ok();
+            Ok(begun.then_some(()))
         })
+    }
+
+    fn was_called(&self, call: &str) -> Result<Option<()>> {
+        Ok(fs::read_to_string(&self.calls)?.lines().any(|line| line == call).then_some(()))
+    }
+
+    fn wait_for_call(&self, call: &str) -> Result<()> {
+        wait_for(call, PATIENCE, || self.was_called(call))
     }
 }
 
@@ -143,12 +159,9 @@ fn hooks_are_thawed_whoever_is_killed() -> Result<()> {
     scene.hook("10-first", "")?;
     // Slow enough to be met in the middle.
     scene.hook("20-second", "test $1 = thaw || sleep 2")?;
-    let machine = scene.machine.clone();
-    let ask = ["point", "create", &machine, "--app-consistent"];
 
     // The agent: its keeper thaws.
-    scene.site.cli(&ask)?;
-    scene.wait_for_call("10-first freeze")?;
+    scene.begin_freezing()?;
     scene.agent.kill()?;
     scene.wait_for_call("10-first thaw")?;
     scene.agent.start()?;
@@ -156,15 +169,13 @@ fn hooks_are_thawed_whoever_is_killed() -> Result<()> {
     scene.calls()?;
 
     // The keeper: the agent has another one thaw, and there is no such point.
-    scene.site.cli(&ask)?;
-    scene.wait_for_call("10-first freeze")?;
+    scene.begin_freezing()?;
     kill(keeper(&scene.hooks)?, 9)?;
     scene.wait_for_call("10-first thaw")?;
     scene.calls()?;
 
     // Both: the next start of the agent.
-    scene.site.cli(&ask)?;
-    scene.wait_for_call("10-first freeze")?;
+    scene.begin_freezing()?;
     let keeper = keeper(&scene.hooks)?;
     kill(i32::try_from(scene.agent.process_id())?, 19)?;
     kill(keeper, 9)?;
