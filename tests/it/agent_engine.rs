@@ -109,7 +109,8 @@ fn a_raw_disk_is_cut_while_its_writer_pauses() {
         file.write_all_at(&[u8::try_from(number % 255).unwrap_or(0); 4096], block * 4096).expect("a write");
         if number.is_multiple_of(200) {
             file.sync_data().expect("fdatasync");
-            thread::sleep(Duration::from_millis(700));
+            // Long enough for this test to hash the disk after the cut, also on a busy machine.
+            thread::sleep(Duration::from_secs(3));
         }
     });
     let mut rig = Rig::start(&[device.path()], Duration::from_secs(1));
