@@ -10,15 +10,16 @@ use std::{
 use holdfast_common::{
     entropy::{Entropy as _, SeededEntropy},
     ids::Sequence,
-    units::BLOCK_BYTES,
 };
 use holdfast_coordinator::{
     index::DiskIndex,
-    points::{FrameCache, PointView, view::BlockView as _},
+    points::{FrameCache, PointView},
     store::{CheckOrder, DiskLog, NeededCuts, Store, StoreSettings, reclaim},
 };
-use holdfast_tests::journal::{BLOCKS, frame, is_cut, manifest, model, settings};
+use holdfast_tests::journal::{frame, is_cut, manifest, settings};
 use tempfile::TempDir;
+
+use crate::store::{check_view, close, runtime};
 
 /// Names the folder to a child that works until it is killed.
 const FOLDER: &str = "HOLDFAST_TEST_CRASH_RECLAIM";
@@ -59,7 +60,7 @@ fn give_up(log: &DiskLog, index: &DiskIndex) {
 fn child_that_gives_up_until_killed() {
     let Some(folder) = std::env::var_os(FOLDER) else { return };
     let (_store, log, index) = open(Path::new(&folder));
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = runtime();
     let sink = log.sink().unwrap();
     let mut next = log.tail().sequence.0 + 1;
     loop {
@@ -72,13 +73,6 @@ fn child_that_gives_up_until_killed() {
         while index.compact().unwrap() {}
         give_up(&log, &index);
     }
-}
-
-fn check_view(view: &PointView, sequence: u64) {
-    let mut bytes = vec![0xee; usize::try_from(BLOCKS).unwrap() * BLOCK_BYTES];
-    view.read(0, &mut bytes).unwrap();
-    let expected: Vec<u8> = model(sequence).into_iter().flat_map(|fill| [fill; BLOCK_BYTES]).collect();
-    assert!(bytes == expected, "the view at frame {sequence} is not what was written up to it");
 }
 
 /// Every cut that the log's record keeps shows exactly what came before it.
@@ -126,9 +120,6 @@ fn no_needed_cut_is_lost_by_kill_9_while_others_are_given_up() {
         give_up(&log, &index);
         check(&log, &index, log.tail().sequence.0);
         drop(index);
-        while Arc::strong_count(&log) > 2 {
-            std::thread::yield_now();
-        }
-        drop((store, log));
+        close(store, log);
     }
 }

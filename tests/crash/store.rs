@@ -30,7 +30,7 @@ fn open(folder: &Path) -> (Arc<Store>, Arc<DiskLog>, Vec<DiskRecovery>) {
     (store, log, found)
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().build().unwrap()
 }
 
@@ -53,7 +53,8 @@ fn check(log: &Arc<DiskLog>, last: u64) {
     check_view(&PointView::newest(&index, cache), last);
 }
 
-fn check_view(view: &PointView, sequence: u64) {
+/// The view shows what was written up to the frame of this sequence.
+pub(crate) fn check_view(view: &PointView, sequence: u64) {
     let mut bytes = vec![0xee; usize::try_from(BLOCKS).unwrap() * BLOCK_BYTES];
     view.read(0, &mut bytes).unwrap();
     let expected: Vec<u8> = model(sequence).into_iter().flat_map(|fill| [fill; BLOCK_BYTES]).collect();
@@ -61,7 +62,7 @@ fn check_view(view: &PointView, sequence: u64) {
 }
 
 /// Waits until the log's thread is gone, so that the folder can be opened again.
-fn close(store: Arc<Store>, log: Arc<DiskLog>) {
+pub(crate) fn close(store: Arc<Store>, log: Arc<DiskLog>) {
     while Arc::strong_count(&log) > 2 {
         std::thread::yield_now();
     }

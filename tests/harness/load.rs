@@ -2,7 +2,10 @@
 //!
 //! Owns nothing of its own: the writer, its schedule and the check are the quickstart's.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use holdfast_coordinator::quickstart::{
@@ -40,7 +43,23 @@ pub fn check_point(
     schedule: &Schedule,
 ) -> Result<u64> {
     let folder = tempfile::TempDir::with_prefix("holdfast-point-")?;
-    let copies = site.copy_point(machine, point, folder.path())?;
+    let mounted = mount_copies(site, machine, point, disks, folder.path())?;
+    let targets: Vec<PathBuf> = mounted.iter().map(|(mount, _)| mount.join("history")).collect();
+    Ok(schedule.check(&targets)?.operations)
+}
+
+/// Copies a point's disks into a folder and mounts each, in the order of `disks`.
+///
+/// # Errors
+/// The point cannot be attached or mounted, or lacks a disk.
+pub fn mount_copies(
+    site: &Site,
+    machine: &str,
+    point: &str,
+    disks: &[&MountedDisk],
+    folder: &Path,
+) -> Result<Vec<(MountPoint, LoopDevice)>> {
+    let copies = site.copy_point(machine, point, folder)?;
     let mut mounted = Vec::new();
     for disk in disks {
         let source = disk.device.path().to_string_lossy();
@@ -48,6 +67,5 @@ pub fn check_point(
         let device = LoopDevice::attach(copy)?;
         mounted.push((MountPoint::new(device.path(), &[])?, device));
     }
-    let targets: Vec<PathBuf> = mounted.iter().map(|(mount, _)| mount.join("history")).collect();
-    Ok(schedule.check(&targets)?.operations)
+    Ok(mounted)
 }

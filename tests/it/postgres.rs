@@ -17,8 +17,9 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use holdfast_tests::{
-    file_system::{Kind, MountPoint, MountedDisk, run},
-    loop_device::{self, LoopDevice},
+    file_system::{Kind, MountedDisk, run},
+    load::mount_copies,
+    loop_device,
     site::{Site, wait_for},
 };
 
@@ -186,14 +187,7 @@ fn check(
 ) -> Result<u64> {
     let folder = tempfile::TempDir::with_prefix("holdfast-postgres-")?;
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777))?;
-    let copies = site.copy_point(machine, point, folder.path())?;
-    let mut mounted = Vec::new();
-    for disk in disks {
-        let source = disk.device.path().to_string_lossy();
-        let (_, copy) = copies.iter().find(|(path, _)| *path == source).context("disk is in the point")?;
-        let device = LoopDevice::attach(copy)?;
-        mounted.push((MountPoint::new(device.path(), &[])?, device));
-    }
+    let mounted = mount_copies(site, machine, point, &disks, folder.path())?;
     let (data, wal) = (mounted[0].0.join("data"), mounted[1].0.join("wal"));
     // The link to the WAL names the source's mount.
     fs::remove_file(data.join("pg_wal"))?;
