@@ -7,10 +7,7 @@ use std::{sync::Arc, time::Instant};
 use anyhow::{Context as _, Result, ensure};
 use holdfast_common::{
     clock::Timestamp,
-    frame::{
-        Consistency, CutMember, CutMethod, CutMore, CutRecord, Extent, Frame, FrameIdentity, FrameSealer,
-        seal::seal_cut,
-    },
+    frame::{Extent, Frame, FrameIdentity, FrameSealer, seal::seal_cut},
     ids::{DiskId, Generation, Interval, MachineId, PointId, Sequence},
     units::{BLOCK_BYTES, BlockRange},
 };
@@ -18,6 +15,7 @@ use holdfast_coordinator::{
     index::{BlockMap as _, DiskIndex, PieceSource},
     store::{DiskManifest, LogSink, Store, StoreSettings},
 };
+use holdfast_tests::journal::cut_record;
 use tempfile::TempDir;
 
 use crate::{
@@ -168,7 +166,9 @@ impl Writer {
             }
         }
         self.identity.sequence = self.identity.sequence.next();
-        batch.push(Frame::verify(seal_cut(self.identity, &record())?)?);
+        let record =
+            cut_record(PointId::from_bytes([9; 16]), Timestamp(1), MachineId::from_bytes([1; 16]), DISK);
+        batch.push(Frame::verify(seal_cut(self.identity, &record)?)?);
         self.sink.append(batch).await?;
         self.sink.settle().await?;
         self.identity.interval = self.identity.interval.next();
@@ -183,20 +183,5 @@ impl Writer {
             self.interval(from..(from + each).min(frames)).await?;
         }
         Ok(())
-    }
-}
-
-fn record() -> CutRecord {
-    CutRecord {
-        point: PointId::from_bytes([9; 16]),
-        machine: MachineId::from_bytes([1; 16]),
-        at: Timestamp(1),
-        hold_us: 0,
-        method: CutMethod::QuietWindow,
-        consistency: Consistency::Crash,
-        members: vec![CutMember { disk: DISK, generation: Generation(1) }],
-        notes: Vec::new(),
-        request: None,
-        more: CutMore::default(),
     }
 }

@@ -17,10 +17,7 @@ use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use holdfast_common::{
     clock::Timestamp,
-    frame::{
-        Consistency, CutMember, CutMethod, CutMore, CutRecord, Extent, FRAME_PLAIN_BYTES_TARGET, Frame,
-        FrameIdentity, FrameSealer, seal::seal_cut,
-    },
+    frame::{Extent, FRAME_PLAIN_BYTES_TARGET, Frame, FrameIdentity, FrameSealer, seal::seal_cut},
     ids::{DiskId, Generation, Interval, MachineId, PointId, Sequence},
     units::{BLOCK_BYTES, BlockRange},
 };
@@ -28,6 +25,7 @@ use holdfast_coordinator::{
     index::{BlockMap as _, DiskIndex},
     store::{CheckOrder, DiskLog, DiskManifest, Store, StoreSettings},
 };
+use holdfast_tests::journal::cut_record;
 use tempfile::TempDir;
 
 use crate::{
@@ -188,18 +186,8 @@ impl<'a> Sealing<'a> {
             self.identity.sequence = self.identity.sequence.next();
             self.frames.push(self.sealer.seal_data(self.identity, &extents, &plain)?);
         }
-        let record = CutRecord {
-            point: PointId::from_bytes([9; 16]),
-            machine: MachineId::from_bytes([1; 16]),
-            at: Timestamp(1),
-            hold_us: 0,
-            method: CutMethod::QuietWindow,
-            consistency: Consistency::Crash,
-            members: vec![CutMember { disk: DISK, generation: Generation(1) }],
-            notes: Vec::new(),
-            request: None,
-            more: CutMore::default(),
-        };
+        let record =
+            cut_record(PointId::from_bytes([9; 16]), Timestamp(1), MachineId::from_bytes([1; 16]), DISK);
         self.identity.sequence = self.identity.sequence.next();
         self.frames.push(seal_cut(self.identity, &record)?);
         self.identity.interval = self.identity.interval.next();

@@ -9,10 +9,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use holdfast_common::{
     clock::{Clock as _, SystemClock, Timestamp},
-    frame::{
-        Consistency, CutMember, CutMethod, CutMore, CutRecord, Extent, Frame, FrameIdentity, FrameSealer,
-        seal::seal_cut,
-    },
+    frame::{Extent, Frame, FrameIdentity, FrameSealer, seal::seal_cut},
     ids::{DiskId, Generation, Interval, MachineId, PointId, Sequence},
     units::{BLOCK_BYTES, BlockRange},
 };
@@ -20,6 +17,7 @@ use holdfast_coordinator::{
     index::DiskIndex,
     store::{DiskLog, DiskManifest, LogSink, NeededCuts, Store, StoreSettings, reclaim},
 };
+use holdfast_tests::journal::cut_record;
 use tempfile::TempDir;
 
 use crate::{
@@ -261,18 +259,12 @@ impl Source {
 
     fn cut(&mut self) -> Result<()> {
         self.identity.sequence = self.identity.sequence.next();
-        let record = CutRecord {
-            point: PointId::from_bytes(u128::from(self.identity.sequence.0).to_be_bytes()),
-            machine: MACHINE,
-            at: Timestamp(0),
-            hold_us: 0,
-            method: CutMethod::QuietWindow,
-            consistency: Consistency::Crash,
-            members: vec![CutMember { disk: DISK, generation: Generation(1) }],
-            notes: Vec::new(),
-            request: None,
-            more: CutMore::default(),
-        };
+        let record = cut_record(
+            PointId::from_bytes(u128::from(self.identity.sequence.0).to_be_bytes()),
+            Timestamp(0),
+            MACHINE,
+            DISK,
+        );
         let frame = Frame::verify(seal_cut(self.identity, &record)?)?;
         self.identity.interval = self.identity.interval.next();
         self.durable(vec![frame])

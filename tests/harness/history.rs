@@ -8,10 +8,7 @@ use std::{path::Path, sync::Arc};
 use bytes::Bytes;
 use holdfast_common::{
     clock::Timestamp,
-    frame::{
-        Consistency, CutMember, CutMethod, CutMore, CutRecord, Extent, Frame, FrameIdentity, FrameSealer,
-        seal::seal_cut,
-    },
+    frame::{Extent, Frame, FrameIdentity, FrameSealer, seal::seal_cut},
     ids::{DiskId, Generation, Interval, MachineId, PointId, Sequence},
 };
 use holdfast_coordinator::{
@@ -20,6 +17,8 @@ use holdfast_coordinator::{
     store::{DiskLog, DiskManifest, LogSink, Store, StoreError, StoreSettings},
 };
 use tokio::runtime::Runtime;
+
+use crate::journal::cut_record;
 
 /// The disk of these histories.
 pub const DISK: DiskId = DiskId::from_bytes([0x55; 16]);
@@ -87,18 +86,7 @@ impl HistoryWriter {
         self.identity.sequence = self.identity.sequence.next();
         let sequence = self.identity.sequence;
         let point = PointId::from_bytes(u128::from(sequence.0).to_be_bytes());
-        let record = CutRecord {
-            point,
-            machine: MACHINE,
-            at: Timestamp(i64::try_from(sequence.0).unwrap_or(0)),
-            hold_us: 0,
-            method: CutMethod::QuietWindow,
-            consistency: Consistency::Crash,
-            members: vec![CutMember { disk: DISK, generation: Generation(1) }],
-            notes: Vec::new(),
-            request: None,
-            more: CutMore::default(),
-        };
+        let record = cut_record(point, Timestamp(i64::try_from(sequence.0).unwrap_or(0)), MACHINE, DISK);
         self.push(seal_cut(self.identity, &record).expect("a small record"))?;
         self.identity.interval = self.identity.interval.next();
         Ok((point, sequence))

@@ -64,7 +64,9 @@ pub fn frame(sequence: u64) -> Frame {
         interval: Interval((sequence - 1) / CUT_EVERY + 1),
     };
     let bytes = if is_cut(sequence) {
-        seal_cut(identity, &cut_record(sequence)).expect("a cut can be sealed")
+        let point = PointId::from_bytes([u8::try_from(sequence % 256).unwrap_or(0); 16]);
+        let at = Timestamp(1_000_000 * i64::try_from(sequence).unwrap_or(0));
+        seal_cut(identity, &cut_record(point, at, manifest().machine, DISK)).expect("a cut can be sealed")
     } else {
         let (block, fill) = content(sequence);
         let extents = [Extent::data(BlockRange::new(block, 1))];
@@ -74,15 +76,17 @@ pub fn frame(sequence: u64) -> Frame {
     Frame::verify(bytes).expect("a sealed frame verifies")
 }
 
-fn cut_record(sequence: u64) -> CutRecord {
+/// The record of a cut of a machine whose only disk, in its first generation, is in raw use.
+#[must_use]
+pub fn cut_record(point: PointId, at: Timestamp, machine: MachineId, disk: DiskId) -> CutRecord {
     CutRecord {
-        point: PointId::from_bytes([u8::try_from(sequence % 256).unwrap_or(0); 16]),
-        machine: manifest().machine,
-        at: Timestamp(1_000_000 * i64::try_from(sequence).unwrap_or(0)),
+        point,
+        machine,
+        at,
         hold_us: 0,
         method: CutMethod::QuietWindow,
         consistency: Consistency::Crash,
-        members: vec![CutMember { disk: DISK, generation: Generation(1) }],
+        members: vec![CutMember { disk, generation: Generation(1) }],
         notes: Vec::new(),
         request: None,
         more: CutMore::default(),
