@@ -73,6 +73,7 @@ impl From<RegistryError> for ApiError {
             RegistryError::NotProtected { .. } => (StatusCode::NOT_FOUND, "not-protected"),
             RegistryError::OperatorExists { .. } => (StatusCode::CONFLICT, "operator-exists"),
             RegistryError::OperatorUnknown { .. } => (StatusCode::NOT_FOUND, "operator-unknown"),
+            RegistryError::Lifecycle(_) => (StatusCode::CONFLICT, "not-now"),
             RegistryError::Setting(_) => (StatusCode::BAD_REQUEST, "invalid"),
             RegistryError::Catalog(_) | RegistryError::Store(_) => return Self::failed(&error),
         };

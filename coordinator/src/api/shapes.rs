@@ -225,6 +225,9 @@ pub struct MachineStatusShape {
     pub health: Level,
     /// What is wrong with the machine as a whole.
     pub findings: Vec<Finding>,
+    /// Where it stands between its two sites.
+    #[serde(default)]
+    pub lifecycle: LifecycleShape,
     /// Whether its agent is connected.
     pub connected: bool,
     /// Time between cuts.
@@ -266,6 +269,24 @@ pub struct MachineStatusShape {
     pub link: Option<LinkShape>,
     /// Its protected disks.
     pub disks: Vec<DiskStatusShape>,
+}
+
+/// Where a machine stands between its two sites.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LifecycleShape {
+    /// "protected", "failing-over", "failed-over", "committed", "re-protecting", "protected-reversed", "failing-back".
+    pub stage: String,
+    /// Whether the source is refused.
+    pub fenced: bool,
+    /// When the source last tried to go on and was told that it is fenced.
+    pub source_told_at: Option<String>,
+    /// The failover that made the target the machine, or is about to.
+    pub job: Option<String>,
+    /// The point where the target's branch begins.
+    pub point: Option<String>,
+    /// The test failover that is under way or stands.
+    pub test: Option<String>,
 }
 
 /// A link, from the agent's side: "sent" is what the agent sent.

@@ -13,14 +13,14 @@ use serde::Deserialize;
 
 use super::{
     ApiError, ApiState,
-    shapes::{AuditShape, DiskStatusShape, MachineStatusShape, SpaceShape, StatusShape},
+    shapes::{AuditShape, DiskStatusShape, LifecycleShape, MachineStatusShape, SpaceShape, StatusShape},
     views,
 };
 use crate::{
     catalog::{ROWS_MAX, record::MachineState},
     registry::{
         DiskState, MachineStatus,
-        health::{Finding, Level, MachineFacts, machine_findings, worst},
+        health::{FailedOver, Finding, Level, MachineFacts, machine_findings, worst},
     },
     store::pressure,
 };
@@ -116,6 +116,7 @@ pub(super) async fn machine_status(
     let newest_gap = gaps.first().map(|gap| (views::gap_text(gap), age(state, machine, gap.to)));
     let facts = MachineFacts {
         revoked: machine.record.state == MachineState::Revoked,
+        failed_over: failed_over(state, machine),
         connected,
         ever_connected: machine.record.last_seen_at.is_some(),
         disk_count: disks.len(),
@@ -137,6 +138,7 @@ pub(super) async fn machine_status(
         name: machine.record.name.clone(),
         health,
         findings,
+        lifecycle: lifecycle(machine),
         connected,
         interval_ms: machine.policy.interval_ms,
         newest_point: newest.as_ref().map(|point| views::point(state, point)),
@@ -155,6 +157,25 @@ pub(super) async fn machine_status(
         link: state.links.figures(id).as_ref().map(views::link),
         disks,
     })
+}
+
+fn failed_over(state: &ApiState, machine: &MachineStatus) -> Option<FailedOver> {
+    let stage = machine.lifecycle.is_fenced().then_some(machine.lifecycle.stage)?;
+    let told = machine.told_fenced_at.map(|at| state.clock.wall().since(at));
+    Some(FailedOver { stage: stage.name(), advice: stage.advice(), told })
+}
+
+/// Where a machine stands between its sites.
+pub(super) fn lifecycle(machine: &MachineStatus) -> LifecycleShape {
+    let lifecycle = machine.lifecycle;
+    LifecycleShape {
+        stage: lifecycle.stage.name().to_owned(),
+        fenced: lifecycle.is_fenced(),
+        source_told_at: machine.told_fenced_at.map(views::time),
+        job: lifecycle.stage.failover().map(|job| job.to_string()),
+        point: lifecycle.stage.point().map(|point| point.to_string()),
+        test: lifecycle.test.map(|job| job.to_string()),
+    }
 }
 
 fn millis(time: Duration) -> u64 {

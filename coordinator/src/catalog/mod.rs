@@ -85,6 +85,8 @@ pub enum Change {
     PutOperator(OperatorRecord),
     /// Puts a machine's thresholds, as the registry writes them.
     PutThresholds(MachineId, String),
+    /// Puts where a machine stands between its sites, as the registry writes it.
+    PutLifecycle(MachineId, String),
     /// Puts a group. [`CatalogError::Database`] if another one has its name.
     PutGroup(GroupRecord),
     /// Removes a group, its members and its voided cuts. The members' points stay.
@@ -133,6 +135,8 @@ pub trait Catalog: fmt::Debug + Send + Sync {
     fn audit(&self, since: Timestamp, limit: u32) -> Answer<'_, Vec<AuditRecord>>;
     /// All machines' thresholds, as the registry wrote them.
     fn thresholds(&self) -> Answer<'_, Vec<(MachineId, String)>>;
+    /// Where machines stand between their sites, as the registry wrote it; those that never failed over are missing.
+    fn lifecycles(&self) -> Answer<'_, Vec<(MachineId, String)>>;
     /// The newest usable point of a machine with this consistency, by the time it became durable.
     fn newest_point(&self, machine: MachineId, consistency: Consistency) -> Answer<'_, Option<PointRecord>>;
     /// All operators, by name.

@@ -222,6 +222,17 @@ pub(crate) fn status(status: &StatusShape) -> String {
     text
 }
 
+/// Where the machine stands between its sites; while its source is the machine, whether that is connected.
+fn stage(machine: &MachineStatusShape) -> String {
+    let lifecycle = &machine.lifecycle;
+    let stage = match (&*lifecycle.stage, machine.connected) {
+        ("" | "protected", true) => "connected",
+        ("" | "protected", false) => "not connected",
+        (stage, _) => stage,
+    };
+    if lifecycle.test.is_some() { format!("{stage}, test failover") } else { stage.to_owned() }
+}
+
 fn machine_rows(table: &mut Table, machine: &MachineStatusShape) {
     let link = machine.link.as_ref().map_or_else(
         || if machine.connected { "up".to_owned() } else { "down".to_owned() },
@@ -233,7 +244,7 @@ fn machine_rows(table: &mut Table, machine: &MachineStatusShape) {
         machine.name.clone(),
         String::new(),
         level(machine.health).to_owned(),
-        if machine.connected { "connected" } else { "not connected" }.to_owned(),
+        stage(machine),
         machine
             .lag_ms
             .map_or_else(|| "no point".to_owned(), |lag| duration::show(Duration::from_millis(lag))),

@@ -5,6 +5,8 @@
 
 // What failover uses of compute.
 pub mod port;
+// What failover uses of a hypervisor.
+pub mod machines;
 // Views as network block devices.
 pub mod nbd;
 // Views as image files.

@@ -10,6 +10,7 @@ use holdfast_common::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::lifecycle::Lifecycle;
 use crate::catalog::{
     Change,
     record::{
@@ -44,6 +45,8 @@ pub struct Description {
     application_interval_ms: u64,
     #[serde(default)]
     application_strict: bool,
+    #[serde(default)]
+    lifecycle: Lifecycle,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +74,7 @@ impl Description {
     pub fn new(
         machine: &MachineRecord,
         policy: &PolicyRecord,
+        lifecycle: Lifecycle,
         disks: &[DiskRecord],
         certificates: &[CertificateRecord],
         now: Timestamp,
@@ -96,6 +100,7 @@ impl Description {
                 .collect(),
             application_interval_ms: policy.application_interval_ms,
             application_strict: policy.application_strict,
+            lifecycle,
         }
     }
 
@@ -141,6 +146,10 @@ impl Description {
             application_strict: self.application_strict,
         };
         let mut changes = vec![Change::PutMachine(machine), Change::PutPolicy(policy)];
+        // An old source stays fenced, whatever became of the jobs.
+        if let Ok(lifecycle) = serde_json::to_string(&self.lifecycle) {
+            changes.push(Change::PutLifecycle(self.machine, lifecycle));
+        }
         for disk in self.disks() {
             let (id, number) = (disk.id, disk.generation);
             changes.push(Change::PutDisk(disk));

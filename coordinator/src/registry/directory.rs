@@ -13,7 +13,7 @@ use holdfast_common::{
     },
 };
 
-use super::{Registry, RegistryError, rules::default_policy, state::MachineStatus};
+use super::{Registry, RegistryError, operator::FENCED, rules::default_policy, state::MachineStatus};
 use crate::{
     catalog::{
         CatalogError, Change,
@@ -65,6 +65,7 @@ impl Directory for Registry {
     fn admit(&self, machine: MachineId, serial: CertificateSerial) -> PortFuture<'_, ()> {
         Box::pin(async move {
             self.not_revoked(machine)?;
+            self.not_fenced(machine)?;
             let found = self.catalog.certificate(serial.0.to_vec()).await;
             match found.map_err(failed("the look-up of a certificate"))? {
                 Some(row) if row.machine == machine && row.revoked_at.is_none() => Ok(()),
@@ -109,6 +110,7 @@ impl Directory for Registry {
     fn assignment(&self, machine: MachineId) -> PortFuture<'_, Assignment> {
         Box::pin(async move {
             let status = self.not_revoked(machine)?;
+            self.not_fenced(machine)?;
             let mut disks = Vec::new();
             for disk in self.protected_disks(machine) {
                 let disk = disk.record;
@@ -246,6 +248,19 @@ impl Registry {
             ..record
         };
         self.commit(vec![Change::PutMachine(record)]).await.map_err(failed("the record of an inventory"))
+    }
+
+    /// A source that may not write is told so, and that it was told is remembered.
+    fn not_fenced(&self, machine: MachineId) -> Result<(), PortError> {
+        let now = self.now();
+        let mut state = self.state();
+        match state.machines.get_mut(&machine) {
+            Some(status) if status.lifecycle.is_fenced() => {
+                status.told_fenced_at = Some(now);
+                Err(refused(RefusalCode::FENCED, FENCED))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn not_revoked(&self, machine: MachineId) -> Result<MachineStatus, PortError> {

@@ -56,6 +56,8 @@ pub struct DiskFacts {
 pub struct MachineFacts {
     /// Whether it was revoked.
     pub revoked: bool,
+    /// Its stage, if the target is the machine: then its source's silence is as it should be.
+    pub failed_over: Option<FailedOver>,
     /// Whether it is connected.
     pub connected: bool,
     /// Whether it has ever been.
@@ -80,6 +82,17 @@ pub struct MachineFacts {
     pub gap: Option<(String, Duration)>,
     /// When these are worth a warning.
     pub thresholds: Thresholds,
+}
+
+/// A machine that runs at its target.
+#[derive(Clone, Debug)]
+pub struct FailedOver {
+    /// Its stage.
+    pub stage: &'static str,
+    /// What can be done.
+    pub advice: String,
+    /// How long ago its source was told that it is fenced.
+    pub told: Option<Duration>,
 }
 
 /// What is wrong with a disk.
@@ -152,6 +165,19 @@ pub fn machine_findings(facts: &MachineFacts) -> Vec<Finding> {
         )];
     }
     let mut findings = Vec::new();
+    if let Some(failed_over) = &facts.failed_over {
+        let source = match failed_over.told {
+            Some(age) => {
+                format!("its source tried to go on {} s ago and was told that it is fenced", age.as_secs())
+            }
+            None => "its source is fenced and has not been heard of".to_owned(),
+        };
+        let reason = format!(
+            "the machine is {}: it runs at the target and is not replicated; {source}",
+            failed_over.stage
+        );
+        return vec![warning(reason, failed_over.advice.clone())];
+    }
     if !facts.connected {
         findings.push(critical(
             "the machine is not connected",

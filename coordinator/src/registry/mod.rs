@@ -11,6 +11,7 @@ pub mod description;
 mod directory;
 pub mod health;
 pub mod identity;
+pub mod lifecycle;
 mod operator;
 pub mod rules;
 mod state;
@@ -37,6 +38,7 @@ use crate::{
 };
 
 use description::Description;
+use lifecycle::LifecycleRefusal;
 pub use operator::{NewToken, Protect, Protected};
 pub use rules::retention_rule;
 use state::State;
@@ -189,7 +191,8 @@ impl Registry {
         let disks: Vec<_> = self.disks().into_iter().map(|disk| disk.record).collect();
         let mine: Vec<_> = disks.into_iter().filter(|disk| disk.machine == machine).collect();
         let certificates = self.catalog.certificates(machine).await?;
-        let described = Description::new(&status.record, &status.policy, &mine, &certificates, self.now());
+        let (policy, lifecycle) = (&status.policy, status.lifecycle);
+        let described = Description::new(&status.record, policy, lifecycle, &mine, &certificates, self.now());
         self.logs.describe(described).await.map_err(RegistryError::Store)
     }
 
@@ -278,6 +281,9 @@ pub enum RegistryError {
         /// What was given.
         name: String,
     },
+    /// Not possible where the machine stands.
+    #[error(transparent)]
+    Lifecycle(#[from] LifecycleRefusal),
     /// A setting is out of its range.
     #[error("{0}")]
     Setting(String),

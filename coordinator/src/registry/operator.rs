@@ -17,6 +17,7 @@ use holdfast_common::{
 use super::{
     Registry, RegistryError,
     identity::{find_disk, is_telling, same_disk},
+    lifecycle::{Lifecycle, LifecycleEvent},
     rules::check_policy,
     state::MachineStatus,
     thresholds::Thresholds,
@@ -253,6 +254,69 @@ impl Registry {
         Ok(())
     }
 
+    /// Something happens to a machine between its two sites: durable when this returns. Once the source is fenced here,
+    /// nothing more of it is taken when this returns; once it is not any more, it connects again by itself. A line of
+    /// history that a target has left behind for good is replaced: the source's old writer stays out, and what it
+    /// holds is compared.
+    ///
+    /// # Errors
+    /// Not possible in the machine's stage, or the catalog fails; nothing was changed.
+    pub async fn advance(
+        &self,
+        who: &str,
+        machine: MachineId,
+        event: LifecycleEvent,
+    ) -> Result<Lifecycle, RegistryError> {
+        let changing = self.changing.lock().await;
+        let status = self.known(machine)?;
+        let (before, after) = (status.lifecycle, status.lifecycle.after(event)?);
+        if before == after {
+            drop(changing);
+            self.fence(machine, after).await;
+            return Ok(after);
+        }
+        let body =
+            serde_json::to_string(&after).map_err(|error| RegistryError::Setting(error.to_string()))?;
+        let detail = format!("{event:?}");
+        let mut changes = vec![Change::PutLifecycle(machine, body)];
+        if before.stage.is_target_for_good() && !after.is_fenced() {
+            for disk in self.protected_disks(machine) {
+                let number = disk.record.generation.next();
+                let reason = "its machine ran at the target meanwhile".to_owned();
+                changes.push(Change::AddGeneration(GenerationRecord {
+                    disk: disk.record.id,
+                    number,
+                    reason,
+                    at: self.now(),
+                }));
+                changes.push(Change::PutDisk(DiskRecord { generation: number, ..disk.record }));
+            }
+        }
+        let stage = format!("machine {}", after.stage.name());
+        changes.push(self.audit(who, &stage, &status.record.name, detail));
+        self.commit(changes).await?;
+        let described = self.describe(machine).await;
+        drop(changing);
+        described?;
+        self.fence(machine, after).await;
+        Ok(after)
+    }
+
+    /// Ends the session of a machine that is fenced, and waits until nothing more of it is taken.
+    async fn fence(&self, machine: MachineId, lifecycle: Lifecycle) {
+        if !lifecycle.is_fenced() {
+            return;
+        }
+        self.links.close(machine, RefusalCode::FENCED, FENCED);
+        for _ in 0..FENCE_LOOKS_MAX {
+            if self.links.figures(machine).is_none() {
+                return;
+            }
+            tokio::time::sleep(FENCE_LOOK).await;
+        }
+        tracing::warn!(%machine, "the session of a fenced machine does not end; what it sends is refused");
+    }
+
     /// Begins a new line of history of a disk whose log has lost frames.
     ///
     /// # Errors
@@ -427,3 +491,10 @@ fn changed_policy(policy: &PolicyRecord, wanted: &Protect) -> PolicyRecord {
         application_strict: wanted.application_strict.unwrap_or(policy.application_strict),
     }
 }
+
+/// What a fenced source is told.
+pub(super) const FENCED: &str = "this machine was failed over: its source must not write any more, and nothing of it is taken \
+                                 until `holdfast cancel` or a failback";
+/// How often it is looked whether a fenced session has ended, and how many times.
+const FENCE_LOOK: Duration = Duration::from_millis(5);
+const FENCE_LOOKS_MAX: u32 = 1000;

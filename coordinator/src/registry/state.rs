@@ -10,7 +10,7 @@ use holdfast_common::{
     wire::{DiskReport, Inventory},
 };
 
-use super::{rules::default_policy, thresholds::Thresholds};
+use super::{lifecycle::Lifecycle, rules::default_policy, thresholds::Thresholds};
 use crate::catalog::{
     Catalog, CatalogError, Change,
     record::{DiskRecord, MachineRecord, OperatorRecord, PolicyRecord},
@@ -25,6 +25,10 @@ pub struct MachineStatus {
     pub policy: PolicyRecord,
     /// When its state is worth a warning.
     pub thresholds: Thresholds,
+    /// Where it stands between its two sites.
+    pub lifecycle: Lifecycle,
+    /// When its source was last told that it is fenced.
+    pub told_fenced_at: Option<Timestamp>,
     /// Its last inventory.
     pub inventory: Option<Inventory>,
     /// When its session was opened, if one is open.
@@ -76,6 +80,13 @@ impl State {
         for (machine, body) in catalog.thresholds().await? {
             state.apply(Change::PutThresholds(machine, body));
         }
+        for (machine, body) in catalog.lifecycles().await? {
+            // Never taken for protected: an old source would be let in.
+            if serde_json::from_str::<Lifecycle>(&body).is_err() {
+                return Err(CatalogError::Unreadable { what: "lifecycle of a machine", value: body });
+            }
+            state.apply(Change::PutLifecycle(machine, body));
+        }
         for operator in catalog.operators().await? {
             state.apply(Change::PutOperator(operator));
         }
@@ -95,6 +106,16 @@ impl State {
                 if let Some(machine) = self.machines.get_mut(&machine) {
                     // What a newer version wrote and this one cannot read counts as not set.
                     machine.thresholds = serde_json::from_str(&body).unwrap_or_default();
+                }
+            }
+            Change::PutLifecycle(machine, body) => {
+                if let Some(machine) = self.machines.get_mut(&machine)
+                    && let Ok(lifecycle) = serde_json::from_str::<Lifecycle>(&body)
+                {
+                    machine.lifecycle = lifecycle;
+                    if !lifecycle.is_fenced() {
+                        machine.told_fenced_at = None;
+                    }
                 }
             }
             Change::PutOperator(operator) => {
@@ -122,6 +143,8 @@ impl State {
         let machine = MachineStatus {
             policy: default_policy(record.id),
             thresholds: Thresholds::default(),
+            lifecycle: Lifecycle::default(),
+            told_fenced_at: None,
             inventory: inventory_of(&record),
             connected_since: None,
             disconnect_reason: None,

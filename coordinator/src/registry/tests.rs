@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use holdfast_common::{
     clock::{Clock as _, ManualClock, Timestamp},
     entropy::SeededEntropy,
-    ids::{DiskId, Generation, Interval, MachineId, Sequence},
+    ids::{DiskId, Generation, Interval, JobId, MachineId, PointId, Sequence},
     token::TokenHash,
     units::{BlockCount, BlockIndex},
     wire::{
@@ -18,11 +18,12 @@ use super::{
     Description, DiskLogs, LogState, NewToken, Protect, Registry, RegistryError, RegistryParts,
     health::{DiskFacts, Level, MachineFacts, disk_findings, machine_findings, worst},
     identity::same_disk,
+    lifecycle::LifecycleEvent,
     thresholds::{Ages, Thresholds},
 };
 use crate::{
     catalog::{
-        SqliteCatalog,
+        Change, SqliteCatalog,
         record::{DiskRecord, MachineState},
     },
     compute::port::BoxFuture,
@@ -445,4 +446,48 @@ async fn thresholds_are_kept() {
     fixture.registry.set_thresholds("operator", MACHINE, thresholds).await.unwrap();
     let fixture = fixture.restarted().await;
     assert_eq!(fixture.registry.machine(MACHINE).unwrap().thresholds, thresholds);
+}
+
+#[tokio::test]
+async fn the_source_of_a_failed_over_machine_is_fenced_until_the_failover_is_taken_back() {
+    let fixture = Fixture::connected().await;
+    let disk = fixture.protect(&["/dev/vda"]).await.unwrap().remove(0);
+    let (job, point) = (JobId::from_bytes([8; 16]), PointId::from_bytes([9; 16]));
+    let advance = async |fixture: &Fixture, event| fixture.registry.advance("operator", MACHINE, event).await;
+    advance(&fixture, LifecycleEvent::BeginFailover(job)).await.unwrap();
+    fixture.registry.admit(MACHINE, SERIAL).await.unwrap();
+    advance(&fixture, LifecycleEvent::Switch(job, point)).await.unwrap();
+    // Whatever restarts: nothing of the old source is taken, and its tries are seen.
+    let fixture = fixture.restarted().await;
+    assert_eq!(code(fixture.registry.admit(MACHINE, SERIAL).await), RefusalCode::FENCED);
+    assert_eq!(code(fixture.registry.assignment(MACHINE).await), RefusalCode::FENCED);
+    assert!(fixture.registry.machine(MACHINE).unwrap().told_fenced_at.is_some());
+    let refused = advance(&fixture, LifecycleEvent::BeginFailover(JobId::from_bytes([7; 16]))).await;
+    assert!(matches!(refused, Err(RegistryError::Lifecycle(_))), "{refused:?}");
+    // Taken back: the same line of history goes on, so nothing is compared.
+    advance(&fixture, LifecycleEvent::Unswitch(job)).await.unwrap();
+    let assigned = fixture.registry.assignment(MACHINE).await.unwrap();
+    assert_eq!(assigned.disks[0].generation, disk.generation);
+    fixture.registry.admit(MACHINE, SERIAL).await.unwrap();
+    // Committed: what the source holds is of an old line from then on, also when it comes back.
+    for event in [LifecycleEvent::Switch(job, point), LifecycleEvent::Commit, LifecycleEvent::Resume] {
+        advance(&fixture, event).await.unwrap();
+    }
+    let assigned = fixture.registry.assignment(MACHINE).await.unwrap();
+    assert_eq!(assigned.disks[0].generation, disk.generation.next());
+}
+
+#[tokio::test]
+async fn a_rebuilt_catalog_keeps_the_fence() {
+    let fixture = Fixture::connected().await;
+    let (job, point) = (JobId::from_bytes([8; 16]), PointId::from_bytes([9; 16]));
+    for event in [LifecycleEvent::BeginFailover(job), LifecycleEvent::Switch(job, point)] {
+        fixture.registry.advance("operator", MACHINE, event).await.unwrap();
+    }
+    let status = fixture.registry.machine(MACHINE).unwrap();
+    let described =
+        Description::new(&status.record, &status.policy, status.lifecycle, &[], &[], Timestamp(0));
+    let described = Description::parse(&serde_json::to_vec(&described).unwrap()).unwrap();
+    let body = serde_json::to_string(&status.lifecycle).unwrap();
+    assert!(described.changes(Timestamp(0)).contains(&Change::PutLifecycle(MACHINE, body)));
 }

@@ -97,12 +97,14 @@ fn migrations() -> Migrator {
     let verified = include_str!("../../../migrations/0003_verified.sql");
     let groups = include_str!("../../../migrations/0004_groups.sql");
     let operators = include_str!("../../../migrations/0005_operators.sql");
+    let lifecycles = include_str!("../../../migrations/0006_lifecycles.sql");
     let all = [
         (1, "first", first),
         (2, "retention tiers", tiers),
         (3, "verified", verified),
         (4, "groups", groups),
         (5, "operators", operators),
+        (6, "lifecycles", lifecycles),
     ];
     let all = all.map(|(version, name, sql)| {
         Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, sql.into_sql_str(), false)
@@ -169,6 +171,10 @@ impl Catalog for SqliteCatalog {
 
     fn thresholds(&self) -> Answer<'_, Vec<(MachineId, String)>> {
         Box::pin(read::thresholds(&self.readers))
+    }
+
+    fn lifecycles(&self) -> Answer<'_, Vec<(MachineId, String)>> {
+        Box::pin(read::lifecycles(&self.readers))
     }
 
     fn newest_point(&self, machine: MachineId, consistency: Consistency) -> Answer<'_, Option<PointRecord>> {

@@ -287,6 +287,12 @@ pub(super) async fn thresholds(pool: &SqlitePool) -> Result<Vec<(MachineId, Stri
     })
 }
 
+pub(super) async fn lifecycles(pool: &SqlitePool) -> Result<Vec<(MachineId, String)>, CatalogError> {
+    each(sqlx::query("SELECT * FROM lifecycles ORDER BY machine").fetch_all(pool).await, |row| {
+        Ok((MachineId::from_bytes(array(row, "machine")?), text(row, "body")?))
+    })
+}
+
 pub(super) async fn operators(pool: &SqlitePool) -> Result<Vec<OperatorRecord>, CatalogError> {
     each(sqlx::query("SELECT * FROM operators ORDER BY name").fetch_all(pool).await, |row| {
         Ok(OperatorRecord {

@@ -105,6 +105,12 @@ fn statement(change: &Change) -> Result<Statement<'_>, CatalogError> {
         )
         .bind(machine.into_bytes().to_vec())
         .bind(body.as_str()),
+        Change::PutLifecycle(machine, body) => sqlx::query(
+            "INSERT INTO lifecycles (machine, body) VALUES ($1, $2) \
+             ON CONFLICT (machine) DO UPDATE SET body = excluded.body",
+        )
+        .bind(machine.into_bytes().to_vec())
+        .bind(body.as_str()),
         Change::PutGroup(group) => groups::put(group),
         Change::RemoveGroup(group) => groups::remove(*group),
         Change::PutGroupMember(member) => groups::put_member(member),

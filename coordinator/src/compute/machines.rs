@@ -1,0 +1,128 @@
+//! What failover uses of a hypervisor: machines that run from a recovery point.
+//!
+//! Owns the contract only; knows no hypervisor and no job. Whatever is made for a machine is made under the name that the
+//! caller gives (a job's id), and found again by it after a restart of the coordinator.
+//! Invariants of all implementations: every call may be repeated with the same arguments, also after it was interrupted
+//! anywhere, and then gives the same answer; [`Machines::destroy`] also follows calls that never ran or ran half; the disks
+//! that a machine is made of are only ever read: what it writes goes to overlays of its own.
+//!
+//! ```text
+//!   absent --define--> defined --start--> running --power_off--> defined --destroy--> absent
+//!                                            \--stream--> running, from its own images
+//! ```
+
+use std::{fmt, path::PathBuf, sync::Arc};
+
+use holdfast_common::{ids::MachineId, wire::Inventory};
+use serde::{Deserialize, Serialize};
+
+use super::port::{BoxFuture, ComputeError, Endpoint, Task};
+
+/// A machine to be made.
+#[derive(Clone, Debug)]
+pub struct MachineRequest {
+    /// Names everything that is made: a job's id.
+    pub owner: String,
+    /// The protected machine that it is made of; what operators have set for it is found by this.
+    pub machine: MachineId,
+    /// Its name, for people, windows and logs.
+    pub name: String,
+    /// What it is, as its agent told last: processors, memory, firmware, network cards, order of disks.
+    pub inventory: Inventory,
+    /// Its disks in the order of the point, served read-only for as long as the machine exists or until it was
+    /// [streamed](Machines::stream). A restart of the coordinator interrupts that for some seconds.
+    pub disks: Vec<Endpoint>,
+    /// Whether it must not reach the network of the real one: a test failover.
+    pub isolated: bool,
+}
+
+/// A machine that was started. Persisted in jobs' logs: fields are only ever added, with a default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartedMachine {
+    /// What runs it, for people ("QEMU 7.2, TCG, virtio").
+    #[serde(default)]
+    pub runs_as: String,
+    /// Socket of its serial console.
+    #[serde(default)]
+    pub console: Option<PathBuf>,
+    /// File that its serial console is logged to.
+    #[serde(default)]
+    pub console_log: Option<PathBuf>,
+    /// What the operator should know (a device that was replaced, a network that is missing).
+    #[serde(default)]
+    pub remarks: Vec<String>,
+}
+
+/// How a machine is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stop {
+    /// Asks its operating system to shut down; takes the power away when that takes longer than this.
+    ShutDown {
+        /// Milliseconds.
+        limit_ms: u64,
+    },
+    /// Takes the power away.
+    PowerOff,
+}
+
+/// A hypervisor.
+pub trait Machines: fmt::Debug + Send + Sync {
+    /// Works out the definition of the machine and makes an empty overlay for each disk. Nothing runs yet. Defined
+    /// already from the same disks is success, and keeps what is in the overlays; from other disks (the point was
+    /// changed) the overlays are begun anew.
+    fn define(&self, request: MachineRequest) -> BoxFuture<'_, Result<(), ComputeError>>;
+
+    /// Starts a defined machine; returns when it has read the first block of a disk. Running already is success.
+    fn start(&self, owner: String) -> BoxFuture<'_, Result<StartedMachine, ComputeError>>;
+
+    /// Whether it runs now.
+    fn is_running(&self, owner: String) -> BoxFuture<'_, Result<bool, ComputeError>>;
+
+    /// Ends it; it stays defined and keeps what it has written. Not running is success.
+    fn stop(&self, owner: String, how: Stop) -> BoxFuture<'_, Result<(), ComputeError>>;
+
+    /// Moves a running machine to images of its own, behind its back; it needs the served disks no more when this
+    /// returns. Reports to `task`, and ends soon when that is cancelled; can be repeated then, and goes on.
+    fn stream(&self, owner: String, task: Arc<Task>) -> BoxFuture<'_, Result<(), ComputeError>>;
+
+    /// Ends it and removes everything that was made for it. Nothing there is success.
+    fn destroy(&self, owner: String) -> BoxFuture<'_, Result<(), ComputeError>>;
+}
+
+/// No hypervisor: every machine that is asked for is refused with what to do.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoMachines;
+
+fn none<T>() -> Result<T, ComputeError> {
+    let detail = "this coordinator runs no machines; fail over to devices (--attach) or images (--image), and start the \
+                  machine from those"
+        .to_owned();
+    Err(ComputeError::Invalid { detail })
+}
+
+impl Machines for NoMachines {
+    fn define(&self, _request: MachineRequest) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(async { none() })
+    }
+
+    fn start(&self, _owner: String) -> BoxFuture<'_, Result<StartedMachine, ComputeError>> {
+        Box::pin(async { none() })
+    }
+
+    fn is_running(&self, _owner: String) -> BoxFuture<'_, Result<bool, ComputeError>> {
+        Box::pin(async { Ok(false) })
+    }
+
+    fn stop(&self, _owner: String, _how: Stop) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn stream(&self, _owner: String, _task: Arc<Task>) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(async { none() })
+    }
+
+    fn destroy(&self, _owner: String) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(async { Ok(()) })
+    }
+}
