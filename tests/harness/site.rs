@@ -351,7 +351,7 @@ impl Site {
     /// # Errors
     /// The failover is refused or fails.
     pub fn attach(&self, machine: &str, point: &str) -> Result<Attached> {
-        let answer = self.cli(&["failover", machine, "--point", point, "--attach"])?;
+        let answer = self.cli(&["test-failover", machine, "--point", point, "--attach"])?;
         let job = answer["id"].as_str().or_else(|| answer["job"].as_str()).context("job of the failover")?;
         let list = answer["exports"].as_array().with_context(|| format!("exports in {answer}"))?;
         let mut exports = Vec::new();

@@ -58,7 +58,7 @@ fn mistakes_are_named_and_have_their_exit_codes() -> Result<()> {
     check(&["job", "show", "0123abcd"], 1, &["no single job", "holdfast jobs"])?;
     check(&["token", "create", "--life", "soon"], 2, &["500ms, 10s"])?;
     check(&["token", "create", "--life", "400d"], 1, &["use 1s to 30d"])?;
-    check(&["failover", "web-1", "--point", "latest"], 2, &["--attach"])?;
+    check(&["test-failover", "web-1", "--point", "latest"], 2, &["--attach"])?;
     check(&["protect", "web-1"], 2, &["nothing to do"])?;
     check(&["--json", "machine", "show", "nope"], 1, &["\"code\":\"machine-unknown\""])?;
     site.stop_coordinator()?;
@@ -250,7 +250,7 @@ fn check_diff(site: &Site, first: &str, second: &str) -> Result<()> {
 /// The image in the folder is brought to a point, whatever it showed before.
 fn check_update(site: &Site, point: &str, folder: &Path, expected: &[u8]) -> Result<()> {
     let place = folder.display().to_string();
-    site.cli(&["failover", "web-1", "--point", point, "--image", &place, "--update"])?;
+    site.cli(&["test-failover", "web-1", "--point", point, "--image", &place, "--update"])?;
     ensure!(std::fs::read(folder.join("vda.raw"))? == expected, "{point} was not updated to");
     Ok(())
 }
@@ -353,7 +353,7 @@ fn choices_say_what_they_give_and_lose_before_anything_is_done() -> Result<()> {
     ensure!(enrol.args(["enroll", "--coordinator", site.address(), "--token", token]).status()?.success());
     let machines = site.cli(&["machines"])?;
     let other = machines[1]["id"].as_str().context("id")?;
-    let refused = site.cli(&["failover", "web-1", other, "--point", "latest", "--attach"]);
+    let refused = site.cli(&["test-failover", "web-1", other, "--point", "latest", "--attach"]);
     ensure!(
         refused.is_err_and(|error| error.to_string().contains("no failover was begun")),
         "a set is all or nothing"

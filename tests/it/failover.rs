@@ -17,6 +17,7 @@ use holdfast_common::{
 use holdfast_coordinator::{
     compute::{
         image::writer::ImageWriter,
+        machines::NoMachines,
         nbd::{
             attach::NbdAttach,
             server::{LogDamage, Settings},
@@ -24,13 +25,17 @@ use holdfast_coordinator::{
         port::{BoxFuture, DiskView, ImageFormat, Task},
     },
     failover::{
-        job::{FailoverSpec, JobSpec, Output, StepKind, Target},
+        job::{FailoverSpec, JobSpec, Mode, Output, StepKind, Target},
         machine::State,
         plans::failover::Services,
-        port::{JobStore, LogRecord, PointSource, PointsError, StoreError},
+        port::{
+            JobStore, LifecycleError, Lifecycles, LogRecord, PointSource, PointsError, SourceError,
+            SourceFacts, Sources, StoreError,
+        },
         runner::{Command, JobView, Jobs, Parts},
     },
     points::selection::{Candidate, CandidateState, Selection},
+    registry::lifecycle::{Lifecycle, LifecycleEvent},
 };
 use holdfast_tests::{
     memory_view::MemoryView,
@@ -73,6 +78,10 @@ impl PointSource for OnePoint {
         Box::pin(async { Ok(()) })
     }
 
+    fn keep(&self, _job: JobId, _point: PointId) -> BoxFuture<'_, Result<(), PointsError>> {
+        Box::pin(async { Ok(()) })
+    }
+
     fn open(
         &self,
         _machine: MachineId,
@@ -85,6 +94,49 @@ impl PointSource for OnePoint {
         };
         let disks = self.0.iter().enumerate().map(disk).collect();
         Box::pin(async move { Ok(disks) })
+    }
+}
+
+impl Lifecycles for OnePoint {
+    fn now(&self, _machine: MachineId) -> Option<Lifecycle> {
+        Some(Lifecycle::default())
+    }
+
+    fn advance(
+        &self,
+        _machine: MachineId,
+        event: LifecycleEvent,
+        _job: JobId,
+    ) -> BoxFuture<'_, Result<Lifecycle, LifecycleError>> {
+        Box::pin(async move { Ok(Lifecycle::default().after(event)?) })
+    }
+}
+
+/// A test failover wants nothing of the source.
+impl Sources for OnePoint {
+    fn facts(&self, _machine: MachineId) -> Option<SourceFacts> {
+        None
+    }
+
+    fn cut(&self, _machine: MachineId, _limit: Duration) -> BoxFuture<'_, Result<PointId, SourceError>> {
+        Box::pin(async { Err(SourceError::NotConnected) })
+    }
+
+    fn stop(
+        &self,
+        _machine: MachineId,
+        _limit: Duration,
+        _hold: Duration,
+    ) -> BoxFuture<'_, Result<String, SourceError>> {
+        Box::pin(async { Err(SourceError::NotConnected) })
+    }
+
+    fn resume(&self, _machine: MachineId) -> BoxFuture<'_, Result<(), SourceError>> {
+        Box::pin(async { Err(SourceError::NotConnected) })
+    }
+
+    fn prove_last(&self, _machine: MachineId, _point: PointId) -> BoxFuture<'_, Result<(), SourceError>> {
+        Box::pin(async { Err(SourceError::NotConnected) })
     }
 }
 
@@ -111,7 +163,14 @@ impl JobStore for MemoryStore {
 async fn engine(store: &Arc<MemoryStore>, points: &Arc<OnePoint>, sockets: &Path) -> Jobs {
     let attach = NbdAttach::new(sockets.into(), Settings::default(), Arc::new(LogDamage));
     let images = ImageWriter::new(2);
-    let services = Services { points: points.clone(), attach: Arc::new(attach), images: Arc::new(images) };
+    let services = Services {
+        points: points.clone(),
+        attach: Arc::new(attach),
+        images: Arc::new(images),
+        machines: Arc::new(NoMachines),
+        lifecycles: points.clone(),
+        sources: points.clone(),
+    };
     let parts = Parts {
         store: store.clone(),
         plans: Arc::new(services),
@@ -134,7 +193,8 @@ fn point() -> Arc<OnePoint> {
 
 fn spec(target: Target) -> JobSpec {
     let machine = MachineId::from_bytes([9; 16]);
-    JobSpec::Failover(FailoverSpec { machine, selection: Selection::Latest, target })
+    let (selection, mode) = (Selection::Latest, Mode::Test);
+    JobSpec::Failover(FailoverSpec { machine, selection, target, mode, stop_source: false })
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -138,7 +138,7 @@ impl Scene {
     fn boot_from_image(&self, machine: &str, committed: &RangeInclusive<u64>) -> Result<()> {
         let folder = self.folder.path().join("image");
         let target = folder.to_str().context("path")?;
-        let job = self.site.cli(&["failover", machine, "--point", "latest", "--image", target])?;
+        let job = self.site.cli(&["test-failover", machine, "--point", "latest", "--image", target])?;
         let image = only_file(&folder).with_context(|| format!("{job}"))?;
         file_system_is_clean(&image, &self.folder.path().join("checked.raw"))?;
         let disk = Disk::new(Source::Raw(image), Bus::VirtioBlk, "root").with_snapshot();

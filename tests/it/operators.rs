@@ -105,7 +105,7 @@ fn operators_do_over_the_network_what_their_roles_allow() -> Result<()> {
     {
         refused(&operator.run(change)?, "role", 1);
     }
-    let image = ["failover", &machine, "--point", "latest", "--image", "/etc/cron.d"];
+    let image = ["test-failover", &machine, "--point", "latest", "--image", "/etc/cron.d"];
     refused(&operator.run(&image)?, "role", 1);
     assert!(admin.run(&shorter)?.is_ok());
     assert_eq!(admin.run(&["operator", "list"])?.map_err(|_| ()).unwrap().as_array().map(Vec::len), Some(3));

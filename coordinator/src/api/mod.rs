@@ -19,6 +19,7 @@ pub mod port;
 pub mod remote;
 pub mod shapes;
 mod status;
+mod verbs;
 mod views;
 mod work;
 
@@ -114,11 +115,17 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/machines/{machine}/retention", get(retention::plan))
         .route("/v1/machines/{machine}/points/diff", get(points::diff))
         .route("/v1/machines/{machine}/failover", post(work::failover))
+        .route("/v1/machines/{machine}/change-point", post(verbs::change_point))
+        .route("/v1/machines/{machine}/commit", post(verbs::commit))
+        .route("/v1/machines/{machine}/cancel", post(verbs::cancel))
+        .route("/v1/machines/{machine}/cleanup", post(verbs::cleanup))
+        .route("/v1/machines/{machine}/resume", post(verbs::resume))
         .route("/v1/status", get(status::status))
         .route("/v1/jobs", get(work::list))
         .route("/v1/jobs/{job}", get(work::show))
         .route("/v1/jobs/{job}/cancel", post(work::cancel))
         .route("/v1/jobs/{job}/retry", post(work::retry))
+        .route("/v1/jobs/{job}/continue", post(work::go_on))
         .route("/v1/scrub", get(checks::show).post(checks::start))
         .route("/v1/audit", get(status::audit))
         .route("/v1/groups", get(groups::list).post(groups::create))

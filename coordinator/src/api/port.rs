@@ -18,6 +18,20 @@ use crate::{
     store::DiskSpace,
 };
 
+/// What a failover means for its source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailoverMode {
+    /// Nothing: it goes on.
+    Test,
+    /// It is not the machine any more; whether it is asked to stop first.
+    Unplanned {
+        /// Asked.
+        stop_source: bool,
+    },
+    /// It is stopped, and gives everything that it has written.
+    Planned,
+}
+
 /// The jobs, as operators handle them.
 pub trait JobControl: fmt::Debug + Send + Sync {
     /// Begins a failover of one machine.
@@ -27,6 +41,7 @@ pub trait JobControl: fmt::Debug + Send + Sync {
         machine: MachineId,
         selection: Selection,
         target: TargetShape,
+        mode: FailoverMode,
     ) -> BoxFuture<'_, Result<JobShape, JobRefusal>>;
     /// All cuts of a machine that are known here, in the order of its disks' logs, oldest first.
     fn candidates(&self, machine: MachineId) -> BoxFuture<'_, Result<Vec<Candidate>, JobRefusal>>;
@@ -36,6 +51,17 @@ pub trait JobControl: fmt::Debug + Send + Sync {
     fn show(&self, job: JobId) -> BoxFuture<'_, Result<JobShape, JobRefusal>>;
     /// Asks a job to end and to undo what it did.
     fn cancel(&self, who: String, job: JobId) -> BoxFuture<'_, Result<JobShape, JobRefusal>>;
+    /// Has a job make another point usable instead of the one that it holds.
+    fn change_point(
+        &self,
+        who: String,
+        job: JobId,
+        selection: Selection,
+    ) -> BoxFuture<'_, Result<JobShape, JobRefusal>>;
+    /// Cancels a job and waits until what it did is undone, or cannot be. One that is over is success.
+    fn end(&self, who: String, job: JobId) -> BoxFuture<'_, Result<JobShape, JobRefusal>>;
+    /// Lets a job that waits for its operator go on.
+    fn go_on(&self, who: String, job: JobId) -> BoxFuture<'_, Result<JobShape, JobRefusal>>;
     /// Tries a failed job again.
     fn retry(&self, who: String, job: JobId) -> BoxFuture<'_, Result<JobShape, JobRefusal>>;
 }

@@ -285,8 +285,8 @@ pub struct LifecycleShape {
     pub job: Option<String>,
     /// The point where the target's branch begins.
     pub point: Option<String>,
-    /// The test failover that is under way or stands.
-    pub test: Option<String>,
+    /// The test failovers that are under way or stand.
+    pub tests: Vec<String>,
 }
 
 /// A link, from the agent's side: "sent" is what the agent sent.
@@ -519,6 +519,33 @@ pub enum TargetShape {
         #[serde(default)]
         update: bool,
     },
+    /// A machine that runs on the coordinator's host.
+    Machine {
+        /// Whether it is moved to images of its own behind its back.
+        #[serde(default)]
+        stream: bool,
+    },
+}
+
+/// What a failover means for its source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ModeShape {
+    /// Nothing: on a copy, while it goes on.
+    Test,
+    /// It is not the machine any more.
+    #[default]
+    Failover,
+    /// It stops, gives everything that it has written, and is not the machine any more.
+    Planned,
+}
+
+/// Asks for another point.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangePointRequest {
+    /// As in [`FailoverRequest`].
+    pub point: String,
 }
 
 /// Asks for a failover.
@@ -530,6 +557,12 @@ pub struct FailoverRequest {
     pub point: String,
     /// What to make of it.
     pub target: TargetShape,
+    /// What it means for the source.
+    #[serde(default)]
+    pub mode: ModeShape,
+    /// Whether the source is asked to stop first; a planned failover always does.
+    #[serde(default)]
+    pub stop_source: bool,
 }
 
 /// A job.
@@ -537,7 +570,7 @@ pub struct FailoverRequest {
 pub struct JobShape {
     /// Its id.
     pub id: String,
-    /// "failover".
+    /// "failover", "planned-failover", "test-failover".
     pub kind: String,
     /// The machine's id.
     pub machine: String,
@@ -657,6 +690,12 @@ pub struct JobStepShape {
     pub started_at: Option<String>,
     /// When it ended.
     pub ended_at: Option<String>,
+    /// How long it took, if it has ended.
+    #[serde(default)]
+    pub took_ms: Option<u64>,
+    /// What it is, for people.
+    #[serde(default)]
+    pub title: String,
 }
 
 /// A line for the operator.
@@ -906,6 +945,12 @@ pub struct SetFailoverRequest {
     pub point: String,
     /// What to make of each; images of several machines go into a folder of the machine's name below the one given.
     pub target: TargetShape,
+    /// What it means for the sources.
+    #[serde(default)]
+    pub mode: ModeShape,
+    /// Whether the sources are asked to stop first; a planned failover always does.
+    #[serde(default)]
+    pub stop_source: bool,
 }
 
 /// What differs between two points.

@@ -167,14 +167,14 @@ fn failed_over(state: &ApiState, machine: &MachineStatus) -> Option<FailedOver> 
 
 /// Where a machine stands between its sites.
 pub(super) fn lifecycle(machine: &MachineStatus) -> LifecycleShape {
-    let lifecycle = machine.lifecycle;
+    let lifecycle = &machine.lifecycle;
     LifecycleShape {
         stage: lifecycle.stage.name().to_owned(),
         fenced: lifecycle.is_fenced(),
         source_told_at: machine.told_fenced_at.map(views::time),
         job: lifecycle.stage.failover().map(|job| job.to_string()),
         point: lifecycle.stage.point().map(|point| point.to_string()),
-        test: lifecycle.test.map(|job| job.to_string()),
+        tests: lifecycle.tests.iter().map(ToString::to_string).collect(),
     }
 }
 

@@ -13,8 +13,9 @@ use holdfast_common::ids::JobId;
 
 use super::{
     ApiError, ApiState, Peer, Who, forecast,
-    shapes::{FailoverRequest, JobShape, SetFailoverRequest, TargetShape},
-    views,
+    port::FailoverMode,
+    shapes::{FailoverRequest, JobShape, ModeShape, SetFailoverRequest, TargetShape},
+    verbs, views,
 };
 use crate::{
     catalog::record::Role,
@@ -33,10 +34,12 @@ pub(super) async fn failover(
     let machine = state.registry.resolve(&given)?;
     let selection = forecast::selection(&request.point)?;
     check_target(&state, &peer, &request.target)?;
+    let mode = mode(request.mode, request.stop_source);
+    verbs::check_free(&state, machine, mode == FailoverMode::Test)?;
     let detail = format!("{selection}, {}", target_text(&request.target));
     let name = views::machine_name(&state, machine);
-    state.registry.record_act(&peer.name(), "failover", name, detail).await?;
-    Ok(Json(state.jobs.failover(peer.name(), machine, selection, request.target).await?))
+    state.registry.record_act(&peer.name(), act(mode), name, detail).await?;
+    Ok(Json(state.jobs.failover(peer.name(), machine, selection, request.target, mode).await?))
 }
 
 /// Fails several machines over: all of them or, if a point cannot be chosen for one, none.
@@ -48,7 +51,11 @@ pub(super) async fn failover_set(
     let selection = forecast::selection(&request.point)?;
     check_target(&state, &peer, &request.target)?;
     let named: Vec<&str> = request.machines.iter().map(String::as_str).collect();
+    let mode = mode(request.mode, request.stop_source);
     let chosen = forecast::choose(&state, &named, selection).await?;
+    for machine in &chosen.machines {
+        verbs::check_free(&state, *machine, mode == FailoverMode::Test)?;
+    }
     let mut wanted = Vec::new();
     for machine in &chosen.machines {
         let name = views::machine_name(&state, *machine);
@@ -64,11 +71,28 @@ pub(super) async fn failover_set(
     for (machine, name, selection) in wanted {
         let target = if is_set { below(&request.target, &name) } else { request.target.clone() };
         let detail = format!("{selection}, {}", target_text(&target));
-        state.registry.record_act(&peer.name(), "failover", &name, detail).await?;
-        let begun = state.jobs.failover(peer.name(), machine, selection, target).await;
+        state.registry.record_act(&peer.name(), act(mode), &name, detail).await?;
+        let begun = state.jobs.failover(peer.name(), machine, selection, target, mode).await;
         jobs.push(begun.map_err(|refusal| some_begun(&name, &refusal.to_string(), &jobs))?);
     }
     Ok(Json(jobs))
+}
+
+const fn mode(mode: ModeShape, stop_source: bool) -> FailoverMode {
+    match mode {
+        ModeShape::Test => FailoverMode::Test,
+        ModeShape::Failover => FailoverMode::Unplanned { stop_source },
+        ModeShape::Planned => FailoverMode::Planned,
+    }
+}
+
+/// As the audit names it.
+const fn act(mode: FailoverMode) -> &'static str {
+    match mode {
+        FailoverMode::Test => "test failover",
+        FailoverMode::Unplanned { .. } => "failover",
+        FailoverMode::Planned => "planned failover",
+    }
 }
 
 /// The selection that a job of one machine gets.
@@ -82,7 +106,7 @@ const fn fixed(selection: Selection, choice: &Choice) -> Selection {
 /// The target of one machine of several.
 fn below(target: &TargetShape, name: &str) -> TargetShape {
     match target {
-        TargetShape::Attach => TargetShape::Attach,
+        TargetShape::Attach | TargetShape::Machine { .. } => target.clone(),
         TargetShape::Image { folder, format, update } => {
             let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
             let name: String = name.chars().map(plain).collect();
@@ -141,6 +165,7 @@ fn may_write(peer: &Peer, allowed: &[PathBuf], folder: &Path) -> bool {
 fn target_text(target: &TargetShape) -> String {
     match target {
         TargetShape::Attach => "attach".to_owned(),
+        TargetShape::Machine { .. } => "machine".to_owned(),
         TargetShape::Image { folder, format, update } => {
             let how = if *update { "onto what is in" } else { "into" };
             format!("{format} images {how} {}", folder.display())
@@ -166,6 +191,7 @@ pub(super) async fn cancel(
     UrlPath(given): UrlPath<String>,
 ) -> Result<Json<JobShape>, ApiError> {
     let job = resolve(&state, &given).await?;
+    verbs::check_cancel(&state, job)?;
     state.registry.record_act(&peer.name(), "job cancel", job, "").await?;
     Ok(Json(state.jobs.cancel(peer.name(), job).await?))
 }
@@ -178,6 +204,16 @@ pub(super) async fn retry(
     let job = resolve(&state, &given).await?;
     state.registry.record_act(&peer.name(), "job retry", job, "").await?;
     Ok(Json(state.jobs.retry(peer.name(), job).await?))
+}
+
+pub(super) async fn go_on(
+    State(state): State<ApiState>,
+    ConnectInfo(peer): Who,
+    UrlPath(given): UrlPath<String>,
+) -> Result<Json<JobShape>, ApiError> {
+    let job = resolve(&state, &given).await?;
+    state.registry.record_act(&peer.name(), "job continue", job, "").await?;
+    Ok(Json(state.jobs.go_on(peer.name(), job).await?))
 }
 
 /// The job that an operator means: an id, or a part of one that fits no other. Ids begin with their time, so

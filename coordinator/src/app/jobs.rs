@@ -2,14 +2,14 @@
 //!
 //! Owns the translation between the job engine, the catalog and the interface's shapes.
 
-use std::{path::Path, sync::Arc};
+use std::{iter, path::Path, sync::Arc, time::Duration};
 
 use holdfast_common::ids::{DiskId, JobId, MachineId, PointId};
 
 use super::{checks::Checks, damage::FailedReads};
 use crate::{
     api::{
-        port::{JobControl, JobRefusal},
+        port::{FailoverMode, JobControl, JobRefusal},
         shapes::{
             ExportShape, ImageShape, JobMessageShape, JobShape, JobStepShape, ProgressShape, TargetShape,
             VerificationShape,
@@ -19,7 +19,7 @@ use crate::{
     catalog::{Catalog, CatalogError, Change, record::JobEventRow},
     compute::port::{BoxFuture, Endpoint, ImageFormat, Progress},
     failover::{
-        job::{FailoverSpec, Job, JobSpec, Output, StepRecord, Target},
+        job::{FailoverSpec, Job, JobSpec, Mode, Output, StepKind, StepRecord, Target},
         machine::State,
         port::{JobStore, LogRecord, PointSource, StoreError},
         runner::{Command, JobError, JobView, Jobs},
@@ -98,7 +98,7 @@ impl Control {
         let state = job.status.state;
         JobShape {
             id: job.id.to_string(),
-            kind: "failover".to_owned(),
+            kind: kind(spec.mode).to_owned(),
             machine: machine.to_string(),
             machine_name: self
                 .registry
@@ -121,7 +121,7 @@ impl Control {
             exports: if state == State::Holding { self.exports(job) } else { Vec::new() },
             images: self.images(job),
             rto_us: job.steps.iter().find_map(|step| match &step.output {
-                Output::Attached { rto_us, .. } => Some(*rto_us),
+                Output::Attached { rto_us, .. } | Output::Started { rto_us, .. } => Some(*rto_us),
                 _ => None,
             }),
             verification: selected.and_then(|(point, _)| self.verification(point)),
@@ -142,10 +142,16 @@ impl Control {
     fn messages(&self, job: &Job) -> Vec<JobMessageShape> {
         let shape = |at, text: &str| JobMessageShape { at: time_text(at), text: text.to_owned() };
         let remarks = job.steps.iter().flat_map(|step| match &step.output {
-            Output::Selected { remarks, .. } => remarks.as_slice(),
-            _ => &[],
+            Output::Selected { remarks, .. } => remarks.clone(),
+            Output::Told { text } => vec![text.clone()],
+            Output::Started { machine, .. } => iter::once(&machine.runs_as)
+                .chain(&machine.remarks)
+                .filter(|line| !line.is_empty())
+                .cloned()
+                .collect(),
+            _ => Vec::new(),
         });
-        let chosen = remarks.map(|remark| shape(job.created_at, remark));
+        let chosen = remarks.map(|remark| shape(job.created_at, &remark));
         let said = job.messages.iter().map(|message| shape(message.at, &message.text));
         let failed = self.failed_reads.of(&job.id.to_string());
         chosen.chain(said).chain(failed.iter().map(|read| shape(read.at, &read.text()))).collect()
@@ -194,16 +200,24 @@ impl JobControl for Control {
         machine: MachineId,
         selection: Selection,
         target: TargetShape,
+        mode: FailoverMode,
     ) -> BoxFuture<'_, Result<JobShape, JobRefusal>> {
         Box::pin(async move {
             let target = match target {
                 TargetShape::Attach => Target::Attach,
+                TargetShape::Machine { stream } => Target::Machine { stream },
                 TargetShape::Image { folder, format, update } => {
                     let format = if format == "qcow2" { ImageFormat::Qcow2 } else { ImageFormat::Raw };
                     Target::Image { folder, format, update }
                 }
             };
-            let spec = JobSpec::Failover(FailoverSpec { machine, selection, target });
+            let (mode, stop_source) = match mode {
+                FailoverMode::Test => (Mode::Test, false),
+                FailoverMode::Unplanned { stop_source } => (Mode::Unplanned, stop_source),
+                FailoverMode::Planned => (Mode::Planned, true),
+            };
+            let spec = FailoverSpec { machine, selection, target, mode, stop_source };
+            let spec = JobSpec::Failover(spec);
             let job = self.jobs.submit(spec, &who).await.map_err(refusal)?;
             self.view(job)
         })
@@ -227,6 +241,33 @@ impl JobControl for Control {
         Box::pin(async move { self.command(job, Command::Cancel, &who).await })
     }
 
+    fn change_point(
+        &self,
+        who: String,
+        job: JobId,
+        selection: Selection,
+    ) -> BoxFuture<'_, Result<JobShape, JobRefusal>> {
+        Box::pin(async move { self.command(job, Command::ChangePoint(selection), &who).await })
+    }
+
+    fn end(&self, who: String, job: JobId) -> BoxFuture<'_, Result<JobShape, JobRefusal>> {
+        Box::pin(async move {
+            let mut watched = self.jobs.watch(job).ok_or(JobRefusal::Unknown(job))?;
+            match self.jobs.command(job, Command::Cancel, &who).await {
+                // Over, or being taken back already.
+                Ok(()) | Err(JobError::NotNow(_)) => {}
+                Err(error) => return Err(refusal(error)),
+            }
+            // An error means that the coordinator ends; the view says how far it got.
+            let _ended = watched.wait_for(JobView::is_settled).await;
+            self.view(job)
+        })
+    }
+
+    fn go_on(&self, who: String, job: JobId) -> BoxFuture<'_, Result<JobShape, JobRefusal>> {
+        Box::pin(async move { self.command(job, Command::Continue, &who).await })
+    }
+
     fn retry(&self, who: String, job: JobId) -> BoxFuture<'_, Result<JobShape, JobRefusal>> {
         Box::pin(async move { self.command(job, Command::Retry, &who).await })
     }
@@ -246,6 +287,14 @@ const fn progress_shape(progress: Progress) -> ProgressShape {
         total_bytes: progress.total_bytes,
         bytes_per_second: progress.bytes_per_second,
         left_ms: progress.left_ms,
+    }
+}
+
+const fn kind(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Test => "test-failover",
+        Mode::Unplanned => "failover",
+        Mode::Planned => "planned-failover",
     }
 }
 
@@ -273,12 +322,38 @@ fn step_shape(step: &StepRecord) -> JobStepShape {
         state: name(serde_json::to_value(step.state)),
         started_at: step.started_at.map(time_text),
         ended_at: step.ended_at.map(time_text),
+        took_ms: step.started_at.zip(step.ended_at).map(|(from, to)| millis(to.since(from))),
+        title: title(step.kind).to_owned(),
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The steps as operators know them.
+const fn title(kind: StepKind) -> &'static str {
+    match kind {
+        StepKind::Check => "prerequisites check",
+        StepKind::StopSource => "shut down source",
+        StepKind::Synchronize => "synchronize",
+        StepKind::SelectPoint => "choose the recovery point",
+        StepKind::ProcessPoint => "process the recovery point",
+        StepKind::Switch => "switch to the target",
+        StepKind::Attach => "attach the disks",
+        StepKind::WriteImages => "write images",
+        StepKind::ReleasePoint => "release the recovery point",
+        StepKind::DefineMachine => "define the machine",
+        StepKind::StartMachine => "start the machine",
+        StepKind::Verify => "verify",
+        StepKind::MoveMachine => "move the machine to images of its own",
     }
 }
 
 fn target_shape(target: &Target) -> TargetShape {
     match target {
         Target::Attach => TargetShape::Attach,
+        Target::Machine { stream } => TargetShape::Machine { stream: *stream },
         Target::Image { folder, format, update } => {
             let format = match format {
                 ImageFormat::Raw => "raw",

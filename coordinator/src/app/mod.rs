@@ -16,6 +16,7 @@ mod logs;
 mod points;
 mod rebuild;
 mod reclaim;
+mod sources;
 
 use std::{future::Future, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
@@ -45,6 +46,7 @@ use crate::{
     catalog::{Catalog, SqliteCatalog},
     compute::{
         image::writer::ImageWriter,
+        machines::NoMachines,
         nbd::{
             attach::NbdAttach,
             server::{DamageSink, Settings as NbdSettings},
@@ -212,6 +214,15 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
         points: Arc::clone(&source) as Arc<dyn PointSource>,
         attach: Arc::new(attach(settings, Arc::clone(&failed_reads) as Arc<dyn DamageSink>)?),
         images: Arc::new(ImageWriter::new(settings.image_threads)),
+        machines: Arc::new(NoMachines),
+        lifecycles: Arc::new(sources::RegistryLifecycles(Arc::clone(&registry))),
+        sources: Arc::new(sources::AgentSources {
+            registry: Arc::clone(&registry),
+            links: links.clone(),
+            points: Arc::clone(&points),
+            catalog: Arc::clone(&shared),
+            clock: Arc::clone(&clock),
+        }),
     };
     let jobs = Arc::new(
         Jobs::start(Parts {
@@ -223,6 +234,7 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
         .await
         .context("going on with jobs")?,
     );
+    sources::forget_lost_jobs(&registry, |job| jobs.watch(job).is_some()).await?;
     let (inbox, heard) = GroupInbox::new();
     registry.set_group_inbox(inbox);
     let book = GroupBook::load(Arc::clone(&shared), Arc::clone(&clock), Arc::clone(&entropy)).await?;

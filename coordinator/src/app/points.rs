@@ -158,6 +158,13 @@ impl PointSource for Source {
         })
     }
 
+    fn keep(&self, job: JobId, point: PointId) -> BoxFuture<'_, Result<(), PointsError>> {
+        Box::pin(async move {
+            let kept = self.points.keep(holder(job), point).await;
+            kept.map_err(failed("record that the job's other points are needed no more"))
+        })
+    }
+
     fn open(&self, machine: MachineId, point: PointId) -> BoxFuture<'_, Result<Vec<DiskView>, PointsError>> {
         Box::pin(async move {
             let record = self.point(machine, point).await?;

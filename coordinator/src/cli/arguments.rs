@@ -127,19 +127,27 @@ Examples:
         #[command(subcommand)]
         command: RetentionCommand,
     },
-    /// Make recovery points of one or more machines usable
+    /// Fail one or more machines over: the target becomes the machine, and its source is fenced
     #[command(after_help = "\
 Examples:
   holdfast failover web-1 db-1 --point latest-multi-vm --dry-run
       shows what each machine would get and lose, and changes nothing
   holdfast failover web-1 --point latest --attach
-      serves the disks as read-only NBD exports at once; `holdfast job cancel ID` ends that
+      serves the disks as read-only NBD exports at once: put an overlay over them and start the machine
   holdfast failover web-1 --point latest-processed --image /srv/images --format qcow2
-      writes verified images into a folder on the coordinator's host
+      writes verified images into a folder on the coordinator's host, and switches when they are complete
   holdfast failover web-1 --point latest --image /srv/images --update
       brings the raw images that an earlier job left there to that point; until it is done they
-      have no name, and cancelling the job removes them
-  holdfast failover web-1 --point 0192f0c1-... --attach
+      have no name, and cancelling the failover removes them
+
+Steps: prerequisites check, (shut down source), synchronize, choose and process the point, switch, start. Replication
+goes on until the switch; from then on nothing of the source is taken. Then:
+  holdfast change-point web-1 --point TIME|ID     another point, at once
+  holdfast commit web-1                           keep it; history stays as long as retention wants it
+  holdfast cancel web-1                           back to the source at any step, without a resync
+
+To look at a point while the source goes on, use `holdfast test-failover`; to lose nothing, and only then fail over, use
+`holdfast planned-failover`.
 
 Points:
   latest             the newest complete one; processes it first if need be (least data lost)
@@ -153,9 +161,68 @@ Points:
 
 Several machines are failed over together: if no point can be chosen for one of them, nothing is begun.")]
     Failover(FailoverOptions),
+    /// Try a point on a copy while the source goes on and replicates; or clean such a test up
+    #[command(after_help = "\
+Examples:
+  holdfast test-failover web-1 --point latest --attach
+      serves the disks as read-only NBD exports at once; `--cleanup` ends that
+  holdfast test-failover web-1 --cleanup
+      removes everything that the test made
+  holdfast test-failover web-1 --point latest-processed --image /srv/images --format qcow2
+      writes verified images, which stay; the test is over when they are complete
+  holdfast test-failover web-1 --point latest --image /srv/images --update
+      brings the raw images that an earlier job left there to that point
+
+Points are named as in `holdfast failover --help`. Several tests may stand at a time, in any stage of the machine;
+`--cleanup` ends all of them.")]
+    TestFailover(TestFailoverOptions),
+    /// Fail over without losing anything: the source stops, gives what it has written last, and is fenced
+    #[command(after_help = "\
+Examples:
+  holdfast planned-failover web-1 --attach
+
+The source's agent runs what its settings name to stop applications, and freezes the file systems; then the last point is
+made, and it is proved that nothing was written behind it. Only then the target becomes the machine. If anything of that
+fails, the source goes on as if nothing had been asked.")]
+    PlannedFailover(PlannedFailoverOptions),
+    /// Go to another point after a failover, also after its commit; what the target has written since is given up
+    #[command(after_help = "\
+Examples:
+  holdfast change-point web-1 --point \"2026-11-25 22:00:00\"
+  holdfast change-point web-1 --point latest")]
+    ChangePoint {
+        /// Name or id
+        machine: String,
+        /// As in `holdfast failover --help`
+        #[arg(long, value_name = "POINT")]
+        point: String,
+        /// Return at once, without waiting for the job
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Keep a failover: it cannot be cancelled any more. Deletes nothing; points stay until retention ends them
+    Commit {
+        /// Name or id
+        machine: String,
+    },
+    /// Take a failover back, at whatever step it is: the source is the machine again and goes on replicating, without a
+    /// resync. What the target has written is given up
+    Cancel {
+        /// Name or id
+        machine: String,
+    },
+    /// Make the source the machine again after a commit, and give up what the target has written; its disks are compared
+    /// with the replica, and only what differs is sent
+    Resume {
+        /// Name or id
+        machine: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
     /// List the jobs
     Jobs,
-    /// Show, cancel or retry a job
+    /// Show, cancel, retry or continue a job
     Job {
         #[command(subcommand)]
         command: JobCommand,
@@ -425,6 +492,11 @@ pub(crate) enum JobCommand {
         /// Its id, or an end of it that fits no other
         job: String,
     },
+    /// Let a job go on that waits for something to be done by hand
+    Continue {
+        /// Its id, or an end of it that fits no other
+        job: String,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -491,6 +563,58 @@ pub(crate) struct FailoverOptions {
     /// Where DIR holds an unchanged raw image of another point, write only what differs onto it
     #[arg(long, requires = "image")]
     pub(crate) update: bool,
+    /// Ask the source to stop first (see `holdfast planned-failover --help`); go on whether it does or not
+    #[arg(long)]
+    pub(crate) shutdown: bool,
+    /// Return at once, without waiting for the job
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["attach", "image", "cleanup"])))]
+pub(crate) struct TestFailoverOptions {
+    /// Names or ids
+    #[arg(required = true, value_name = "MACHINE")]
+    pub(crate) machines: Vec<String>,
+    /// As in `holdfast failover --help`
+    #[arg(long, value_name = "POINT", default_value = "latest")]
+    pub(crate) point: String,
+    /// Remove what the test has made
+    #[arg(long)]
+    pub(crate) cleanup: bool,
+    /// Serve the disks as read-only NBD exports, until the test is cleaned up
+    #[arg(long)]
+    pub(crate) attach: bool,
+    /// Write images into this folder on the coordinator's host; of several machines into a folder each
+    #[arg(long, value_name = "DIR")]
+    pub(crate) image: Option<PathBuf>,
+    /// Format of the images
+    #[arg(long, value_enum, default_value_t = ImageFormat::Raw)]
+    pub(crate) format: ImageFormat,
+    /// Where DIR holds an unchanged raw image of another point, write only what differs onto it
+    #[arg(long, requires = "image")]
+    pub(crate) update: bool,
+    /// Return at once, without waiting for the job
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("into").required(true).args(["attach", "image"])))]
+pub(crate) struct PlannedFailoverOptions {
+    /// Names or ids
+    #[arg(required = true, value_name = "MACHINE")]
+    pub(crate) machines: Vec<String>,
+    /// Serve the disks as read-only NBD exports
+    #[arg(long)]
+    pub(crate) attach: bool,
+    /// Write images into this folder on the coordinator's host; of several machines into a folder each
+    #[arg(long, value_name = "DIR")]
+    pub(crate) image: Option<PathBuf>,
+    /// Format of the images
+    #[arg(long, value_enum, default_value_t = ImageFormat::Raw)]
+    pub(crate) format: ImageFormat,
     /// Return at once, without waiting for the job
     #[arg(long)]
     pub(crate) no_wait: bool,

@@ -2,16 +2,19 @@
 //!
 //! Owns the progress bar and the wording. A job goes on without this program; watching may be broken off.
 
-use std::{fmt::Write as _, io::IsTerminal as _, time::Duration};
+use std::{fmt::Write as _, io::IsTerminal as _, path::PathBuf, time::Duration};
 
 use comfy_table::{Table, presets::NOTHING};
-use holdfast_coordinator::api::shapes::{ForecastShape, JobShape, SetFailoverRequest, TargetShape};
+use holdfast_coordinator::api::shapes::{
+    ChangePointRequest, ForecastShape, JobShape, LifecycleShape, ModeShape, SetFailoverRequest, TargetShape,
+};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::tz::TimeZone;
 
 use crate::{
-    arguments::{FailoverOptions, ImageFormat},
+    arguments::{FailoverOptions, ImageFormat, PlannedFailoverOptions, TestFailoverOptions},
     client::{Client, escape},
+    commands::confirmed,
     duration, forecasts,
     output::{Failure, Output},
     tables,
@@ -31,38 +34,118 @@ pub(crate) async fn failover(
     if options.dry_run {
         return dry_run(client, output, &options.machines, &point).await;
     }
-    let target = match options.image {
-        None => TargetShape::Attach,
-        Some(folder) if !client.is_local() && !folder.is_absolute() => {
-            let message = format!("{} is no full path", folder.display());
-            let advice = "images are written on the coordinator's host: give a full path there";
-            return Err(Failure::usage(message, advice));
+    let target = target(client, options.image, options.format, options.update)?;
+    let (mode, stop_source) = (ModeShape::Failover, options.shutdown);
+    let request = SetFailoverRequest { machines: options.machines, point, target, mode, stop_source };
+    begin(client, output, &request, options.no_wait).await
+}
+
+pub(crate) async fn test_failover(
+    client: &Client,
+    output: Output,
+    options: TestFailoverOptions,
+) -> Result<(), Failure> {
+    if options.cleanup {
+        let mut ended = Vec::new();
+        for machine in &options.machines {
+            let path = format!("/v1/machines/{}/cleanup", escape(machine));
+            ended.push(client.post::<LifecycleShape>(&path, &()).await?);
         }
-        Some(folder) => {
-            let folder = std::path::absolute(&folder).map_err(|error| {
-                Failure::usage(format!("the folder is unusable: {error}"), "give a full path")
-            })?;
-            let format = match options.format {
-                ImageFormat::Raw => "raw",
-                ImageFormat::Qcow2 => "qcow2",
-            };
-            TargetShape::Image { folder, format: format.to_owned(), update: options.update }
-        }
+        return output.answer(&ended, |ended| format!("Cleaned up: {} test failover(s).", ended.len()));
+    }
+    let target = target(client, options.image, options.format, options.update)?;
+    let point = with_zone(&options.point);
+    let mode = ModeShape::Test;
+    let request = SetFailoverRequest { machines: options.machines, point, target, mode, stop_source: false };
+    begin(client, output, &request, options.no_wait).await
+}
+
+pub(crate) async fn planned_failover(
+    client: &Client,
+    output: Output,
+    options: PlannedFailoverOptions,
+) -> Result<(), Failure> {
+    let target = target(client, options.image, options.format, false)?;
+    let (mode, point) = (ModeShape::Planned, "latest".to_owned());
+    let request = SetFailoverRequest { machines: options.machines, point, target, mode, stop_source: true };
+    begin(client, output, &request, options.no_wait).await
+}
+
+pub(crate) async fn change_point(
+    client: &Client,
+    output: Output,
+    machine: &str,
+    point: &str,
+    no_wait: bool,
+) -> Result<(), Failure> {
+    let request = ChangePointRequest { point: with_zone(point) };
+    let path = format!("/v1/machines/{}/change-point", escape(machine));
+    let job: JobShape = client.post(&path, &request).await?;
+    if no_wait {
+        return output.answer(&job, begun);
+    }
+    let job = watch(client, output, job).await?;
+    finish(output, &job)
+}
+
+/// Commit, cancel, resume: something happens to the machine, and it is told where it stands then.
+pub(crate) async fn verb(client: &Client, output: Output, machine: &str, verb: &str) -> Result<(), Failure> {
+    let path = format!("/v1/machines/{}/{verb}", escape(machine));
+    let stage: LifecycleShape = client.post(&path, &()).await?;
+    output.answer(&stage, |stage| {
+        let source = if stage.fenced { "its source is fenced" } else { "its source is the machine" };
+        format!("Machine {machine} is {}: {source}.", stage.stage)
+    })
+}
+
+pub(crate) async fn resume(client: &Client, output: Output, machine: &str, yes: bool) -> Result<(), Failure> {
+    let question =
+        format!("Give up what the target of {machine} has written, and go back to the source? [y/N] ");
+    if !yes && !confirmed(&question)? {
+        return Err(Failure::failed("nothing was changed", ""));
+    }
+    verb(client, output, machine, "resume").await
+}
+
+fn target(
+    client: &Client,
+    image: Option<PathBuf>,
+    format: ImageFormat,
+    update: bool,
+) -> Result<TargetShape, Failure> {
+    let Some(folder) = image else { return Ok(TargetShape::Attach) };
+    if !client.is_local() && !folder.is_absolute() {
+        let message = format!("{} is no full path", folder.display());
+        let advice = "images are written on the coordinator's host: give a full path there";
+        return Err(Failure::usage(message, advice));
+    }
+    let folder = std::path::absolute(&folder)
+        .map_err(|error| Failure::usage(format!("the folder is unusable: {error}"), "give a full path"))?;
+    let format = match format {
+        ImageFormat::Raw => "raw",
+        ImageFormat::Qcow2 => "qcow2",
     };
-    let request = SetFailoverRequest { machines: options.machines, point, target };
+    Ok(TargetShape::Image { folder, format: format.to_owned(), update })
+}
+
+/// Begins the jobs of one or several machines, and waits for them.
+async fn begin(
+    client: &Client,
+    output: Output,
+    request: &SetFailoverRequest,
+    no_wait: bool,
+) -> Result<(), Failure> {
     let is_set = request.machines.len() > 1;
-    let mut jobs: Vec<JobShape> = client.post("/v1/failover", &request).await?;
-    if !options.no_wait {
+    let mut jobs: Vec<JobShape> = client.post("/v1/failover", request).await?;
+    if !no_wait {
         for job in &mut jobs {
             *job = watch(client, output, job.clone()).await?;
         }
     }
     match jobs.as_slice() {
-        [job] if !is_set && options.no_wait => output.answer(job, begun),
+        [job] if !is_set && no_wait => output.answer(job, begun),
         [job] if !is_set => finish(output, job),
-        jobs if options.no_wait => {
-            output.answer(&jobs, |jobs| jobs.iter().map(begun).collect::<Vec<_>>().join("\n"))
-        }
+        jobs if no_wait => output.answer(&jobs, |jobs| jobs.iter().map(begun).collect::<Vec<_>>().join("\n")),
         jobs => finish_set(output, jobs),
     }
 }
@@ -134,8 +217,9 @@ pub(crate) async fn cancel(client: &Client, output: Output, job: &str) -> Result
     output.answer(&job, |job| format!("Job {} is {}.", job.id, job.state))
 }
 
-pub(crate) async fn retry(client: &Client, output: Output, job: &str) -> Result<(), Failure> {
-    let job: JobShape = client.post(&format!("/v1/jobs/{}/retry", escape(job)), &()).await?;
+/// `retry` or `continue`: the job goes on, and is watched.
+pub(crate) async fn go_on(client: &Client, output: Output, job: &str, how: &str) -> Result<(), Failure> {
+    let job: JobShape = client.post(&format!("/v1/jobs/{}/{how}", escape(job)), &()).await?;
     let job = watch(client, output, job).await?;
     finish(output, &job)
 }
@@ -219,7 +303,9 @@ fn describe(job: &JobShape) -> String {
     }
     for step in &job.steps {
         let at = step.started_at.as_deref().map(tables::local).unwrap_or_default();
-        let _infallible = writeln!(text, "  {:<14} {:<8} {at}", step.kind, step.state);
+        let took = step.took_ms.map(|took| duration::show(Duration::from_millis(took))).unwrap_or_default();
+        let title = if step.title.is_empty() { &step.kind } else { &step.title };
+        let _infallible = writeln!(text, "  {title:<36} {:<8} {at} {took}", step.state);
     }
     for message in &job.messages {
         let _infallible = writeln!(text, "  {} {}", tables::local(&message.at), message.text);
@@ -256,7 +342,11 @@ fn describe(job: &JobShape) -> String {
     }
     if !job.exports.is_empty() && job.state == "holding" {
         let _infallible = writeln!(text, "Read-only NBD exports, for qemu, nbdcopy, nbd-client and others.");
-        let _infallible = writeln!(text, "They are served until `holdfast job cancel {}`.", job.id);
+        let until = match &*job.kind {
+            "test-failover" => format!("`holdfast test-failover {} --cleanup`", job.machine_name),
+            _ => format!("`holdfast cancel {}`, or beyond its commit", job.machine_name),
+        };
+        let _infallible = writeln!(text, "They are served until {until}.");
     }
     text
 }

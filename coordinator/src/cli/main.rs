@@ -90,12 +90,25 @@ async fn dispatch(command: Command, client: Client, output: Output) -> Result<()
             commands::plan_retention(&client, output, &machine, retention).await
         }
         Command::Failover(options) => failover::failover(&client, output, options).await,
+        Command::TestFailover(options) => failover::test_failover(&client, output, options).await,
+        Command::PlannedFailover(options) => failover::planned_failover(&client, output, options).await,
+        Command::ChangePoint { machine, point, no_wait } => {
+            failover::change_point(&client, output, &machine, &point, no_wait).await
+        }
+        Command::Commit { machine } => failover::verb(&client, output, &machine, "commit").await,
+        Command::Cancel { machine } => failover::verb(&client, output, &machine, "cancel").await,
+        Command::Resume { machine, yes } => failover::resume(&client, output, &machine, yes).await,
         Command::Jobs => failover::jobs(&client, output).await,
         Command::Job { command: JobCommand::Show { job, follow } } => {
             failover::show(&client, output, &job, follow).await
         }
         Command::Job { command: JobCommand::Cancel { job } } => failover::cancel(&client, output, &job).await,
-        Command::Job { command: JobCommand::Retry { job } } => failover::retry(&client, output, &job).await,
+        Command::Job { command: JobCommand::Retry { job } } => {
+            failover::go_on(&client, output, &job, "retry").await
+        }
+        Command::Job { command: JobCommand::Continue { job } } => {
+            failover::go_on(&client, output, &job, "continue").await
+        }
         Command::Scrub { command: ScrubCommand::Status } => commands::scrub_status(&client, output).await,
         Command::Scrub { command: ScrubCommand::Start { machine } } => {
             commands::scrub_start(&client, output, machine).await

@@ -230,7 +230,7 @@ fn stage(machine: &MachineStatusShape) -> String {
         ("" | "protected", false) => "not connected",
         (stage, _) => stage,
     };
-    if lifecycle.test.is_some() { format!("{stage}, test failover") } else { stage.to_owned() }
+    if !lifecycle.tests.is_empty() { format!("{stage}, test failover") } else { stage.to_owned() }
 }
 
 fn machine_rows(table: &mut Table, machine: &MachineStatusShape) {

@@ -13,7 +13,10 @@
 
 use std::{fmt, path::PathBuf, sync::Arc};
 
-use holdfast_common::{ids::MachineId, wire::Inventory};
+use holdfast_common::{
+    ids::{MachineId, PointId},
+    wire::Inventory,
+};
 use serde::{Deserialize, Serialize};
 
 use super::port::{BoxFuture, ComputeError, Endpoint, Task};
@@ -25,6 +28,8 @@ pub struct MachineRequest {
     pub owner: String,
     /// The protected machine that it is made of; what operators have set for it is found by this.
     pub machine: MachineId,
+    /// What its disks are of: a machine that is defined again from another point begins anew.
+    pub point: PointId,
     /// Its name, for people, windows and logs.
     pub name: String,
     /// What it is, as its agent told last: processors, memory, firmware, network cards, order of disks.
@@ -69,8 +74,8 @@ pub enum Stop {
 /// A hypervisor.
 pub trait Machines: fmt::Debug + Send + Sync {
     /// Works out the definition of the machine and makes an empty overlay for each disk. Nothing runs yet. Defined
-    /// already from the same disks is success, and keeps what is in the overlays; from other disks (the point was
-    /// changed) the overlays are begun anew.
+    /// already from the same point is success, and keeps what is in the overlays; one of another point is stopped, and its
+    /// overlays are begun anew.
     fn define(&self, request: MachineRequest) -> BoxFuture<'_, Result<(), ComputeError>>;
 
     /// Starts a defined machine; returns when it has read the first block of a disk. Running already is success.

@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use holdfast_common::{
@@ -13,6 +14,7 @@ use holdfast_common::{
     frame::cut::Consistency,
     ids::{DiskId, JobId, MachineId, PointId},
     units::BlockRange,
+    wire::{Firmware, Inventory, Platform},
 };
 use tokio::sync::Notify;
 
@@ -20,17 +22,24 @@ use super::{
     job::{JobSpec, StepKind},
     log::Then,
     plans::failover::Services,
-    port::{JobStore, LogRecord, PointSource, PointsError, StoreError},
+    port::{
+        JobStore, LifecycleError, Lifecycles, LogRecord, PointSource, PointsError, SourceError, SourceFacts,
+        Sources, StoreError,
+    },
     step::{Context, Outcome, Plan, Plans, Step, StepError},
 };
 use crate::{
-    compute::port::{
-        Attach, BoxFuture, ComputeError, DiskView, Endpoint, ImageFile, ImageRequest, Task, WriteImage,
+    compute::{
+        machines::{MachineRequest, Machines, StartedMachine, Stop},
+        port::{
+            Attach, BoxFuture, ComputeError, DiskView, Endpoint, ImageFile, ImageRequest, Task, WriteImage,
+        },
     },
     points::{
         selection::{Candidate, CandidateState},
         view::{BlockView, ViewError, ViewExtent},
     },
+    registry::lifecycle::{Lifecycle, LifecycleEvent},
 };
 
 /// A store in memory that can die: from a chosen append on nothing is answered any more.
@@ -107,6 +116,25 @@ pub(super) struct Things {
     pub served: BTreeSet<String>,
     pub images: BTreeMap<PathBuf, String>,
     pub newest: u8,
+    /// Defined machines, with their points.
+    pub machines: BTreeMap<String, PointId>,
+    pub running: BTreeSet<String>,
+    pub lifecycle: Lifecycle,
+    /// What the source does.
+    pub source: Source,
+    /// Points that were served or shown by a machine, in order.
+    pub shown: Vec<PointId>,
+}
+
+/// The source of the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Source {
+    pub disconnected: bool,
+    pub stopped: bool,
+    /// It writes although it is stopped.
+    pub writes_on: bool,
+    /// It answers nothing.
+    pub hangs: bool,
 }
 
 impl World {
@@ -114,15 +142,27 @@ impl World {
         self.inner.lock().unwrap()
     }
 
-    /// What a crash of the coordinator takes away: the devices.
+    /// What a crash of the coordinator takes away: the devices. Machines run on.
     pub(super) fn crash(&self) {
         self.things().served.clear();
+    }
+
+    /// The source connects again if it may, and goes on if it was stopped before it was fenced.
+    pub(super) fn let_in(&self) {
+        let mut things = self.things();
+        if !things.lifecycle.is_fenced() {
+            things.source.stopped = false;
+        }
     }
 
     /// Whether nothing of any job is left.
     pub(super) fn is_clean(&self) -> bool {
         let things = self.things();
-        things.leases.is_empty() && things.served.is_empty() && things.images.is_empty()
+        let made = things.served.is_empty() && things.images.is_empty() && things.machines.is_empty();
+        made && things.running.is_empty()
+            && things.leases.is_empty()
+            && things.lifecycle == Lifecycle::default()
+            && !things.source.stopped
     }
 }
 
@@ -196,11 +236,21 @@ impl PointSource for World {
         })
     }
 
+    fn keep(&self, job: JobId, point: PointId) -> BoxFuture<'_, Result<(), PointsError>> {
+        Box::pin(async move {
+            self.things().leases.retain(|(of, held)| *of != job || *held == point);
+            Ok(())
+        })
+    }
+
     fn open(&self, _machine: MachineId, point: PointId) -> BoxFuture<'_, Result<Vec<DiskView>, PointsError>> {
         Box::pin(async move {
-            let things = self.things();
+            let mut things = self.things();
             assert!(things.processed.contains(&point), "opened before it was processed");
             assert!(things.leases.iter().any(|(_, held)| *held == point), "opened without a lease");
+            if things.shown.last() != Some(&point) {
+                things.shown.push(point);
+            }
             let disk = DiskId::from_bytes([1; 16]);
             Ok(vec![DiskView { disk, name: "sda".into(), view: Arc::new(Empty) }])
         })
@@ -252,6 +302,148 @@ impl WriteImage for World {
     fn discard(&self, folder: PathBuf, owner: String) -> BoxFuture<'_, Result<(), ComputeError>> {
         Box::pin(async move {
             self.things().images.retain(|path, by| !(path.starts_with(&folder) && *by == owner));
+            Ok(())
+        })
+    }
+}
+
+impl Lifecycles for World {
+    fn now(&self, _machine: MachineId) -> Option<Lifecycle> {
+        Some(self.things().lifecycle.clone())
+    }
+
+    fn advance(
+        &self,
+        _machine: MachineId,
+        event: LifecycleEvent,
+        _job: JobId,
+    ) -> BoxFuture<'_, Result<Lifecycle, LifecycleError>> {
+        Box::pin(async move {
+            let mut things = self.things();
+            things.lifecycle = things.lifecycle.after(event)?;
+            Ok(things.lifecycle.clone())
+        })
+    }
+}
+
+impl World {
+    async fn source(&self) -> Result<MutexGuard<'_, Things>, SourceError> {
+        if self.things().source.hangs {
+            std::future::pending::<()>().await;
+        }
+        let things = self.things();
+        // A fenced source is not connected.
+        if things.source.disconnected || things.lifecycle.is_fenced() {
+            return Err(SourceError::NotConnected);
+        }
+        Ok(things)
+    }
+}
+
+impl Sources for World {
+    fn facts(&self, _machine: MachineId) -> Option<SourceFacts> {
+        let connected = !self.things().source.disconnected;
+        let inventory = Inventory {
+            host_name: "web-1".into(),
+            operating_system: String::new(),
+            kernel: String::new(),
+            boot_id: String::new(),
+            firmware: Firmware::Bios,
+            platform: Platform::Kvm,
+            hardware: String::new(),
+            hardware_uuid: String::new(),
+            processors: 1,
+            memory_bytes: 1 << 30,
+            network_cards: Vec::new(),
+            disks: Vec::new(),
+            drivers: Vec::new(),
+        };
+        Some(SourceFacts { name: "web-1".into(), connected, inventory: Some(inventory) })
+    }
+
+    fn cut(&self, _machine: MachineId, _limit: Duration) -> BoxFuture<'_, Result<PointId, SourceError>> {
+        Box::pin(async move {
+            let mut things = self.source().await?;
+            things.newest += 1;
+            Ok(point(things.newest))
+        })
+    }
+
+    fn stop(
+        &self,
+        _machine: MachineId,
+        _limit: Duration,
+        _hold: Duration,
+    ) -> BoxFuture<'_, Result<String, SourceError>> {
+        Box::pin(async move {
+            self.source().await?.source.stopped = true;
+            Ok("stopped".into())
+        })
+    }
+
+    fn resume(&self, _machine: MachineId) -> BoxFuture<'_, Result<(), SourceError>> {
+        Box::pin(async move {
+            self.source().await?.source.stopped = false;
+            Ok(())
+        })
+    }
+
+    fn prove_last(&self, _machine: MachineId, _point: PointId) -> BoxFuture<'_, Result<(), SourceError>> {
+        Box::pin(async move {
+            let source = self.source().await?.source;
+            if source.stopped && !source.writes_on {
+                Ok(())
+            } else {
+                Err(SourceError::Refused { text: "8 blocks were written since; stop what writes".into() })
+            }
+        })
+    }
+}
+
+impl Machines for World {
+    fn define(&self, request: MachineRequest) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(async move {
+            let mut things = self.things();
+            assert!(things.served.contains(&request.owner), "defined before its disks were served");
+            if things.machines.insert(request.owner.clone(), request.point) != Some(request.point) {
+                things.running.remove(&request.owner);
+            }
+            Ok(())
+        })
+    }
+
+    fn start(&self, owner: String) -> BoxFuture<'_, Result<StartedMachine, ComputeError>> {
+        Box::pin(async move {
+            let mut things = self.things();
+            assert!(
+                things.machines.contains_key(&owner) && things.served.contains(&owner),
+                "started before defined"
+            );
+            things.running.insert(owner);
+            Ok(StartedMachine::default())
+        })
+    }
+
+    fn is_running(&self, owner: String) -> BoxFuture<'_, Result<bool, ComputeError>> {
+        Box::pin(async move { Ok(self.things().running.contains(&owner)) })
+    }
+
+    fn stop(&self, owner: String, _how: Stop) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(async move {
+            self.things().running.remove(&owner);
+            Ok(())
+        })
+    }
+
+    fn stream(&self, _owner: String, _task: Arc<Task>) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn destroy(&self, owner: String) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(async move {
+            let mut things = self.things();
+            things.running.remove(&owner);
+            things.machines.remove(&owner);
             Ok(())
         })
     }

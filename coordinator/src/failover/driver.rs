@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{
-    job::Job,
+    job::{Job, StepKind, StepState},
     log::{self, Event, LogError, Record},
     machine::{self, State},
     port::StoreError,
@@ -55,7 +55,8 @@ impl Driver {
 
     /// Drives until the job is taken away. Dropping it at any moment is a restart.
     pub(super) async fn run(mut self) {
-        if self.job.status.state == State::Holding {
+        let state = self.job.status.state;
+        if !state.is_over() && !matches!(state, State::Undoing { .. } | State::Stuck { .. }) {
             self.restore().await;
         }
         while self.advance().await.is_ok() {}
@@ -120,11 +121,14 @@ impl Driver {
         self.record(event).await
     }
 
-    /// Brings back what the job holds. What cannot be brought back is said; cancel still works, and a restart tries again.
+    /// Brings back what steps that are done keep up: the steps after them, and the operator, count on it. What cannot be brought back is said; cancel still works, and a restart tries again.
     async fn restore(&mut self) {
         let context = self.context();
         for index in 0..self.job.steps.len() {
             let Some(record) = self.job.steps.get(index) else { continue };
+            if record.state != StepState::Done || self.is_outdated(index) {
+                continue;
+            }
             let restored = self.parts.plans.step(record.kind).restore(&context).await;
             if let Err(StepError { message, .. }) = restored {
                 tracing::error!(job = %self.job.id, message, "what a job holds could not be brought back");
@@ -143,6 +147,9 @@ impl Driver {
             Command::Cancel => Event::CancelRequested { by },
             Command::Retry => Event::RetryRequested { by },
             Command::Continue => Event::ContinueRequested { by },
+            Command::ChangePoint(selection) => {
+                Event::PointChangeRequested { by, selection, step: self.choosing() }
+            }
         };
         if let Err(error) = machine::next(&self.job.status, &event) {
             // The one who asked may have gone.
@@ -197,7 +204,25 @@ impl Driver {
         }
     }
 
-    fn kind(&self, step: u32) -> Option<super::job::StepKind> {
+    /// Whether a step was done for another point than the one that is chosen now: it is run again soon.
+    fn is_outdated(&self, index: usize) -> bool {
+        let at = match self.job.status.state {
+            State::Ready { step }
+            | State::Running { step }
+            | State::Waiting { step }
+            | State::Held { step } => step,
+            _ => return false,
+        };
+        at > self.choosing() && u32::try_from(index).is_ok_and(|index| index >= at)
+    }
+
+    /// The step that chooses the point; one that is not there if the job chooses none, which no state accepts.
+    fn choosing(&self) -> u32 {
+        let chooses = self.job.steps.iter().position(|step| step.kind == StepKind::SelectPoint);
+        chooses.and_then(|step| u32::try_from(step).ok()).unwrap_or(u32::MAX)
+    }
+
+    fn kind(&self, step: u32) -> Option<StepKind> {
         self.job.steps.get(usize::try_from(step).ok()?).map(|step| step.kind)
     }
 }

@@ -18,7 +18,10 @@ use super::{
     machine::{self, Status, TransitionError},
 };
 use crate::{
-    compute::port::{Endpoint, ImageFile, ImageFormat},
+    compute::{
+        machines::StartedMachine,
+        port::{Endpoint, ImageFile, ImageFormat},
+    },
     points::selection::Selection,
 };
 
@@ -39,6 +42,25 @@ pub struct FailoverSpec {
     pub selection: Selection,
     /// What to make of it.
     pub target: Target,
+    /// What it means for the source. A job of before there were modes never touched its source: a test.
+    #[serde(default)]
+    pub mode: Mode,
+    /// Whether the source is stopped first (a planned failover always does).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stop_source: bool,
+}
+
+/// What a failover means for the source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// On a copy, apart from everything; the source goes on being the machine, and replicates.
+    #[default]
+    Test,
+    /// The target becomes the machine. What of the source does not answer does not hold it up.
+    Unplanned,
+    /// The target becomes the machine with everything that the source has written, or not at all.
+    Planned,
 }
 
 /// What a point is made into.
@@ -56,6 +78,12 @@ pub enum Target {
         /// Whether images of another point that are there already are made these, by writing only what differs.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         update: bool,
+    },
+    /// A machine that runs, on a hypervisor.
+    Machine {
+        /// Whether it is moved to images of its own behind its back.
+        #[serde(default)]
+        stream: bool,
     },
 }
 
@@ -85,6 +113,20 @@ pub enum StepKind {
     WriteImages,
     /// The point is not needed any more.
     ReleasePoint,
+    /// Have the source stop writing.
+    StopSource,
+    /// Have the source make a last cut.
+    Synchronize,
+    /// The target becomes the machine: nothing more of the source is taken.
+    Switch,
+    /// Make a machine of the point's disks.
+    DefineMachine,
+    /// Start it.
+    StartMachine,
+    /// See whether it still runs.
+    Verify,
+    /// Move it to images of its own.
+    MoveMachine,
 }
 
 /// What a step found or made, for the steps after it and the operator.
@@ -115,6 +157,23 @@ pub enum Output {
         /// Which.
         images: Vec<ImageFile>,
     },
+    /// What was found, for the operator.
+    Told {
+        /// The line.
+        text: String,
+    },
+    /// The source has made a cut.
+    Cut {
+        /// Its point.
+        point: PointId,
+    },
+    /// The machine runs.
+    Started {
+        /// What was started.
+        machine: StartedMachine,
+        /// From the trigger of the job to the first block that it read, in microseconds.
+        rto_us: u64,
+    },
 }
 
 /// A job as its log tells it.
@@ -128,6 +187,10 @@ pub struct Job {
     pub by: String,
     /// When.
     pub created_at: Timestamp,
+    /// When it was last asked to make a point usable: at its creation, or at the last change of the point.
+    pub triggered_at: Timestamp,
+    /// How often its point was changed.
+    pub changes: u32,
     /// Where it stands.
     pub status: Status,
     /// Its steps, in order.
@@ -202,6 +265,8 @@ impl Job {
             spec: spec.clone(),
             by: by.clone(),
             created_at: record.at,
+            triggered_at: record.at,
+            changes: 0,
             status,
             steps: steps.iter().map(waiting).collect(),
             messages: Vec::new(),
@@ -249,7 +314,10 @@ impl Job {
         match &record.event {
             Event::StepStarted { step } => self.mark(*step, |step| {
                 (step.state, step.started_at, step.ended_at) = (StepState::Running, Some(at), None);
-                step.output = Output::Nothing;
+                // What was chosen before is in use until something else is chosen.
+                if step.kind != StepKind::SelectPoint {
+                    step.output = Output::Nothing;
+                }
             }),
             Event::StepDone { step, output } => self.mark(*step, |step| {
                 (step.state, step.ended_at) = (StepState::Done, Some(at));
@@ -266,6 +334,12 @@ impl Job {
             }),
             Event::UndoFailed { message, .. } | Event::Message { text: message } => {
                 self.say(at, message.clone());
+            }
+            Event::PointChangeRequested { by, selection, .. } => {
+                let JobSpec::Failover(spec) = &mut self.spec;
+                spec.selection = *selection;
+                (self.triggered_at, self.changes) = (at, self.changes.saturating_add(1));
+                self.say(at, format!("change of the point to {selection} was asked for by {by}"));
             }
             Event::CancelRequested { by } => self.say(at, format!("cancel was asked for by {by}")),
             Event::RetryRequested { by } => self.say(at, format!("retry was asked for by {by}")),

@@ -16,6 +16,7 @@ use super::{
     job::{JobSpec, Output, StepKind},
     port::LogRecord,
 };
+use crate::points::selection::Selection;
 
 /// Something that happened to a job. Variants are only ever appended, fields only added with a default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +88,15 @@ pub enum Event {
         step: u32,
         /// Why, for the operator.
         message: String,
+    },
+    /// The operator wants what the job holds to be of another point: the job goes back to choosing one.
+    PointChangeRequested {
+        /// Who.
+        by: String,
+        /// Which point.
+        selection: Selection,
+        /// The step that chooses it.
+        step: u32,
     },
     /// A line for the operator.
     Message {

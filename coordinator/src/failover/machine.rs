@@ -2,7 +2,7 @@
 //!
 //! Pure: no IO, no clock. Used when an event happens and again when a log is read back, so both always agree.
 //! Invariant: a step is undone only after it was begun, and all steps begun are undone, last first, before a job is
-//! `Cancelled` or `Failed`.
+//! `Cancelled` or `Failed`; also those that were begun before the job went back to another point.
 //!
 //! ```text
 //!                 StepStarted             StepDone (not last)
@@ -16,10 +16,12 @@
 //!    any but the final ones -------+--Cancel--> Undoing{i} --UndoDone--> Undoing{i-1} ... --> Cancelled / Failed
 //!                                               |     ^                              Failed --Retry--> Ready{0}
 //!                                     UndoFailed+     +--Retry-- Stuck{i}
+//!
+//!    Holding, Held{j} --PointChangeRequested{i}--> Ready{i}    (i <= j; the steps from i on are run again)
 //! ```
 //!
-//! What a crash comes back to: `Ready{i}` starts step i; `Running{i}` runs it again (steps are idempotent); `Waiting`, `Held`,
-//! `Stuck` wait for the operator; `Holding` restores what it holds; `Undoing{i}` undoes step i again. Final states stay.
+//! What a crash comes back to: what steps that are done keep up is restored; `Ready{i}` starts step i; `Running{i}` runs it again (steps are idempotent); `Waiting`, `Held`,
+//! `Stuck` and `Holding` wait for the operator; `Undoing{i}` undoes step i again. Final states stay.
 
 use serde::Serialize;
 use thiserror::Error;
@@ -35,6 +37,8 @@ pub struct Status {
     pub steps: u32,
     /// Whether the job holds something after its last step.
     pub holds: bool,
+    /// Steps from the first one on that were begun and not undone.
+    pub begun: u32,
 }
 
 /// States of a job; see the module's drawing. Steps are counted from zero.
@@ -134,7 +138,12 @@ pub enum TransitionError {
 /// It has no steps, or too many.
 pub fn begin(steps: usize, holds: bool) -> Result<Status, TransitionError> {
     let steps = u32::try_from(steps).ok().filter(|steps| (1..=STEPS_MAX).contains(steps));
-    Ok(Status { state: State::Ready { step: 0 }, steps: steps.ok_or(TransitionError::Steps)?, holds })
+    Ok(Status {
+        state: State::Ready { step: 0 },
+        steps: steps.ok_or(TransitionError::Steps)?,
+        holds,
+        begun: 0,
+    })
 }
 
 /// The status after an event.
@@ -146,12 +155,19 @@ pub fn next(status: &Status, event: &Event) -> Result<Status, TransitionError> {
         Event::Message { .. } => Some(status.state),
         Event::CancelRequested { .. } => cancelled(status),
         Event::RetryRequested { .. } => retried(status.state),
+        Event::PointChangeRequested { step, .. } if *step < status.steps => changed(status.state, *step),
+        Event::PointChangeRequested { .. } => None,
         Event::UndoDone { .. } | Event::UndoFailed { .. } => undone(status.state, event),
         Event::Created { .. } => None,
         _ => forward(status, event),
     };
     let state = state.ok_or(TransitionError::NotNow { state: status.state.name() })?;
-    Ok(Status { state, ..*status })
+    let begun = match *event {
+        Event::StepStarted { step } => status.begun.max(step + 1),
+        Event::UndoDone { step } => step,
+        _ => status.begun,
+    };
+    Ok(Status { state, begun, ..*status })
 }
 
 fn forward(status: &Status, event: &Event) -> Option<State> {
@@ -168,7 +184,7 @@ fn forward(status: &Status, event: &Event) -> Option<State> {
             Some(match then {
                 Then::GoOn => after(status, step),
                 Then::Hold => State::Held { step },
-                Then::Undo => State::Undoing { step, ending: Ending::Failed },
+                Then::Undo => undoing(status, Ending::Failed, State::Failed),
             })
         }
         (State::Running { step }, Event::StepWaits { step: waits, .. }) if step == *waits => {
@@ -191,15 +207,26 @@ fn after(status: &Status, step: u32) -> State {
 }
 
 fn cancelled(status: &Status) -> Option<State> {
-    let ending = Ending::Cancelled;
     match status.state {
-        // Nothing was begun.
-        State::Ready { step: 0 } => Some(State::Cancelled),
-        State::Ready { step } => Some(State::Undoing { step: step - 1, ending }),
-        State::Running { step } | State::Waiting { step } | State::Held { step } => {
-            Some(State::Undoing { step, ending })
-        }
-        State::Holding => Some(State::Undoing { step: status.steps - 1, ending }),
+        State::Ready { .. }
+        | State::Running { .. }
+        | State::Waiting { .. }
+        | State::Held { .. }
+        | State::Holding => Some(undoing(status, Ending::Cancelled, State::Cancelled)),
+        _ => None,
+    }
+}
+
+/// Taking back what was begun; over at once if that is nothing.
+fn undoing(status: &Status, ending: Ending, over: State) -> State {
+    status.begun.checked_sub(1).map_or(over, |step| State::Undoing { step, ending })
+}
+
+/// Back to the choice of the point.
+fn changed(state: State, to: u32) -> Option<State> {
+    match state {
+        State::Holding => Some(State::Ready { step: to }),
+        State::Held { step } if to <= step => Some(State::Ready { step: to }),
         _ => None,
     }
 }

@@ -3,17 +3,19 @@
 //! Owns the contracts only. Invariant of all implementations: a call that returned `Ok` is durable where its text says so,
 //! and every call may be repeated.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use holdfast_common::{
     clock::Timestamp,
     ids::{JobId, MachineId, PointId},
+    wire::Inventory,
 };
 use thiserror::Error;
 
 use crate::{
     compute::port::{BoxFuture, DiskView, Task},
     points::selection::Candidate,
+    registry::lifecycle::{Lifecycle, LifecycleEvent, LifecycleRefusal},
 };
 
 /// One event of a job, as it is stored. The body's format is `log.rs`'s; the store does not look inside.
@@ -87,8 +89,105 @@ pub trait PointSource: fmt::Debug + Send + Sync {
     /// Gives all leases of a job back; durable when it returns. None held is success.
     fn release(&self, job: JobId) -> BoxFuture<'_, Result<(), PointsError>>;
 
+    /// Gives all leases of a job back but the one on this point, at once; durable when it returns.
+    fn keep(&self, job: JobId, point: PointId) -> BoxFuture<'_, Result<(), PointsError>>;
+
     /// Opens all disks of a processed point, in a fixed order.
     fn open(&self, machine: MachineId, point: PointId) -> BoxFuture<'_, Result<Vec<DiskView>, PointsError>>;
+}
+
+/// Where machines stand between their sites.
+pub trait Lifecycles: fmt::Debug + Send + Sync {
+    /// Where the machine stands now.
+    fn now(&self, machine: MachineId) -> Option<Lifecycle>;
+
+    /// Something happens to the machine: durable when it returns, and once its source is fenced, nothing more of that is
+    /// taken.
+    fn advance(
+        &self,
+        machine: MachineId,
+        event: LifecycleEvent,
+        job: JobId,
+    ) -> BoxFuture<'_, Result<Lifecycle, LifecycleError>>;
+}
+
+/// Why a machine cannot be moved on between its sites.
+#[derive(Debug, Error)]
+pub enum LifecycleError {
+    /// Not in its stage.
+    #[error(transparent)]
+    Refused(#[from] LifecycleRefusal),
+    /// Something failed below.
+    #[error("where the machine stands cannot be recorded")]
+    Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// The sources of machines, through their agents.
+pub trait Sources: fmt::Debug + Send + Sync {
+    /// What is known of a machine, and whether its agent is connected.
+    fn facts(&self, machine: MachineId) -> Option<SourceFacts>;
+
+    /// Has the source make a cut; returns its point when that is durable here.
+    fn cut(&self, machine: MachineId, limit: Duration) -> BoxFuture<'_, Result<PointId, SourceError>>;
+
+    /// Has the source stop writing: what its operator has set for that is run, then its file systems are frozen. They
+    /// stay so for `hold` at most, then the source goes on by itself. Gives what was done, for people. Stopped already
+    /// is success, and the time begins anew.
+    fn stop(
+        &self,
+        machine: MachineId,
+        limit: Duration,
+        hold: Duration,
+    ) -> BoxFuture<'_, Result<String, SourceError>>;
+
+    /// Lets a stopped source go on. Not stopped is success; one that does not answer goes on by itself.
+    fn resume(&self, machine: MachineId) -> BoxFuture<'_, Result<(), SourceError>>;
+
+    /// Proves that the source has been stopped without a break since before its last cut, that nothing was written since
+    /// that, and that it stays stopped for some time yet.
+    fn prove_last(&self, machine: MachineId, point: PointId) -> BoxFuture<'_, Result<(), SourceError>>;
+}
+
+/// What is known of a source.
+#[derive(Clone, Debug)]
+pub struct SourceFacts {
+    /// The machine's name.
+    pub name: String,
+    /// Whether its agent is connected.
+    pub connected: bool,
+    /// What it is, as its agent told last.
+    pub inventory: Option<Inventory>,
+}
+
+/// Why a source did not do what was asked.
+#[derive(Debug, Error)]
+pub enum SourceError {
+    /// Its agent is not connected.
+    #[error("the source is not connected")]
+    NotConnected,
+    /// It did not answer in time.
+    #[error("the source did not {action} within {} s", limit.as_secs())]
+    Late {
+        /// What it was to do.
+        action: &'static str,
+        /// The limit.
+        limit: Duration,
+    },
+    /// It answered that it did not.
+    #[error("the source says: {text}")]
+    Refused {
+        /// Why, and what to do.
+        text: String,
+    },
+    /// Something failed here.
+    #[error("cannot {action}")]
+    Failed {
+        /// What was tried.
+        action: &'static str,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
 }
 
 /// Why points cannot give what was asked for. The text is shown to the operator.

@@ -26,7 +26,7 @@ use super::{
     port::{JobStore, StoreError},
     step::Plans,
 };
-use crate::compute::port::Progress;
+use crate::{compute::port::Progress, points::selection::Selection};
 
 /// What the engine is built from.
 #[derive(Clone, Debug)]
@@ -59,6 +59,8 @@ pub enum Command {
     Retry,
     /// Go on after a manual step.
     Continue,
+    /// Make another point usable instead of the one that the job holds.
+    ChangePoint(Selection),
 }
 
 /// The request was not taken.

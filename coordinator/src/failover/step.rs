@@ -67,7 +67,7 @@ pub trait Step: fmt::Debug + Send + Sync {
     /// Takes it back.
     fn undo<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<(), StepError>>;
 
-    /// Brings back what the step keeps up while the job holds it, after a restart of the coordinator.
+    /// Brings back what the step keeps up, after a restart of the coordinator: it was done before, and is not undone.
     fn restore<'a>(&'a self, _context: &'a Context) -> BoxFuture<'a, Result<(), StepError>> {
         Box::pin(async { Ok(()) })
     }

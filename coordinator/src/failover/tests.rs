@@ -14,14 +14,18 @@ use holdfast_common::{
 use tokio::runtime::{Builder, Runtime};
 
 use super::{
-    doubles::{Fault, FaultyPlans, MemoryStore, World, point},
-    job::{FailoverSpec, JobSpec, Output, StepKind, StepState, Target},
+    doubles::{Fault, FaultyPlans, MemoryStore, Source, World, point},
+    job::{FailoverSpec, JobSpec, Mode, Output, StepKind, StepState, Target},
     machine::State,
     plans::failover::Services,
     runner::{Command, JobError, JobView, Jobs, Parts},
     step::Plans as _,
 };
-use crate::{compute::port::ImageFormat, points::selection::Selection};
+use crate::{
+    compute::port::ImageFormat,
+    points::selection::Selection,
+    registry::lifecycle::{Lifecycle, LifecycleEvent, Stage},
+};
 
 /// A coordinator over doubles that can crash and start again.
 struct Site {
@@ -37,7 +41,14 @@ struct Site {
 impl Site {
     fn new(fault: Fault) -> Self {
         let world = Arc::new(World::default());
-        let services = Services { points: world.clone(), attach: world.clone(), images: world.clone() };
+        let services = Services {
+            points: world.clone(),
+            attach: world.clone(),
+            images: world.clone(),
+            machines: world.clone(),
+            lifecycles: world.clone(),
+            sources: world.clone(),
+        };
         let plans = FaultyPlans { services, fault: Arc::new(Mutex::new(fault)) };
         let mut site = Self {
             runtime: None,
@@ -105,13 +116,23 @@ impl Site {
     }
 }
 
-fn spec(target: Target) -> JobSpec {
+fn spec(mode: Mode, target: Target) -> JobSpec {
     let machine = MachineId::from_bytes([9; 16]);
-    JobSpec::Failover(FailoverSpec { machine, selection: Selection::Latest, target })
+    let selection = Selection::Latest;
+    // Planned failovers stop their source anyway; the unplanned ones here do if they can.
+    JobSpec::Failover(FailoverSpec { machine, selection, target, mode, stop_source: mode == Mode::Unplanned })
+}
+
+fn image() -> Target {
+    Target::Image { folder: "/images".into(), format: ImageFormat::Raw, update: false }
+}
+
+fn machine() -> Target {
+    Target::Machine { stream: true }
 }
 
 fn to_image() -> JobSpec {
-    spec(Target::Image { folder: "/images".into(), format: ImageFormat::Raw, update: false })
+    spec(Mode::Test, image())
 }
 
 /// Walks a kind of job through every fault. `check` is given the job and the world after it has ended well.
@@ -134,6 +155,83 @@ fn walk(spec: &JobSpec, check: &dyn Fn(&JobView, &World)) {
         hanging(spec, kind);
         undo_failing(spec, kind);
     }
+    if view.job.status.state == State::Holding {
+        let events = good_end.change_of_point(job, check);
+        for appends in 1..events {
+            killed_in_a_change(spec, appends, check);
+        }
+    }
+}
+
+impl Site {
+    /// Changes the point of a job that holds one. Gives how many events that took.
+    fn change_of_point(&self, job: JobId, check: &dyn Fn(&JobView, &World)) -> usize {
+        let (before, older) = (self.store.len(), Selection::Point(point(1)));
+        self.command(job, Command::ChangePoint(older)).unwrap();
+        let view = self.settle(job).unwrap();
+        check(&view, &self.world);
+        assert_eq!((view.job.point(), view.job.changes), (Some(point(1)), 1));
+        assert_eq!(self.world.things().shown.last(), Some(&point(1)));
+        // One that does not exist costs nothing that is held, and another one can be taken.
+        self.command(job, Command::ChangePoint(Selection::Point(point(200)))).unwrap();
+        let held = self.settle(job).unwrap();
+        assert!(matches!(held.job.status.state, State::Held { .. }), "{held:?}");
+        assert_eq!(self.world.things().lifecycle.is_fenced(), view.job.spec != to_test(&view.job.spec));
+        self.command(job, Command::ChangePoint(Selection::Point(point(2)))).unwrap();
+        let view = self.settle(job).unwrap();
+        check(&view, &self.world);
+        assert_eq!(view.job.point(), Some(point(2)));
+        let events = self.store.len() - before;
+        self.command(job, Command::Cancel).unwrap();
+        assert_eq!(self.settle(job).unwrap().job.status.state, State::Cancelled);
+        self.world.let_in();
+        assert!(self.world.is_clean(), "{:?}", self.world);
+        events
+    }
+}
+
+/// The same without consequences for the source.
+fn to_test(spec: &JobSpec) -> JobSpec {
+    let JobSpec::Failover(mut spec) = spec.clone();
+    spec.mode = Mode::Test;
+    JobSpec::Failover(spec)
+}
+
+/// Killed somewhere in a change of the point, then it goes on; or it is cancelled there.
+fn killed_in_a_change(spec: &JobSpec, appends: usize, check: &dyn Fn(&JobView, &World)) {
+    for cancelled in [false, true] {
+        let mut site = Site::new(Fault::None);
+        let job = site.submit(spec);
+        site.settle(job).unwrap();
+        site.store.die_after(appends);
+        let change = Command::ChangePoint(Selection::Point(point(1)));
+        let died = site.block_on(async {
+            tokio::select! {
+                _taken = site.jobs().command(job, change, "test") => false,
+                () = site.store.died.notified() => true,
+            }
+        });
+        let died = died || site.settle(job).is_none();
+        site.store.revive();
+        if died {
+            site.crash();
+            site.start();
+        }
+        if cancelled {
+            site.command(job, Command::Cancel).unwrap();
+            assert_eq!(site.settle(job).unwrap().job.status.state, State::Cancelled);
+            site.world.let_in();
+            assert!(site.world.is_clean(), "{:?}", site.world);
+        } else {
+            let view = site.settle(job).unwrap();
+            site.block_on(async {
+                for _ in 0..100 {
+                    tokio::task::yield_now().await;
+                }
+            });
+            check(&view, &site.world);
+        }
+    }
 }
 
 fn repeated(spec: &JobSpec, check: &dyn Fn(&JobView, &World)) {
@@ -144,6 +242,7 @@ fn repeated(spec: &JobSpec, check: &dyn Fn(&JobView, &World)) {
     if view.job.status.state == State::Holding {
         site.command(job, Command::Cancel).unwrap();
         assert_eq!(site.settle(job).unwrap().job.status.state, State::Cancelled);
+        site.world.let_in();
         assert!(site.world.is_clean());
     }
 }
@@ -194,8 +293,10 @@ fn cancelled_after_kill(spec: &JobSpec, appends: usize) {
         site.command(job, Command::Cancel).unwrap();
         assert_eq!(site.settle(job).unwrap().job.status.state, State::Cancelled);
     }
+    site.world.let_in();
     let things = site.world.things().clone();
-    assert!(things.leases.is_empty() && things.served.is_empty(), "{things:?}");
+    assert_eq!(things.lifecycle, Lifecycle::default(), "the machine is protected and replicates");
+    assert!(things.leases.is_empty() && things.served.is_empty() && things.machines.is_empty(), "{things:?}");
     assert!(state == State::Succeeded || things.images.is_empty(), "{things:?}");
 }
 
@@ -219,6 +320,7 @@ fn failing(spec: &JobSpec, kind: StepKind, check: &dyn Fn(&JobView, &World)) {
     site.settle(job).unwrap();
     site.command(job, Command::Cancel).unwrap();
     assert_eq!(site.settle(job).unwrap().job.status.state, State::Cancelled);
+    site.world.let_in();
     assert!(site.world.is_clean(), "{kind:?}: {:?}", site.world);
 }
 
@@ -232,6 +334,7 @@ fn hanging(spec: &JobSpec, kind: StepKind) {
     drop(site.block_on(watch.wait_for(running)).unwrap());
     site.command(job, Command::Cancel).unwrap();
     assert_eq!(site.settle(job).unwrap().job.status.state, State::Cancelled);
+    site.world.let_in();
     assert!(site.world.is_clean(), "{kind:?}: {:?}", site.world);
 }
 
@@ -244,18 +347,50 @@ fn undo_failing(spec: &JobSpec, kind: StepKind) {
     assert!(matches!(site.settle(job).unwrap().job.status.state, State::Stuck { .. }));
     site.command(job, Command::Retry).unwrap();
     assert_eq!(site.settle(job).unwrap().job.status.state, State::Cancelled);
+    site.world.let_in();
     assert!(site.world.is_clean(), "{kind:?}: {:?}", site.world);
 }
 
+/// What every failover has come to when all its steps are done.
+fn usable(view: &JobView, world: &World, mode: Mode) {
+    assert_eq!(view.job.status.state, State::Holding);
+    let things = world.things();
+    assert_eq!(things.leases.len(), 1, "exactly one point is held");
+    let point = view.job.point().unwrap();
+    assert_eq!(things.leases.first().unwrap().1, point);
+    let job = view.job.id;
+    let lifecycle = match mode {
+        Mode::Test => Lifecycle { tests: [job].into(), ..Lifecycle::default() },
+        Mode::Unplanned | Mode::Planned => {
+            Lifecycle { stage: Stage::FailedOver { job, point }, ..Lifecycle::default() }
+        }
+    };
+    assert_eq!(things.lifecycle, lifecycle);
+    assert_eq!(things.source.stopped, mode != Mode::Test);
+}
+
+const MODES: [Mode; 3] = [Mode::Test, Mode::Unplanned, Mode::Planned];
+
 #[test]
 fn attach_survives_everything() {
-    walk(&spec(Target::Attach), &|view, world| {
-        assert_eq!(view.job.status.state, State::Holding);
-        let things = world.things();
-        assert_eq!(things.leases.len(), 1, "exactly one point is held");
-        assert_eq!(things.leases.first().unwrap().1, view.job.point().unwrap());
-        assert_eq!(things.served.iter().collect::<Vec<_>>(), [&view.job.id.to_string()]);
-    });
+    for mode in MODES {
+        walk(&spec(mode, Target::Attach), &|view, world| {
+            usable(view, world, mode);
+            assert_eq!(world.things().served.iter().collect::<Vec<_>>(), [&view.job.id.to_string()]);
+        });
+    }
+}
+
+#[test]
+fn machine_survives_everything() {
+    for mode in MODES {
+        walk(&spec(mode, machine()), &|view, world| {
+            usable(view, world, mode);
+            let (things, job) = (world.things(), view.job.id.to_string());
+            assert_eq!(things.machines.get(&job), view.job.point().as_ref());
+            assert!(things.running.contains(&job) && things.served.contains(&job));
+        });
+    }
 }
 
 #[test]
@@ -264,16 +399,137 @@ fn image_survives_everything() {
         assert_eq!(view.job.status.state, State::Succeeded);
         let things = world.things();
         assert!(things.leases.is_empty());
+        assert_eq!(things.lifecycle, Lifecycle::default(), "the test is over");
         assert_eq!(things.images.len(), 1);
         let Some(Output::Written { images }) = view.job.output(StepKind::WriteImages) else { panic!() };
         assert_eq!(images.len(), 1);
     });
+    for mode in [Mode::Unplanned, Mode::Planned] {
+        walk(&spec(mode, image()), &|view, world| {
+            usable(view, world, mode);
+            assert_eq!(world.things().images.len(), 1);
+        });
+    }
+}
+
+/// A source that is gone, or that answers nothing, does not hold an unplanned failover up.
+#[test]
+fn an_unplanned_failover_needs_no_source() {
+    let site = Site::new(Fault::None);
+    let disconnected = Source { disconnected: true, ..Source::default() };
+    site.world.things().source = disconnected;
+    let job = site.submit(&spec(Mode::Unplanned, Target::Attach));
+    let view = site.settle(job).unwrap();
+    assert_eq!(view.job.status.state, State::Holding, "{view:?}");
+    assert!(site.world.things().lifecycle.is_fenced());
+    let states: Vec<_> = view.job.steps.iter().map(|step| (step.kind, step.state)).collect();
+    assert!(states.contains(&(StepKind::StopSource, StepState::Failed)), "{states:?}");
+    assert!(states.contains(&(StepKind::Synchronize, StepState::Done)), "{states:?}");
+    assert!(view.job.messages[0].text.contains("not connected"), "{:?}", view.job.messages);
+}
+
+/// A planned failover is begun only with its source, and given up if the source wrote on: then that is the machine.
+#[test]
+fn a_planned_failover_loses_nothing_or_does_not_happen() {
+    for (source, why) in [
+        (Source { disconnected: true, ..Source::default() }, "not connected"),
+        (Source { writes_on: true, ..Source::default() }, "were written since"),
+    ] {
+        let site = Site::new(Fault::None);
+        site.world.things().source = source;
+        let job = site.submit(&spec(Mode::Planned, machine()));
+        let view = site.settle(job).unwrap();
+        assert_eq!(view.job.status.state, State::Failed);
+        assert!(view.job.messages[0].text.contains(why), "{:?}", view.job.messages);
+        assert!(site.world.is_clean(), "{:?}", site.world);
+    }
+    // The point is the last cut, whatever was made meanwhile.
+    let site = Site::new(Fault::None);
+    let job = site.submit(&spec(Mode::Planned, Target::Attach));
+    let view = site.settle(job).unwrap();
+    let Some(Output::Cut { point }) = view.job.output(StepKind::Synchronize) else { panic!("{view:?}") };
+    assert_eq!(view.job.point(), Some(*point));
+}
+
+#[test]
+fn a_second_failover_of_the_same_machine_is_refused_and_changes_nothing() {
+    let site = Site::new(Fault::None);
+    let first = site.submit(&spec(Mode::Unplanned, Target::Attach));
+    site.settle(first).unwrap();
+    let before = site.world.things().clone();
+    let second = site.submit(&spec(Mode::Unplanned, Target::Attach));
+    let view = site.settle(second).unwrap();
+    assert_eq!(view.job.status.state, State::Failed);
+    assert!(view.job.messages[0].text.contains("holdfast commit"), "{:?}", view.job.messages);
+    let after = site.world.things().clone();
+    assert_eq!(
+        (before.lifecycle, before.leases, before.served),
+        (after.lifecycle, after.leases, after.served)
+    );
+    // A test goes on beside it.
+    let test = site.submit(&spec(Mode::Test, Target::Attach));
+    assert_eq!(site.settle(test).unwrap().job.status.state, State::Holding);
+}
+
+/// What was committed stays the machine, whatever becomes of what its job holds; the point can still be changed.
+#[test]
+fn a_committed_failover_is_not_taken_back_by_the_end_of_its_job() {
+    let site = Site::new(Fault::None);
+    let job = site.submit(&spec(Mode::Unplanned, machine()));
+    site.settle(job).unwrap();
+    {
+        let mut things = site.world.things();
+        things.lifecycle = things.lifecycle.after(LifecycleEvent::Commit).unwrap();
+    }
+    site.command(job, Command::ChangePoint(Selection::Point(point(1)))).unwrap();
+    assert_eq!(site.settle(job).unwrap().job.status.state, State::Holding);
+    let committed = Stage::Committed { job, point: point(1) };
+    assert_eq!(site.world.things().lifecycle.stage, committed);
+    site.command(job, Command::Cancel).unwrap();
+    assert_eq!(site.settle(job).unwrap().job.status.state, State::Cancelled);
+    assert_eq!(site.world.things().lifecycle.stage, committed);
+}
+
+/// A change to a point that is not there leaves what is served as it is, also over a restart.
+#[test]
+fn an_impossible_change_of_the_point_costs_nothing() {
+    let mut site = Site::new(Fault::None);
+    let job = site.submit(&spec(Mode::Unplanned, Target::Attach));
+    let before = site.settle(job).unwrap().job.point();
+    site.command(job, Command::ChangePoint(Selection::Point(point(200)))).unwrap();
+    assert!(matches!(site.settle(job).unwrap().job.status.state, State::Held { .. }));
+    site.crash();
+    site.start();
+    site.block_on(async {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    });
+    assert_eq!(site.settle(job).unwrap().job.point(), before);
+    assert_eq!(site.world.things().served.iter().collect::<Vec<_>>(), [&job.to_string()]);
+    assert_eq!(site.world.things().shown.last().copied(), before);
+}
+
+/// A cut that does not come does not hold up a cancel.
+#[test]
+fn a_source_that_hangs_does_not_hold_up_a_cancel() {
+    let site = Site::new(Fault::None);
+    site.world.things().source.hangs = true;
+    let JobSpec::Failover(mut failover) = spec(Mode::Unplanned, Target::Attach);
+    failover.stop_source = false;
+    let job = site.submit(&JobSpec::Failover(failover));
+    let mut watch = site.jobs().watch(job).unwrap();
+    let running = |view: &JobView| view.job.steps[1].state == StepState::Running;
+    drop(site.block_on(watch.wait_for(running)).unwrap());
+    site.command(job, Command::Cancel).unwrap();
+    assert_eq!(site.settle(job).unwrap().job.status.state, State::Cancelled);
+    assert!(site.world.is_clean(), "{:?}", site.world);
 }
 
 #[test]
 fn the_time_to_the_first_byte_is_recorded() {
     let site = Site::new(Fault::Run(StepKind::ProcessPoint, 1));
-    let job = site.submit(&spec(Target::Attach));
+    let job = site.submit(&spec(Mode::Test, Target::Attach));
     site.settle(job).unwrap();
     site.clock.advance(Duration::from_millis(1500));
     site.command(job, Command::Retry).unwrap();
@@ -286,7 +542,7 @@ fn the_time_to_the_first_byte_is_recorded() {
 fn a_refused_selection_ends_the_job_and_says_why() {
     let site = Site::new(Fault::None);
     let wanted = Selection::Point(point(200));
-    let JobSpec::Failover(mut failover) = spec(Target::Attach);
+    let JobSpec::Failover(mut failover) = spec(Mode::Test, Target::Attach);
     failover.selection = wanted;
     let job = site.submit(&JobSpec::Failover(failover));
     let view = site.settle(job).unwrap();
@@ -308,7 +564,7 @@ fn old_jobs_make_room_for_new_ones() {
         site.settle(job).unwrap();
     }
     site.world.things().newest = 0;
-    let held = site.submit(&spec(Target::Attach));
+    let held = site.submit(&spec(Mode::Test, Target::Attach));
     assert!(site.jobs().watch(first).is_none(), "the oldest is forgotten");
     assert_eq!(site.jobs().list().len(), super::runner::JOBS_MAX);
     assert!(site.settle(held).is_some());

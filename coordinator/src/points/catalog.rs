@@ -316,6 +316,16 @@ impl PointCatalog {
         self.catalog.apply(vec![Change::EndLeases(holder)]).await
     }
 
+    /// Ends all leases of a holder but the one on this point, at once; durable when it returns.
+    ///
+    /// # Errors
+    /// The catalog fails, or the point is gone.
+    pub async fn keep(&self, holder: String, point: PointId) -> Result<(), CatalogError> {
+        let _one_at_a_time = self.changing.lock().await;
+        let lease = LeaseRecord { point, holder: holder.clone(), since: self.clock.wall() };
+        self.catalog.apply(vec![Change::EndLeases(holder), Change::PutLease(lease)]).await
+    }
+
     /// What retention would do with the points of a machine now, oldest first. `damaged` tells whether the state of a disk at
     /// a cut needs a damaged frame.
     ///

@@ -114,7 +114,7 @@ impl Commands {
 
     /// Attaches a point of a machine with one disk.
     pub(super) fn attach(&self, machine: &str, point: &str) -> Result<Attachment> {
-        let answer = self.ask(&["failover", machine, "--point", point, "--attach"])?;
+        let answer = self.ask(&["test-failover", machine, "--point", point, "--attach"])?;
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let export = &answer["exports"][0];
         Ok(Attachment {

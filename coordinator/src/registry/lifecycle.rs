@@ -20,25 +20,27 @@
 //!                         +------- AbandonFailback ------+
 //! ```
 //!
-//! A **test failover** is beside all that: it runs on a copy, in any stage, one per machine (`BeginTest`, `EndTest`).
+//! A **test failover** is beside all that: it runs on a copy, in any stage, several at a time (`BeginTest`, `EndTest`).
 //! Left of the switch the source is the machine and replicates; from the switch on it is fenced, and a branch of the
 //! history at the point is the machine. Commit deletes nothing: it only says that cancel is not wanted any more.
 //!
 //! Persisted as JSON in the catalog and in the machine's description: variants are only ever appended, fields only added
 //! with a default. One that cannot be read is an error, never taken for `protected`: that would let an old source in.
 
+use std::collections::BTreeSet;
+
 use holdfast_common::ids::{JobId, PointId};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Where a machine stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lifecycle {
     /// Its stage.
     pub stage: Stage,
-    /// The test failover that is under way or stands.
+    /// The test failovers that are under way or stand, at most [`TESTS_MAX`].
     #[serde(default)]
-    pub test: Option<JobId>,
+    pub tests: BTreeSet<JobId>,
 }
 
 /// Stages; see the module's drawing. `job` is the failover that made the machine run at its target, `point` where its
@@ -241,7 +243,7 @@ impl LifecycleEvent {
 impl Lifecycle {
     /// Whether the source is not the machine: nothing of it is taken.
     #[must_use]
-    pub const fn is_fenced(self) -> bool {
+    pub const fn is_fenced(&self) -> bool {
         !matches!(self.stage, Stage::Protected | Stage::FailingOver { .. })
     }
 
@@ -249,27 +251,30 @@ impl Lifecycle {
     ///
     /// # Errors
     /// Not possible in this stage; the text says what is.
-    pub fn after(self, event: LifecycleEvent) -> Result<Self, LifecycleRefusal> {
+    pub fn after(&self, event: LifecycleEvent) -> Result<Self, LifecycleRefusal> {
         use LifecycleEvent as Event;
+        let mut after = self.clone();
         match event {
-            Event::BeginTest(job) => match self.test {
-                Some(other) if other != job => Err(LifecycleRefusal {
-                    stage: "under test already",
-                    verb: event.verb(),
-                    advice: format!("end job {other} with `holdfast test-failover MACHINE --cleanup`"),
-                }),
-                _ => Ok(Self { test: Some(job), ..self }),
-            },
-            Event::EndTest(job) => Ok(Self { test: self.test.filter(|running| *running != job), ..self }),
+            Event::BeginTest(job) => {
+                after.tests.insert(job);
+                if after.tests.len() > TESTS_MAX {
+                    return Err(LifecycleRefusal {
+                        stage: "under test many times already",
+                        verb: event.verb(),
+                        advice: "end those tests with `holdfast test-failover MACHINE --cleanup`".to_owned(),
+                    });
+                }
+            }
+            Event::EndTest(job) => _ = after.tests.remove(&job),
             _ => {
-                let stage = next(self.stage, event).ok_or_else(|| LifecycleRefusal {
+                after.stage = next(self.stage, event).ok_or_else(|| LifecycleRefusal {
                     stage: self.stage.name(),
                     verb: event.verb(),
                     advice: self.stage.advice(),
                 })?;
-                Ok(Self { stage, ..self })
             }
         }
+        Ok(after)
     }
 }
 
@@ -352,6 +357,9 @@ fn back(stage: Stage, event: LifecycleEvent) -> Option<Stage> {
         _ => None,
     }
 }
+
+/// Test failovers of one machine at a time.
+pub const TESTS_MAX: usize = 16;
 
 #[cfg(test)]
 mod tests;

@@ -191,7 +191,7 @@ impl Registry {
         let disks: Vec<_> = self.disks().into_iter().map(|disk| disk.record).collect();
         let mine: Vec<_> = disks.into_iter().filter(|disk| disk.machine == machine).collect();
         let certificates = self.catalog.certificates(machine).await?;
-        let (policy, lifecycle) = (&status.policy, status.lifecycle);
+        let (policy, lifecycle) = (&status.policy, status.lifecycle.clone());
         let described = Description::new(&status.record, policy, lifecycle, &mine, &certificates, self.now());
         self.logs.describe(described).await.map_err(RegistryError::Store)
     }

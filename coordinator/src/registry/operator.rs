@@ -269,10 +269,11 @@ impl Registry {
     ) -> Result<Lifecycle, RegistryError> {
         let changing = self.changing.lock().await;
         let status = self.known(machine)?;
-        let (before, after) = (status.lifecycle, status.lifecycle.after(event)?);
+        let after = status.lifecycle.after(event)?;
+        let before = status.lifecycle;
         if before == after {
             drop(changing);
-            self.fence(machine, after).await;
+            self.fence(machine, &after).await;
             return Ok(after);
         }
         let body =
@@ -298,12 +299,12 @@ impl Registry {
         let described = self.describe(machine).await;
         drop(changing);
         described?;
-        self.fence(machine, after).await;
+        self.fence(machine, &after).await;
         Ok(after)
     }
 
     /// Ends the session of a machine that is fenced, and waits until nothing more of it is taken.
-    async fn fence(&self, machine: MachineId, lifecycle: Lifecycle) {
+    async fn fence(&self, machine: MachineId, lifecycle: &Lifecycle) {
         if !lifecycle.is_fenced() {
             return;
         }

@@ -113,7 +113,7 @@ impl State {
                     && let Ok(lifecycle) = serde_json::from_str::<Lifecycle>(&body)
                 {
                     machine.lifecycle = lifecycle;
-                    if !lifecycle.is_fenced() {
+                    if !machine.lifecycle.is_fenced() {
                         machine.told_fenced_at = None;
                     }
                 }

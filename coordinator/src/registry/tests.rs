@@ -486,7 +486,7 @@ async fn a_rebuilt_catalog_keeps_the_fence() {
     }
     let status = fixture.registry.machine(MACHINE).unwrap();
     let described =
-        Description::new(&status.record, &status.policy, status.lifecycle, &[], &[], Timestamp(0));
+        Description::new(&status.record, &status.policy, status.lifecycle.clone(), &[], &[], Timestamp(0));
     let described = Description::parse(&serde_json::to_vec(&described).unwrap()).unwrap();
     let body = serde_json::to_string(&status.lifecycle).unwrap();
     assert!(described.changes(Timestamp(0)).contains(&Change::PutLifecycle(MACHINE, body)));

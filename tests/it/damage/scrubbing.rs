@@ -69,7 +69,7 @@ fn a_failover_has_its_point_verified_at_once() -> Result<()> {
     let machine = site.only_machine()?;
     site.protect(&machine, &[disk.device.path()], "1s")?;
     site.wait_for_points(&machine, 1, PATIENCE)?;
-    let job = site.cli(&["failover", &machine, "--point", "latest", "--attach"])?;
+    let job = site.cli(&["test-failover", &machine, "--point", "latest", "--attach"])?;
     let id = job["id"].as_str().context("id")?;
     let point = job["point"].as_str().context("point")?.to_owned();
     wait_for("the point to be fully verified", PATIENCE, || {

@@ -163,7 +163,7 @@ fn damage_found_while_serving_is_named_and_sent_again() -> Result<()> {
 fn no_image_of_what_is_damaged(protected: &Protected, point: &str) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let target = folder.path().to_str().context("path")?;
-    let begin = ["failover", &protected.machine, "--point", point, "--image", target];
+    let begin = ["test-failover", &protected.machine, "--point", point, "--image", target];
     let refused = protected.site.cli(&begin).err().context("an image of a damaged point was written")?;
     let said = format!("{refused:#}");
     assert!(said.contains("damaged") && said.contains("job"), "what is damaged is not said: {said}");

@@ -3,9 +3,12 @@
 use proptest::prelude::*;
 
 use super::{Ending, State, Status, begin, next};
-use crate::failover::{
-    job::Output,
-    log::{Event, Then},
+use crate::{
+    failover::{
+        job::Output,
+        log::{Event, Then},
+    },
+    points::selection::Selection,
 };
 
 fn events(step: u32) -> Vec<Event> {
@@ -22,11 +25,17 @@ fn events(step: u32) -> Vec<Event> {
         Event::RetryRequested { by: by() },
         Event::UndoDone { step },
         Event::UndoFailed { step, message: by() },
+        Event::PointChangeRequested { by: by(), selection: Selection::Latest, step },
     ]
 }
 
 fn check(state: State, event: &Event, expected: Option<State>) {
-    let status = Status { state, steps: 3, holds: true };
+    let begun = match state {
+        State::Ready { step } => step,
+        State::Running { step } | State::Held { step } | State::Undoing { step, .. } => step + 1,
+        _ => 3,
+    };
+    let status = Status { state, steps: 3, holds: true, begun };
     assert_eq!(next(&status, event).ok().map(|status| status.state), expected, "{state:?} {event:?}");
 }
 
@@ -53,13 +62,21 @@ fn the_drawing_holds() {
         &Event::UndoDone { step: 0 },
         Some(State::Failed),
     );
+    let change = |step| Event::PointChangeRequested { by: "x".into(), selection: Selection::Latest, step };
+    check(State::Holding, &change(1), Some(State::Ready { step: 1 }));
+    check(State::Held { step: 2 }, &change(1), Some(State::Ready { step: 1 }));
+    check(State::Held { step: 0 }, &change(1), None);
+    check(State::Running { step: 2 }, &change(1), None);
+    // What was begun before the change is taken back too.
+    let changed = Status { state: State::Ready { step: 1 }, steps: 3, holds: true, begun: 3 };
+    assert_eq!(next(&changed, &cancel).unwrap().state, State::Undoing { step: 2, ending });
     assert!(begin(0, false).is_err() && begin(10_001, false).is_err());
 }
 
 proptest! {
     /// Whatever happens, every step begun is undone before a job is cancelled or failed, last first.
     #[test]
-    fn nothing_begun_is_left_behind(choices in prop::collection::vec((0_u32..3, 0_usize..11), 0..80)) {
+    fn nothing_begun_is_left_behind(choices in prop::collection::vec((0_u32..3, 0_usize..12), 0..80)) {
         let mut status = begin(3, true).unwrap();
         let mut begun = [false; 3];
         for (step, choice) in choices {

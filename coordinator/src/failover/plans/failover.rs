@@ -1,34 +1,61 @@
-//! Failover of one machine: a point becomes devices or images.
+//! Failover of one machine: a point becomes devices, images or a running machine.
 //!
 //! ```text
-//!   attach:  check -> select-point -> process-point -> attach  (held until cancelled)
-//!   image:   check -> select-point -> process-point -> write-images -> release-point
+//!   test:       check -> POINT -> MAKE
+//!   unplanned:  check -> (stop-source) -> synchronize -> POINT -> (write-images) -> switch -> MAKE
+//!   planned:    check ->  stop-source  -> synchronize -> POINT -> (write-images) -> switch -> MAKE
+//!
+//!   POINT:      select-point -> process-point
+//!   MAKE:       attach | define-machine -> start-machine -> verify (-> move-machine)
+//!               | write-images -> release-point (test)
 //! ```
 //!
 //! | step | makes | undo | on failure |
 //! |---|---|---|---|
-//! | check | nothing | nothing | undo |
-//! | select-point | a lease on the chosen point | gives the lease back | undo |
+//! | check | the machine is this job's (its lifecycle) | gives it back | undo |
+//! | stop-source | the source writes no more, for a bounded time | lets it go on | go on; planned: undo |
+//! | synchronize | a cut of now | nothing: a point more harms nobody | go on; planned: undo |
+//! | select-point | a lease on the chosen point | gives the lease back | undo; after a change of the point: hold |
 //! | process-point | the point is processed | nothing: a processed point harms nobody | hold |
-//! | attach | devices, until undone; again after a restart | ends them | hold |
 //! | write-images | images; goes on where it stopped | removes those it made | hold |
-//! | release-point | gives the lease back | nothing | hold |
+//! | switch | the source is fenced; planned: only if it has proved that the point has everything | lets it in again | hold; planned: undo |
+//! | attach | devices, until undone; again after a restart | ends them | hold |
+//! | define-machine | devices, overlays, a definition | removes them | hold |
+//! | start-machine | the machine runs; again after a restart | stops it | hold |
+//! | verify | nothing | nothing | hold |
+//! | move-machine | the machine's own images | with the definition | hold |
+//! | release-point | gives the lease back; a test is over | nothing | hold |
 //!
-//! Knows points and compute by their contracts only. Invariant: what is opened is leased.
+//! Everything up to the switch leaves the source replicating; the switch itself is one durable change of the machine's
+//! lifecycle, so a cancel afterwards lets the source in again where it was, without a comparison. Images are written before
+//! the switch because that takes long; devices and machines are made after it, because somebody writes to them.
+//! A **change of the point** goes back to select-point and runs the steps from there again.
+//! Knows points, sources and compute by their contracts only. Invariant: what is opened is leased.
 
 use std::sync::Arc;
 
 use holdfast_common::ids::{MachineId, PointId};
 
+use super::{
+    devices::{AttachDisks, WriteImages},
+    machine::{DefineMachine, MoveMachine, StartMachine, Verify},
+    point::{ProcessPoint, ReleasePoint, SelectPoint},
+    source::{StopSource, Synchronize},
+    switch::{Check, Switch},
+};
 use crate::{
-    compute::port::{Attach, BoxFuture, ComputeError, DiskView, ImageRequest, WriteImage},
+    compute::{
+        machines::Machines,
+        port::{Attach, ComputeError, DiskView, WriteImage},
+    },
     failover::{
-        job::{FailoverSpec, JobSpec, Output, StepKind, Target},
+        job::{FailoverSpec, JobSpec, Mode, StepKind, Target},
         log::Then,
-        port::{PointSource, PointsError},
-        step::{Context, Outcome, Plan, Plans, Step, StepError},
+        port::{LifecycleError, Lifecycles, PointSource, PointsError, Sources},
+        step::{Context, Plan, Plans, Step, StepError},
     },
     points::selection::{self, Choice, Selection},
+    registry::lifecycle::LifecycleEvent,
 };
 
 /// What the steps use.
@@ -40,221 +67,128 @@ pub struct Services {
     pub attach: Arc<dyn Attach>,
     /// Writing images.
     pub images: Arc<dyn WriteImage>,
+    /// Running machines.
+    pub machines: Arc<dyn Machines>,
+    /// Where machines stand between their sites.
+    pub lifecycles: Arc<dyn Lifecycles>,
+    /// Their sources.
+    pub sources: Arc<dyn Sources>,
 }
 
 impl Plans for Services {
     fn plan(&self, spec: &JobSpec) -> Plan {
         let JobSpec::Failover(spec) = spec;
-        let mut steps = vec![StepKind::Check, StepKind::SelectPoint, StepKind::ProcessPoint];
-        match spec.target {
-            Target::Attach => steps.push(StepKind::Attach),
-            Target::Image { .. } => steps.extend([StepKind::WriteImages, StepKind::ReleasePoint]),
+        let mut steps = vec![StepKind::Check];
+        match spec.mode {
+            Mode::Test => {}
+            Mode::Unplanned => {
+                steps.extend(spec.stop_source.then_some(StepKind::StopSource));
+                // Only who wants the newest waits for one more.
+                steps.extend(wants_newest(spec.selection).then_some(StepKind::Synchronize));
+            }
+            Mode::Planned => steps.extend([StepKind::StopSource, StepKind::Synchronize]),
         }
-        Plan { steps, holds: spec.target == Target::Attach }
+        steps.extend([StepKind::SelectPoint, StepKind::ProcessPoint]);
+        let switch = (spec.mode != Mode::Test).then_some(StepKind::Switch);
+        match spec.target {
+            Target::Attach => {
+                steps.extend(switch);
+                steps.push(StepKind::Attach);
+            }
+            Target::Image { .. } => {
+                steps.push(StepKind::WriteImages);
+                steps.push(switch.unwrap_or(StepKind::ReleasePoint));
+            }
+            Target::Machine { stream } => {
+                steps.extend(switch);
+                steps.extend([StepKind::DefineMachine, StepKind::StartMachine, StepKind::Verify]);
+                steps.extend(stream.then_some(StepKind::MoveMachine));
+            }
+        }
+        // Only images of a test are left to themselves.
+        let holds = spec.mode != Mode::Test || !matches!(spec.target, Target::Image { .. });
+        Plan { steps, holds }
     }
 
     fn step(&self, kind: StepKind) -> Arc<dyn Step> {
         let services = self.clone();
         match kind {
             StepKind::Check => Arc::new(Check(services)),
+            StepKind::StopSource => Arc::new(StopSource(services)),
+            StepKind::Synchronize => Arc::new(Synchronize(services)),
             StepKind::SelectPoint => Arc::new(SelectPoint(services)),
             StepKind::ProcessPoint => Arc::new(ProcessPoint(services)),
+            StepKind::Switch => Arc::new(Switch(services)),
             StepKind::Attach => Arc::new(AttachDisks(services)),
             StepKind::WriteImages => Arc::new(WriteImages(services)),
             StepKind::ReleasePoint => Arc::new(ReleasePoint(services)),
+            StepKind::DefineMachine => Arc::new(DefineMachine(services)),
+            StepKind::StartMachine => Arc::new(StartMachine(services)),
+            StepKind::Verify => Arc::new(Verify(services)),
+            StepKind::MoveMachine => Arc::new(MoveMachine(services)),
         }
     }
 }
 
+const fn wants_newest(selection: Selection) -> bool {
+    matches!(selection, Selection::Latest)
+}
+
 impl Services {
-    async fn choose(&self, machine: MachineId, selection: Selection) -> Result<Choice, StepError> {
-        let candidates = self.points.candidates(machine).await.map_err(failed(Then::Undo))?;
-        selection::choose(&candidates, selection).map_err(|refusal| StepError::new(&refusal, Then::Undo))
+    pub(super) async fn choose(
+        &self,
+        machine: MachineId,
+        selection: Selection,
+        then: Then,
+    ) -> Result<Choice, StepError> {
+        let candidates = self.points.candidates(machine).await.map_err(failed(then))?;
+        selection::choose(&candidates, selection).map_err(|refusal| StepError::new(&refusal, then))
     }
 
-    async fn open(&self, context: &Context) -> Result<(PointId, Vec<DiskView>), StepError> {
+    /// The chosen point and its disks.
+    pub(super) async fn open(&self, context: &Context) -> Result<(PointId, Vec<DiskView>), StepError> {
         let point = chosen(context)?;
         let disks = self.points.open(context.job.spec.machine(), point).await.map_err(failed(Then::Hold))?;
         Ok((point, disks))
     }
-}
 
-/// Whether the machine and the selection exist and the target makes sense. Changes nothing.
-#[derive(Debug)]
-struct Check(Services);
-
-impl Step for Check {
-    fn run<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Outcome, StepError>> {
-        Box::pin(async move {
-            let FailoverSpec { machine, selection, target } = spec(context);
-            if let Target::Image { folder, .. } = target
-                && !folder.is_absolute()
-            {
-                let message = format!("`{}` is not an absolute path", folder.display());
-                return Err(StepError { message, then: Then::Undo });
-            }
-            self.0.choose(*machine, *selection).await?;
-            Ok(Outcome::Done(Output::Nothing))
-        })
+    pub(super) async fn advance(
+        &self,
+        context: &Context,
+        event: LifecycleEvent,
+        then: Then,
+    ) -> Result<(), StepError> {
+        let advanced = self.lifecycles.advance(context.job.spec.machine(), event, context.job.id).await;
+        advanced.map(drop).map_err(|error: LifecycleError| StepError::new(&error, then))
     }
 
-    fn undo<'a>(&'a self, _context: &'a Context) -> BoxFuture<'a, Result<(), StepError>> {
-        Box::pin(async { Ok(()) })
+    /// What is usable now is of the chosen point: leases on others are needed no more.
+    pub(super) async fn keep_chosen(&self, context: &Context) -> Result<(), StepError> {
+        let kept = self.points.keep(context.job.id, chosen(context)?).await;
+        kept.map_err(failed(Then::Hold))
     }
 }
 
-/// Chooses the point and holds it against retention.
-#[derive(Debug)]
-struct SelectPoint(Services);
-
-impl Step for SelectPoint {
-    fn run<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Outcome, StepError>> {
-        Box::pin(async move {
-            let FailoverSpec { machine, selection, .. } = spec(context);
-            let points = &self.0.points;
-            // An interrupted run may have leased another point, which was the newest then.
-            points.release(context.job.id).await.map_err(failed(Then::Undo))?;
-            for _ in 0..CHOICES_MAX {
-                let choice = self.0.choose(*machine, *selection).await?;
-                match points.lease(*machine, choice.point, context.job.id).await {
-                    Ok(()) => {
-                        let Choice { point, at, remarks, .. } = choice;
-                        return Ok(Outcome::Done(Output::Selected { point, at, remarks }));
-                    }
-                    // Retention was faster: choose again.
-                    Err(PointsError::PointUnknown { .. }) => {}
-                    Err(error) => return Err(StepError::new(&error, Then::Undo)),
-                }
-            }
-            let message = "retention removed each chosen point before it could be held; retry".into();
-            Err(StepError { message, then: Then::Undo })
-        })
-    }
-
-    fn undo<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<(), StepError>> {
-        release(&self.0, context)
-    }
-}
-
-/// Has the point processed if it is pending.
-#[derive(Debug)]
-struct ProcessPoint(Services);
-
-impl Step for ProcessPoint {
-    fn run<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Outcome, StepError>> {
-        Box::pin(async move {
-            let machine = context.job.spec.machine();
-            let task = Arc::clone(&context.task);
-            let processed = self.0.points.process(machine, chosen(context)?, task).await;
-            processed.map_err(failed(Then::Hold))?;
-            Ok(Outcome::Done(Output::Nothing))
-        })
-    }
-
-    fn undo<'a>(&'a self, _context: &'a Context) -> BoxFuture<'a, Result<(), StepError>> {
-        Box::pin(async { Ok(()) })
-    }
-}
-
-/// Serves the disks, under the job's id.
-#[derive(Debug)]
-struct AttachDisks(Services);
-
-impl AttachDisks {
-    async fn attach(&self, context: &Context) -> Result<Output, StepError> {
-        let (_, disks) = self.0.open(context).await?;
-        let attached = self.0.attach.attach(context.job.id.to_string(), disks).await;
-        let endpoints = attached.map_err(compute_failed)?;
-        let rto = context.clock.wall().since(context.job.created_at);
-        Ok(Output::Attached { endpoints, rto_us: u64::try_from(rto.as_micros()).unwrap_or(u64::MAX) })
-    }
-}
-
-impl Step for AttachDisks {
-    fn run<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Outcome, StepError>> {
-        Box::pin(async move { self.attach(context).await.map(Outcome::Done) })
-    }
-
-    fn undo<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<(), StepError>> {
-        Box::pin(
-            async move { self.0.attach.detach(context.job.id.to_string()).await.map_err(compute_failed) },
-        )
-    }
-
-    fn restore<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<(), StepError>> {
-        Box::pin(async move { self.attach(context).await.map(drop) })
-    }
-}
-
-/// Writes the disks to images.
-#[derive(Debug)]
-struct WriteImages(Services);
-
-impl Step for WriteImages {
-    fn run<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Outcome, StepError>> {
-        Box::pin(async move {
-            let Target::Image { folder, format, update } = &spec(context).target else {
-                return Ok(Outcome::Done(Output::Nothing));
-            };
-            let (point, disks) = self.0.open(context).await?;
-            let mut images = Vec::with_capacity(disks.len());
-            for disk in disks {
-                let (owner, folder) = (context.job.id.to_string(), folder.clone());
-                let request = ImageRequest { owner, point, disk, folder, format: *format, update: *update };
-                let written = self.0.images.write(request, Arc::clone(&context.task)).await;
-                images.push(written.map_err(compute_failed)?);
-            }
-            Ok(Outcome::Done(Output::Written { images }))
-        })
-    }
-
-    fn undo<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<(), StepError>> {
-        Box::pin(async move {
-            let Target::Image { folder, .. } = &spec(context).target else { return Ok(()) };
-            let discarded = self.0.images.discard(folder.clone(), context.job.id.to_string()).await;
-            discarded.map_err(compute_failed)
-        })
-    }
-}
-
-/// Gives the lease back once the point is not needed any more.
-#[derive(Debug)]
-struct ReleasePoint(Services);
-
-impl Step for ReleasePoint {
-    fn run<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Outcome, StepError>> {
-        Box::pin(async move {
-            release(&self.0, context).await?;
-            Ok(Outcome::Done(Output::Nothing))
-        })
-    }
-
-    fn undo<'a>(&'a self, _context: &'a Context) -> BoxFuture<'a, Result<(), StepError>> {
-        Box::pin(async { Ok(()) })
-    }
-}
-
-fn release<'a>(services: &'a Services, context: &'a Context) -> BoxFuture<'a, Result<(), StepError>> {
-    Box::pin(async move { services.points.release(context.job.id).await.map_err(failed(Then::Hold)) })
-}
-
-fn spec(context: &Context) -> &FailoverSpec {
+pub(super) fn spec(context: &Context) -> &FailoverSpec {
     let JobSpec::Failover(spec) = &context.job.spec;
     spec
 }
 
-fn chosen(context: &Context) -> Result<PointId, StepError> {
+pub(super) fn chosen(context: &Context) -> Result<PointId, StepError> {
     let missing = || StepError { message: "no point was chosen; cancel this job".into(), then: Then::Hold };
     context.job.point().ok_or_else(missing)
 }
 
-fn failed(then: Then) -> impl Fn(PointsError) -> StepError {
+/// From the trigger to now, in microseconds.
+pub(super) fn rto_us(context: &Context) -> u64 {
+    let rto = context.clock.wall().since(context.job.triggered_at);
+    u64::try_from(rto.as_micros()).unwrap_or(u64::MAX)
+}
+
+pub(super) fn failed(then: Then) -> impl Fn(PointsError) -> StepError {
     move |error| StepError::new(&error, then)
 }
 
-fn compute_failed(error: ComputeError) -> StepError {
+pub(super) fn compute_failed(error: ComputeError) -> StepError {
     StepError::new(&error, Then::Hold)
 }
-
-/// Times that a point is chosen when retention removes what was chosen.
-const CHOICES_MAX: usize = 3;

@@ -1,4 +1,14 @@
-//! One file per kind of job, and the table that finds its steps.
+//! One file per kind of job and per theme of steps.
 
-// Failover of one machine.
+// Failover of one machine: its plans, and the table that finds the steps of all jobs.
 pub mod failover;
+// Whether it can be done, and from when on the target is the machine.
+mod switch;
+// Steps that want something of the source.
+mod source;
+// Steps about the point.
+mod point;
+// Steps that make the point usable: devices, images.
+mod devices;
+// Steps that run a machine of it.
+mod machine;

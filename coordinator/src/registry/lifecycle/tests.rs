@@ -36,7 +36,7 @@ fn all_events() -> Vec<Event> {
 fn reachable() -> Vec<Lifecycle> {
     let mut found = vec![Lifecycle::default()];
     let mut next = 0;
-    while let Some(from) = found.get(next).copied() {
+    while let Some(from) = found.get(next).cloned() {
         next += 1;
         for event in all_events() {
             if let Ok(after) = from.after(event)
@@ -105,24 +105,28 @@ fn nobody_else_lets_the_source_in() {
 fn a_failover_can_be_cancelled_until_it_is_committed() {
     let begun = Lifecycle::default().after(Event::BeginFailover(job(1))).unwrap();
     let switched = begun.after(Event::Switch(job(1), point(1))).unwrap();
-    for from in [begun, switched] {
+    for from in [begun, switched.clone()] {
         let back =
             from.after(Event::Unswitch(job(1))).unwrap().after(Event::AbandonFailover(job(1))).unwrap();
         assert_eq!(back, Lifecycle::default());
     }
     let committed = switched.after(Event::Commit).unwrap();
-    assert_eq!(committed.after(Event::Unswitch(job(1))), Ok(committed));
+    assert_eq!(committed.after(Event::Unswitch(job(1))), Ok(committed.clone()));
 }
 
 #[test]
-fn one_test_at_a_time_in_any_stage() {
-    for from in reachable().into_iter().filter(|lifecycle| lifecycle.test.is_none()) {
+fn tests_change_nothing_else_in_any_stage() {
+    for from in reachable().into_iter().filter(|lifecycle| lifecycle.tests.is_empty()) {
         let tested = from.after(Event::BeginTest(job(1))).unwrap();
         assert_eq!((tested.stage, tested.is_fenced()), (from.stage, from.is_fenced()));
-        assert!(tested.after(Event::BeginTest(job(2))).unwrap_err().to_string().contains("--cleanup"));
-        assert_eq!(tested.after(Event::EndTest(job(2))), Ok(tested));
+        assert_eq!(tested.after(Event::EndTest(job(2))), Ok(tested.clone()));
         assert_eq!(tested.after(Event::EndTest(job(1))), Ok(from));
     }
+    let many = (0..super::TESTS_MAX).fold(Lifecycle::default(), |lifecycle, number| {
+        lifecycle.after(Event::BeginTest(job(u8::try_from(number).unwrap()))).unwrap()
+    });
+    assert!(many.after(Event::BeginTest(job(200))).unwrap_err().to_string().contains("--cleanup"));
+    assert_eq!(many.after(Event::BeginTest(job(0))), Ok(many));
 }
 
 #[test]
@@ -130,8 +134,9 @@ fn refusals_say_what_to_do() {
     let refused = |lifecycle: Lifecycle, event| lifecycle.after(event).unwrap_err().to_string();
     let protected = Lifecycle::default();
     assert!(refused(protected, Event::Commit).contains("holdfast failover"));
-    let failed_over = Lifecycle { stage: Stage::FailedOver { job: job(1), point: point(1) }, test: None };
-    let text = refused(failed_over, Event::BeginFailover(job(2)));
+    let failed_over =
+        Lifecycle { stage: Stage::FailedOver { job: job(1), point: point(1) }, ..Lifecycle::default() };
+    let text = refused(failed_over.clone(), Event::BeginFailover(job(2)));
     assert!(text.contains("failed-over") && text.contains("holdfast commit"), "{text}");
     let text = refused(failed_over, Event::BeginFailback(job(2)));
     assert!(text.contains("failback is not possible"), "{text}");
@@ -140,8 +145,8 @@ fn refusals_say_what_to_do() {
 #[test]
 fn the_persisted_form_is_stable() {
     let job = JobId::from_bytes([1; 16]);
-    let failed_over = Lifecycle { stage: Stage::FailedOver { job, point: point(2) }, test: Some(job) };
-    let text = r#"{"stage":{"stage":"failed-over","job":"01010101-0101-0101-0101-010101010101","point":"02020202-0202-0202-0202-020202020202"},"test":"01010101-0101-0101-0101-010101010101"}"#;
+    let failed_over = Lifecycle { stage: Stage::FailedOver { job, point: point(2) }, tests: [job].into() };
+    let text = r#"{"stage":{"stage":"failed-over","job":"01010101-0101-0101-0101-010101010101","point":"02020202-0202-0202-0202-020202020202"},"tests":["01010101-0101-0101-0101-010101010101"]}"#;
     assert_eq!(serde_json::to_string(&failed_over).unwrap(), text);
     assert_eq!(serde_json::from_str::<Lifecycle>(text).unwrap(), failed_over);
     let least = r#"{"stage":{"stage":"protected"}}"#;
