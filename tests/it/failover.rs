@@ -222,7 +222,8 @@ async fn an_attached_point_is_served_until_it_is_cancelled() {
     };
     copied(endpoints);
 
-    // A coordinator that starts again serves it again, in the same place.
+    // A coordinator that starts again serves it again, in the same place. The first is gone by then, its socket with it.
+    jobs.stop().await;
     drop(jobs);
     let jobs = engine(&store, &points, folder.path()).await;
     let deadline = std::iter::repeat_n((), 200);
