@@ -233,12 +233,13 @@ struct Phases {
 impl Phases {
     /// For whoever looks into why a hold is long.
     fn say(&self, held: Duration) {
-        let micros = |from: Duration, to: Duration| to.saturating_sub(from).as_micros();
+        // A log field of 128 bits would be text.
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let between = |from: Duration, to: Duration| micros(to.saturating_sub(from));
         let Self { began, taken, read, marked, judged, blocks } = *self;
-        let inside = micros(began, judged);
-        let (taking_us, reading_us) = (micros(began, taken), micros(taken, read));
-        let (waiting_us, judging_us) = (micros(read, marked), micros(marked, judged));
-        let freezing_us = held.as_micros().saturating_sub(inside);
+        let (taking_us, reading_us) = (between(began, taken), between(taken, read));
+        let (waiting_us, judging_us) = (between(read, marked), between(marked, judged));
+        let freezing_us = micros(held).saturating_sub(between(began, judged));
         tracing::debug!(freezing_us, taking_us, reading_us, waiting_us, judging_us, blocks, "held");
     }
 }
