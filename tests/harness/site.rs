@@ -5,7 +5,7 @@
 
 use std::{
     fs::{self, File},
-    net::{TcpListener, UdpSocket},
+    net::{SocketAddr, TcpListener, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -145,6 +145,11 @@ impl Site {
         let (_, port) = self.listen.rsplit_once(':').context("the port")?;
         self.reach = format!("{address}:{port}");
         Ok(())
+    }
+
+    /// From now on agents are told to connect to a relay in front of the coordinator.
+    pub fn reach_through(&mut self, relay: SocketAddr) {
+        self.reach = relay.to_string();
     }
 
     /// Starts it anew, so that operators reach it over the network, too. Gives where.
