@@ -1,11 +1,15 @@
-//! Stacked devices that only a kernel with their drivers has: LVM, md, dm-crypt, btrfs over several disks.
+//! Stacked devices that only a kernel with their drivers has: LVM, md, dm-crypt, btrfs over several disks; and FAT, which
+//! knows no freezing.
 //!
 //! From the whole disks that are protected, every file system above must be found and held, and nothing else.
 
-use std::{fs::File, time::Duration};
+use std::{fs::File, process::Command, time::Duration};
 
 use anyhow::{Result, ensure};
-use holdfast_tests::guest::{self, Bundle, Bus, Disk, Image, Machine, MachineSpec, Source};
+use holdfast_tests::{
+    file_system::run,
+    guest::{self, Bundle, Bus, Disk, Image, Machine, MachineSpec, Source},
+};
 use tempfile::TempDir;
 
 use crate::freeze::named_disks::NAMED_DISKS;
@@ -16,6 +20,7 @@ const SETUP: &str = include_str!("machine_stack/setup.sh");
 const LIMIT: Duration = Duration::from_secs(240);
 const DISKS: usize = 6;
 const DISK_BYTES: u64 = 256 << 20;
+const FAT_BYTES: u64 = 32 << 20;
 
 struct Stacked {
     machine: Machine,
@@ -23,7 +28,7 @@ struct Stacked {
 }
 
 impl Stacked {
-    /// Boots a machine with six empty disks, `/dev/vdb` to `/dev/vdg`, and stacks devices on them.
+    /// Boots a machine with six empty disks, `/dev/vdb` to `/dev/vdg`, and stacks devices on them. `/dev/vdh` is a FAT.
     fn boot() -> Result<Self> {
         let folder = TempDir::new()?;
         let image = Image::obtain()?;
@@ -34,6 +39,10 @@ impl Stacked {
             File::create_new(&path)?.set_len(DISK_BYTES)?;
             disks.push(Disk::new(Source::Raw(path), Bus::VirtioBlk, &format!("disk{number}")));
         }
+        let firmware = folder.path().join("firmware.raw");
+        File::create_new(&firmware)?.set_len(FAT_BYTES)?;
+        run(Command::new("mkfs.vfat").arg(&firmware))?;
+        disks.push(Disk::new(Source::Raw(firmware), Bus::VirtioBlk, "firmware"));
         let bundle = Bundle::new()?;
         bundle.program(&std::env::current_exe()?, "/usr/local/bin/holdfast-it")?;
         bundle.text(SETUP, "/usr/local/lib/holdfast-guest/stack")?;
@@ -67,11 +76,17 @@ fn file_systems_are_found_and_held_through_lvm_md_crypt_and_btrfs() -> Result<()
         ("/dev/vdd", "/mnt/mirror"),
         ("/dev/vdf:/dev/vdg", "/mnt/btrfs"),
         ("/dev/vdg", "/mnt/btrfs"),
+        ("/dev/vdd:/dev/vdh", "/media/firmware /mnt/mirror"),
     ] {
         let output = stacked.run(NAMED_DISKS, disks, "freeze::named_disks::named_disks_are_held")?;
-        let mut held: Vec<&str> = output.lines().filter_map(|line| line.strip_prefix("holds ")).collect();
-        held.sort_unstable();
-        ensure!(held.join(" ") == expected, "of {disks}: {held:?}, not {expected}");
+        let said = |what: &str| {
+            let mut paths: Vec<&str> = output.lines().filter_map(|line| line.strip_prefix(what)).collect();
+            paths.sort_unstable();
+            paths.join(" ")
+        };
+        ensure!(said("holds ") == expected, "of {disks}: {}, not {expected}", said("holds "));
+        let unfreezable = if expected.contains("firmware") { "/media/firmware" } else { "" };
+        ensure!(said("left alone ") == unfreezable, "of {disks} were left alone: {}", said("left alone "));
     }
     Ok(())
 }

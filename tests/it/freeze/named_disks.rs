@@ -42,7 +42,10 @@ fn named_disks_are_held() -> Result<()> {
         let first = writes(&paths)?;
         std::thread::sleep(Duration::from_millis(20));
         let second = writes(&paths)?;
-        hold.release()?;
+        let report = hold.release()?;
+        if round == 0 {
+            report.left_alone.iter().for_each(|path| println!("\nleft alone {}", path.display()));
+        }
         ensure!(first == second, "{} writes reached the held disks", second - first);
     }
     ensure!(writes(&paths)? > before, "nothing was written between the holds");

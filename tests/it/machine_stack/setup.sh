@@ -1,12 +1,13 @@
 #!/bin/bash
-# Stacks devices on the empty disks /dev/vdb to /dev/vdg, mounts their file systems, and starts writing to each.
+# Stacks devices on the empty disks /dev/vdb to /dev/vdg, mounts their file systems, and starts writing to each. /dev/vdh is
+# a FAT, as the firmware has one, which is hardly ever written to.
 set -eu
 for package in /var/cache/holdfast-guest/storage/*.deb; do
     # /lib is a link, which plain extraction would replace.
     dpkg-deb --fsys-tarfile "$package" | tar --extract --keep-directory-symlink --directory /
 done
 ldconfig
-modprobe -a dm_mod dm_crypt raid1 btrfs
+modprobe -a dm_mod dm_crypt raid1 btrfs vfat
 export DM_DISABLE_UDEV=1
 lvm() { command lvm "$@" --config 'activation {udev_sync=0 udev_rules=0} devices {obtain_device_list_from_udev=0}'; }
 
@@ -31,6 +32,8 @@ mount /dev/mapper/volumes-plain /mnt/plain
 mount /dev/mapper/crypt /mnt/crypt
 mount /dev/md0 /mnt/mirror
 mount -o device=/dev/vdf,device=/dev/vdg /dev/vdf /mnt/btrfs
+mkdir -p /media/firmware
+mount /dev/vdh /media/firmware
 for folder in /mnt/*; do
     setsid bash -c "while :; do dd if=/dev/zero of=$folder/file bs=4k count=200 conv=fsync 2>/dev/null; sleep 0.05; done" \
         >/dev/null 2>&1 </dev/null &
