@@ -39,6 +39,7 @@ use crate::{
     identity::IdentityStore,
     inventory::{self, Roots},
     ship::{self, ShipHandle, ShipParts, port::OutgoingFrame},
+    source::{SourceControl, SourceParts},
 };
 
 /// The lock's name in the state folder.
@@ -91,6 +92,8 @@ pub async fn run(settings: Settings, surroundings: Surroundings, stop: Cancellat
     let (wake, woken) = bounded(1);
     let (stop_capture, stopped) = bounded::<()>(1);
     let seal = SealPool::new(settings.seal(), Box::new(ShipSink(ship.clone())), wake)?;
+    let stopping = surroundings.freezing.clone();
+    let (source_status, source_clock) = (status.clone(), Arc::clone(&clock));
     let host = LinuxParts {
         state: settings.state.clone(),
         images: settings.images.clone(),
@@ -111,6 +114,19 @@ pub async fn run(settings: Settings, surroundings: Surroundings, stop: Cancellat
         status,
         marks: ship.marks(),
     };
+    let source = SourceControl::new(SourceParts {
+        programs: settings.source(),
+        state: settings.state.clone(),
+        status: source_status,
+        freezing: stopping,
+        messages: Box::new(ShipMessages(ship.clone())),
+        clock: source_clock,
+    });
+    let source_events = ship.source_events();
+    let (source_stop, source_stopped) = bounded::<()>(1);
+    let source = thread::Builder::new()
+        .name("source".into())
+        .spawn(move || source.run(&source_events, &source_stopped))?;
     let (ended, mut end) = tokio::sync::oneshot::channel();
     let capture = thread::Builder::new().name("capture".into()).spawn(move || {
         let result = Engine::new(parts).run(&inbound, &woken, &stopped);
@@ -125,7 +141,12 @@ pub async fn run(settings: Settings, surroundings: Surroundings, stop: Cancellat
     // The link first: what waits for its window is let go, so that the capture thread can end.
     drop(stop_capture);
     ship.shutdown().await;
-    let joined = tokio::task::spawn_blocking(move || capture.join()).await?;
+    drop(source_stop);
+    let joined = tokio::task::spawn_blocking(move || {
+        let _panicked = source.join();
+        capture.join()
+    })
+    .await?;
     drop(socket);
     joined.map_err(|_| anyhow!("the capture thread panicked; see the log"))?;
     match early {

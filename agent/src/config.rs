@@ -19,6 +19,7 @@ use crate::{
         ShipSettings,
         endpoint::{Congestion, LinkSettings},
     },
+    source::SourcePrograms,
 };
 
 /// Default state folder.
@@ -49,6 +50,19 @@ pub struct Settings {
     pub link: Link,
     /// Freeze hooks of applications.
     pub hooks: Hooks,
+    /// What is done when the machine fails over.
+    pub source: Source,
+}
+
+/// What is done when the machine fails over. Programs are given as full paths, and called without a shell.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Source {
+    /// Called with `stop` before a planned failover, to end what writes to the protected disks, and with `resume` if it
+    /// does not happen. Default none: only the file systems are frozen.
+    pub stop: Option<PathBuf>,
+    /// Called with `fenced`, once, when the machine runs elsewhere; may stop services or the whole machine. Default none.
+    pub fenced: Option<PathBuf>,
 }
 
 /// Use of the processor and of the disks.
@@ -118,6 +132,7 @@ impl Default for Settings {
             memory: Memory::default(),
             link: Link::default(),
             hooks: Hooks::default(),
+            source: Source::default(),
         }
     }
 }
@@ -203,7 +218,7 @@ impl Settings {
     /// # Errors
     /// The first setting that is out of its range.
     pub fn check(&self) -> Result<(), SettingsError> {
-        let Self { processor, memory, link, hooks, .. } = self;
+        let Self { processor, memory, link, hooks, source, .. } = self;
         range("processor.sealing_threads", processor.sealing_threads, 0..=64, "0 (automatic) to 64")?;
         range("processor.nice", processor.nice, 0..=19, "0 to 19")?;
         range("processor.reading_threads", processor.reading_threads, 1..=64, "1 to 64")?;
@@ -215,7 +230,20 @@ impl Settings {
         range("link.idle_timeout_s", link.idle_timeout_s, 2..=3600, "2 to 3600")?;
         range("hooks.call_s", hooks.call_s, 1..=3600, "1 to 3600")?;
         range("hooks.frozen_s", hooks.frozen_s, 1..=3600, "1 to 3600")?;
+        for (name, program) in [("source.stop", &source.stop), ("source.fenced", &source.fenced)] {
+            if let Some(program) = program.as_ref().filter(|program| !program.is_absolute()) {
+                let value = program.display().to_string();
+                return Err(SettingsError::Range { name, value, range: "a full path" });
+            }
+        }
         Ok(())
+    }
+
+    /// The programs of a source that fails over.
+    #[must_use]
+    pub fn source(&self) -> SourcePrograms {
+        let Source { stop, fenced } = self.source.clone();
+        SourcePrograms { stop, fenced }
     }
 
     /// How freeze hooks are run.

@@ -26,6 +26,8 @@ pub mod batch;
 pub mod engine;
 // Bringing frames to the coordinator.
 pub mod ship;
+// This machine as the source of failovers.
+pub mod source;
 // Settings.
 pub mod config;
 // The agent as a running program.

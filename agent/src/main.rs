@@ -220,6 +220,9 @@ fn print(text: &str) -> Result<()> {
 fn table(report: &StatusReport) -> String {
     let mut lines =
         vec![format!("coordinator: {}", if report.connected { "connected" } else { "not connected" })];
+    if let Some(reason) = &report.fenced {
+        lines.push(format!("FENCED: {reason}"));
+    }
     if let Some(hold) = report.last_hold_us {
         let milliseconds = std::time::Duration::from_micros(hold).as_secs_f64() * 1000.0;
         lines.push(format!("last cut: writes held for {milliseconds:.1} ms"));

@@ -12,7 +12,8 @@ use holdfast_common::{
         DiskHealth, DiskIdentity, DiskInventory, DiskReport, DiskStart, EnrolReply, EnrolRequest,
         FileSystemInventory, Firmware, GroupAnswer, GroupArm, GroupOrder, Hello, Inventory, MachineSettings,
         MarkOrder, NetworkCard, OrderStep, PartitionInventory, PartitionTable, Platform, Refusal,
-        RefusalCode, RenewReply, RenewRequest, ScanAnswer, ScanQuestion, TrustLoss, Welcome,
+        RefusalCode, RenewReply, RenewRequest, ScanAnswer, ScanQuestion, SourceAnswer, SourceOrder,
+        SourceStep, TrustLoss, Welcome,
     },
 };
 
@@ -101,6 +102,10 @@ fn group_order(step: OrderStep) -> CoordinatorMessage {
     CoordinatorMessage::GroupCut(Box::new(GroupOrder { cut: CUT, step }))
 }
 
+const fn source_order(step: SourceStep) -> CoordinatorMessage {
+    CoordinatorMessage::Source(SourceOrder { request: 251, step })
+}
+
 /// Every message of an agent, and every state of a disk in it.
 #[must_use]
 pub fn agent_messages() -> Vec<AgentMessage> {
@@ -137,6 +142,8 @@ pub fn agent_messages() -> Vec<AgentMessage> {
         group_answer(AnswerStep::Held { hold: POINT, took_us: 4_000 }),
         group_answer(AnswerStep::Released { hold: POINT, marked: true, held_us: 9_000 }),
         group_answer(AnswerStep::Declined { reason: "no".into() }),
+        AgentMessage::Source(SourceAnswer { request: 251, result: Ok("done".into()) }),
+        AgentMessage::Source(SourceAnswer { request: 251, result: Err("no".into()) }),
     ]
 }
 
@@ -163,6 +170,10 @@ pub const fn agent_name(message: &AgentMessage) -> &'static str {
             AnswerStep::Held { .. } => "agent/group-cut/held",
             AnswerStep::Released { .. } => "agent/group-cut/released",
             AnswerStep::Declined { .. } => "agent/group-cut/declined",
+        },
+        AgentMessage::Source(answer) => match answer.result {
+            Ok(_) => "agent/source/done",
+            Err(_) => "agent/source/refused",
         },
     }
 }
@@ -224,6 +235,9 @@ pub fn coordinator_messages() -> Vec<CoordinatorMessage> {
         group_order(OrderStep::Mark(mark)),
         group_order(OrderStep::Cancel { reason: "late".into() }),
         CoordinatorMessage::MakeApplicationPoint { request: 251, strict: true },
+        source_order(SourceStep::Stop { limit_ms: 251, hold_ms: 70_000 }),
+        source_order(SourceStep::Prove { hold_ms: 60_000 }),
+        source_order(SourceStep::Resume),
     ]
 }
 
@@ -246,6 +260,11 @@ pub const fn coordinator_name(message: &CoordinatorMessage) -> &'static str {
             OrderStep::Cancel { .. } => "coordinator/group-cut/cancel",
         },
         CoordinatorMessage::MakeApplicationPoint { .. } => "coordinator/make-application-point",
+        CoordinatorMessage::Source(order) => match order.step {
+            SourceStep::Stop { .. } => "coordinator/source/stop",
+            SourceStep::Prove { .. } => "coordinator/source/prove",
+            SourceStep::Resume => "coordinator/source/resume",
+        },
     }
 }
 

@@ -447,6 +447,15 @@ impl Agent {
         self.process.as_ref().map_or(0, |process| process.child.id())
     }
 
+    /// What `holdfast-agent status` says.
+    ///
+    /// # Errors
+    /// The agent does not run.
+    pub fn status(&self) -> Result<Value> {
+        let text = run(self.command().args(["status", "--json"]))?;
+        serde_json::from_str(&text).context("the agent's JSON")
+    }
+
     /// The agent's log, for messages.
     #[must_use]
     pub fn log(&self) -> String {

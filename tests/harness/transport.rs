@@ -23,7 +23,7 @@ use holdfast_common::{
     units::BlockIndex,
     wire::{
         Assignment, Capture, CutVoided, DiskIdentity, DiskReport, Firmware, GroupAnswer, Hello, Inventory,
-        MachineSettings, Platform, Refusal, RefusalCode, ScanAnswer, ScanQuestion, TrustLoss,
+        MachineSettings, Platform, Refusal, RefusalCode, ScanAnswer, ScanQuestion, SourceAnswer, TrustLoss,
     },
 };
 use holdfast_coordinator::{
@@ -88,6 +88,8 @@ fn refused(code: RefusalCode, text: &str) -> PortError {
 
 impl Directory for MemoryDirectory {
     fn group_answer(&self, _machine: MachineId, _answer: GroupAnswer) {}
+
+    fn source_answer(&self, _machine: MachineId, _answer: SourceAnswer) {}
 
     fn check_token(&self, token: TokenHash) -> PortFuture<'_, Option<MachineId>> {
         let now = self.clock.wall();

@@ -14,6 +14,7 @@ mod nbd;
 mod operators;
 mod oracle;
 mod postgres;
+mod split_brain;
 mod machine_boot;
 mod machine_tracking;
 mod tracking;

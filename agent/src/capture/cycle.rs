@@ -90,6 +90,8 @@ pub struct Cycle {
     application_requests: BTreeMap<u64, Strictness>,
     /// When and why it was last reported that no cut can be tried.
     told: Option<(Duration, String)>,
+    /// The machine runs elsewhere: marks are kept, but no cut is made.
+    fenced: bool,
     /// Disk whose scan had the last turn.
     last_scanned: Option<DiskId>,
 }
@@ -151,6 +153,7 @@ impl Cycle {
             hooks: Hooks::Free,
             application_requests: BTreeMap::new(),
             told: None,
+            fenced: false,
             last_scanned: None,
         }
     }
@@ -425,6 +428,9 @@ impl Cycle {
     fn obstacle(&self, now: Duration) -> Option<String> {
         if self.disks.is_empty() {
             return Some("no disk of this machine is protected: protect one first".into());
+        }
+        if self.fenced {
+            return Some("this source is fenced: its machine was failed over".into());
         }
         self.disks.values().find_map(|disk| disk.obstacle(now))
     }

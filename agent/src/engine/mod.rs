@@ -185,6 +185,7 @@ impl Engine {
                     disk.acknowledged(sequence);
                 }
             }
+            Inbound::Fenced(reason) => self.reporter.fenced(Some(reason)),
             Inbound::Connected(_) | Inbound::Disconnected => {
                 self.disks
                     .values_mut()

@@ -55,6 +55,9 @@ pub struct StatusReport {
     pub last_hold_us: Option<u64>,
     /// Why the last void cut was void.
     pub last_void: Option<String>,
+    /// Why this source must not go on, if the machine runs elsewhere.
+    #[serde(default)]
+    pub fenced: Option<String>,
     /// Cuts that wait for an acknowledgement.
     pub unacknowledged_cuts: usize,
     /// The disks.
@@ -97,8 +100,13 @@ impl Reporter {
     pub(super) fn connected(&mut self, connected: bool) {
         self.board.change(|status| status.connected = connected);
         if connected {
+            self.fenced(None);
             self.due = Duration::ZERO;
         }
+    }
+
+    pub(super) fn fenced(&self, reason: Option<String>) {
+        self.board.change(|status| status.fenced = reason);
     }
 
     pub(super) fn cut(&self, at: Timestamp, held: Duration) {

@@ -21,6 +21,7 @@ mod program;
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 pub use link::{HookLink, HookState};
+pub(crate) use program::call;
 pub use program::{HOOKS_MAX, OUTPUT_BYTES_MAX};
 
 /// How hooks are run.

@@ -81,7 +81,7 @@ fn no_hooks(folder: &Path) -> String {
 ///
 /// # Errors
 /// It cannot be started, took too long, or said that it failed; the text has what it printed.
-pub(super) fn call(hook: &Path, verb: &str, at_most: Duration, clock: &dyn Clock) -> Result<(), String> {
+pub(crate) fn call(hook: &Path, verb: &str, at_most: Duration, clock: &dyn Clock) -> Result<(), String> {
     let name = hook.display();
     let mut child = Command::new(hook)
         .arg(verb)

@@ -27,12 +27,13 @@ use super::{
     InventorySource, ShipParts, ShipSettings,
     backoff::Backoff,
     endpoint,
+    port::Inbound,
     renewal::Renewal,
     session::{self, Action},
     shared::Shared,
     streams,
 };
-use crate::identity::Identity;
+use crate::{identity::Identity, source::SourceEvent};
 
 /// Most control messages that wait to be sent.
 const CONTROL_MAX: usize = 256;
@@ -54,6 +55,9 @@ const INVENTORY_LOOK: Duration = Duration::from_secs(10);
 
 /// Longest time to wait for acknowledgements when the agent ends.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
+
+/// Pause of a source that is fenced before it asks again.
+const FENCED_PAUSE: Duration = Duration::from_secs(1);
 
 /// How often the drain looks whether everything was acknowledged.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
@@ -122,7 +126,15 @@ pub(super) async fn run(shared: Arc<Shared>, settings: ShipSettings, parts: Ship
             backoff.reset();
         }
         let mut pause = backoff.pause(parts.entropy.as_ref());
-        let code = error.refusal().map(|refusal| refusal.code);
+        let refusal = error.refusal();
+        let code = refusal.as_ref().map(|refusal| refusal.code);
+        if let Some(refusal) = refusal.filter(|refusal| refusal.code == RefusalCode::FENCED) {
+            shared.tell_source(SourceEvent::Fenced(refusal.text.clone()));
+            shared.deliver(Inbound::Fenced(refusal.text)).await;
+            // A failover that is cancelled finds its source replicating again within seconds.
+            backoff.reset();
+            pause = FENCED_PAUSE.min(settings.reconnect_max);
+        }
         if matches!(code, Some(RefusalCode::REVOKED | RefusalCode::UNAUTHORIZED | RefusalCode::VERSION)) {
             pause = pause.max(REFUSED_PAUSE.min(settings.reconnect_max));
         }
@@ -346,7 +358,13 @@ async fn act(shared: &Shared, control: &mpsc::Sender<AgentMessage>, ask: &mpsc::
     match action {
         Action::Send(message) => _ = control.send(message).await,
         Action::OpenStream(disk, generation) => _ = ask.send(Ask::Open(disk, generation)).await,
-        Action::Deliver(event) => shared.deliver(event).await,
+        Action::Source(order) => shared.tell_source(SourceEvent::Order(order)),
+        Action::Deliver(event) => {
+            if matches!(event, Inbound::Connected(_)) {
+                shared.tell_source(SourceEvent::LetIn);
+            }
+            shared.deliver(event).await;
+        }
         Action::Limit(limit) => shared.limit(limit),
         Action::Renewed(reply) => _ = ask.send(Ask::Renewed(reply.certificate_der)).await,
     }

@@ -74,6 +74,9 @@ pub enum Inbound {
     },
     /// What a group cut wants of this machine. Marks and cancels go into the box of `group::Marks` as well.
     GroupCut(Box<GroupOrder>),
+    /// The coordinator refuses this source because the machine runs elsewhere; the text is for people. Ship goes on
+    /// asking: after a cancel the next [`Connected`](Self::Connected) comes.
+    Fenced(String),
     /// The link is down; ship reconnects by itself. Capture goes on until its budget is full.
     Disconnected,
 }

@@ -17,7 +17,7 @@ use holdfast_common::{
     ids::{DiskId, Generation, Sequence},
     wire::{
         AgentMessage, Assignment, CoordinatorMessage, CutVoided, DiskStart, Hello, Inventory,
-        PROTOCOL_VERSION, Refusal, RefusalCode, RenewReply, TrustLoss, Welcome,
+        PROTOCOL_VERSION, Refusal, RefusalCode, RenewReply, SourceOrder, TrustLoss, Welcome,
     },
 };
 
@@ -40,6 +40,8 @@ pub enum Action {
     Deliver(Inbound),
     /// Send at most this many bytes per second (zero: no bound).
     Limit(u64),
+    /// Hand this to whoever is the source.
+    Source(SourceOrder),
     /// Use this certificate from the next connection on.
     Renewed(RenewReply),
 }
@@ -150,6 +152,7 @@ impl AgentSession {
                 Ok(vec![Action::Deliver(Inbound::SendAgain { disk, ranges })])
             }
             CoordinatorMessage::GroupCut(order) => Ok(vec![Action::Deliver(Inbound::GroupCut(order))]),
+            CoordinatorMessage::Source(order) => Ok(vec![Action::Source(order)]),
             CoordinatorMessage::Renewed(reply) => Ok(vec![Action::Renewed(reply)]),
             CoordinatorMessage::Welcome(_) => Err(protocol("the coordinator welcomed twice")),
             CoordinatorMessage::Refused(refusal) => Err(refusal),

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use crossbeam_channel::TrySendError;
+use crossbeam_channel::{Receiver, Sender, TrySendError};
 use holdfast_common::{
     clock::Clock,
     ids::DiskId,
@@ -32,7 +32,10 @@ use super::{
     session::{AgentSession, Said},
     window::PushError,
 };
-use crate::group::Marks;
+use crate::{group::Marks, source::SourceEvent};
+
+/// Events that wait for the source; more are dropped.
+const SOURCE_EVENTS_MAX: usize = 64;
 
 /// How long to wait before an event is offered again to a full queue.
 const INBOUND_RETRY: Duration = Duration::from_millis(5);
@@ -87,6 +90,8 @@ pub(super) struct Shared {
     events: crossbeam_channel::Sender<Inbound>,
     /// For orders that a held capture thread waits for.
     marks: Marks,
+    /// What the source is told.
+    source: (Sender<SourceEvent>, Receiver<SourceEvent>),
     bucket: Mutex<Bucket>,
     own_limit: u64,
     sent_frame_bytes: AtomicU64,
@@ -108,6 +113,7 @@ impl Shared {
             connection: Mutex::new(None),
             events,
             marks: Marks::default(),
+            source: crossbeam_channel::bounded(SOURCE_EVENTS_MAX),
             bucket: Mutex::new(Bucket::default()),
             own_limit: settings.send_bytes_per_second_max,
             sent_frame_bytes: AtomicU64::new(0),
@@ -146,6 +152,13 @@ impl Shared {
     pub(super) fn throttle(&self, bytes: usize) -> Duration {
         self.sent_frame_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(bytes, self.clock.monotonic())
+    }
+
+    /// Tells the source. One that does not follow is asked again by whoever wants something of it.
+    pub(super) fn tell_source(&self, event: SourceEvent) {
+        if self.source.0.try_send(event).is_err() {
+            tracing::warn!("the source is busy; what it was told is dropped");
+        }
     }
 
     /// Hands an event to capture; waits while its queue is full. Gives up only if capture is gone or the link closes.
@@ -235,6 +248,12 @@ impl ShipHandle {
             return control.try_send(message).map_err(|_| ShipError::Offline);
         }
         control.blocking_send(message).map_err(|_| ShipError::Offline)
+    }
+
+    /// What the source is told. Clones share the events: there is one reader.
+    #[must_use]
+    pub fn source_events(&self) -> Receiver<SourceEvent> {
+        self.shared.source.1.clone()
     }
 
     /// Where orders arrive that a held capture thread waits for.

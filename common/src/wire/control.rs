@@ -34,6 +34,8 @@ pub enum AgentMessage {
     Closing,
     /// What the machine says about a group cut.
     GroupCut(super::GroupAnswer),
+    /// What the machine answers as the source of a failover.
+    Source(super::SourceAnswer),
 }
 
 /// What the coordinator says on the control stream. The first message is `Welcome` or `Refused`.
@@ -78,6 +80,8 @@ pub enum CoordinatorMessage {
         /// Whether the cut is void if a hook fails; else the point is kept as a crash-consistent one.
         strict: bool,
     },
+    /// What a failover wants of the machine as its source.
+    Source(super::SourceOrder),
 }
 
 /// The agent's opening.

@@ -11,6 +11,7 @@
 
 pub mod limits;
 pub mod refusal;
+pub mod source;
 pub mod inventory;
 pub mod control;
 pub mod enrol;
@@ -31,6 +32,7 @@ pub use inventory::{
 };
 pub use opening::{ControlBuffer, ControlError};
 pub use refusal::{Refusal, RefusalCode};
+pub use source::{SourceAnswer, SourceOrder, SourceStep};
 
 /// ALPN of an agent's session.
 pub const ALPN_SESSION: &[u8] = b"holdfast/1";
@@ -39,8 +41,8 @@ pub const ALPN_SESSION: &[u8] = b"holdfast/1";
 pub const ALPN_ENROL: &[u8] = b"holdfast-enrol/1";
 
 /// Version of the control messages; both ends must have the same, and read it before anything else ([`opening`]).
-/// History: 2, group cuts; 1, first.
-pub const PROTOCOL_VERSION: u32 = 2;
+/// History: 3, sources that stop; 2, group cuts; 1, first.
+pub const PROTOCOL_VERSION: u32 = 3;
 
 #[cfg(test)]
 mod tests;

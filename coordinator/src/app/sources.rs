@@ -6,7 +6,8 @@ use std::{sync::Arc, time::Duration};
 
 use holdfast_common::{
     clock::Clock,
-    ids::{JobId, MachineId, PointId},
+    ids::{JobId, MachineId, PointId, Sequence},
+    wire::{SourceOrder, SourceStep},
 };
 use tokio::time::{Instant, timeout_at};
 
@@ -139,22 +140,108 @@ impl Sources for AgentSources {
 
     fn stop(
         &self,
-        _machine: MachineId,
-        _limit: Duration,
-        _hold: Duration,
+        machine: MachineId,
+        limit: Duration,
+        hold: Duration,
     ) -> BoxFuture<'_, Result<String, SourceError>> {
-        Box::pin(async { Err(SourceError::Refused { text: "it cannot be stopped".into() }) })
+        let step = SourceStep::Stop { limit_ms: millis(limit), hold_ms: millis(hold) };
+        Box::pin(self.order(machine, step, "stop", limit + ANSWER))
     }
 
-    fn resume(&self, _machine: MachineId) -> BoxFuture<'_, Result<(), SourceError>> {
-        Box::pin(async { Ok(()) })
+    fn resume(&self, machine: MachineId) -> BoxFuture<'_, Result<(), SourceError>> {
+        Box::pin(async move { self.order(machine, SourceStep::Resume, "go on", ANSWER).await.map(drop) })
     }
 
-    fn prove_last(&self, _machine: MachineId, _point: PointId) -> BoxFuture<'_, Result<(), SourceError>> {
-        Box::pin(async { Err(SourceError::Refused { text: "it cannot be stopped".into() }) })
+    fn prove_last(&self, machine: MachineId, point: PointId) -> BoxFuture<'_, Result<(), SourceError>> {
+        Box::pin(async move {
+            let before = SourceStep::Prove { hold_ms: millis(PROVED_FOR) };
+            self.order(machine, before, "say whether it is stopped", ANSWER).await?;
+            // What is written past file systems is not held: it must not happen for a while.
+            tokio::time::sleep(QUIET).await;
+            let again = self.ask_cut(machine, CUT_AGAIN).await?;
+            self.nothing_between(machine, point, again).await?;
+            let after = SourceStep::Prove { hold_ms: millis(PROVED_FOR) };
+            self.order(machine, after, "say whether it is stopped", ANSWER).await.map(drop)
+        })
     }
 }
 
+impl AgentSources {
+    /// Gives an order and waits for the answer.
+    async fn order(
+        &self,
+        machine: MachineId,
+        step: SourceStep,
+        action: &'static str,
+        limit: Duration,
+    ) -> Result<String, SourceError> {
+        let mut answers = self.registry.source_answers();
+        let request = next_request(self.clock.as_ref());
+        let deadline = Instant::now() + limit;
+        self.push(machine, Push::Source(SourceOrder { request, step }))?;
+        loop {
+            match timeout_at(deadline.min(Instant::now() + LOOK), answers.recv()).await {
+                Ok(Ok((of, answer))) if of == machine && answer.request == request => {
+                    return answer.result.map_err(|text| SourceError::Refused { text });
+                }
+                // Of others, or so many that some were missed.
+                Ok(_) => {}
+                Err(_elapsed) if self.links.figures(machine).is_none() => {
+                    return Err(SourceError::NotConnected);
+                }
+                Err(_elapsed) if Instant::now() >= deadline => {
+                    return Err(SourceError::Late { action, limit });
+                }
+                Err(_elapsed) => {}
+            }
+        }
+    }
+
+    /// Whether the logs of all disks hold nothing but cuts between two points: the second cut followed the first
+    /// without a single block having been written.
+    async fn nothing_between(
+        &self,
+        machine: MachineId,
+        first: PointId,
+        second: PointId,
+    ) -> Result<(), SourceError> {
+        let points = self.points.list(machine, RECENT).await.map_err(failed)?;
+        let find = |id: PointId| points.iter().find(|point| point.id == id);
+        let (Some(first), Some(second)) = (find(first), find(second)) else {
+            return Err(SourceError::Refused {
+                text: "its last points are not known here; try again".into(),
+            });
+        };
+        for member in &second.disks {
+            let cuts = points.iter().flat_map(|point| &point.disks).filter(|of| of.disk == member.disk);
+            let from = first.disks.iter().find(|of| of.disk == member.disk).map(|of| of.sequence);
+            let between = |cut: Sequence| from.is_some_and(|from| cut > from && cut <= member.sequence);
+            let count = cuts.filter(|cut| between(cut.sequence)).count() as u64;
+            let path = || self.registry.disk(member.disk).map(|disk| disk.record.path).unwrap_or_default();
+            if from.is_none_or(|from| member.sequence.0 != from.0 + count) {
+                let path = path();
+                let text = format!(
+                    "{path} was written to after the last point; end what writes to it (setting `source.stop` of its agent)"
+                );
+                return Err(SourceError::Refused { text });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// How long a source stays stopped for certain after it was proved: the switch follows at once.
+const PROVED_FOR: Duration = Duration::from_secs(60);
+/// Time in which nothing may be written between the last cut and the one that shows it.
+const QUIET: Duration = Duration::from_secs(1);
+/// Longest wait for an answer that needs no work.
+const ANSWER: Duration = Duration::from_secs(10);
+/// Longest wait for the cut that shows that nothing was written.
+const CUT_AGAIN: Duration = Duration::from_secs(60);
 /// Points looked through for the one that answers a request.
 const RECENT: u32 = 50;
 /// Longest time between two looks for it.

@@ -318,6 +318,7 @@ async fn obey(
         Some(Order::Push(Push::MakeApplicationPoint { request, strict })) => {
             context.say(CoordinatorMessage::MakeApplicationPoint { request, strict });
         }
+        Some(Order::Push(Push::Source(order))) => context.say(CoordinatorMessage::Source(order)),
         Some(Order::Push(Push::GroupCut(order))) => context.say(CoordinatorMessage::GroupCut(order)),
         Some(Order::Reassign(done)) => {
             context.reassign(tasks).await?;

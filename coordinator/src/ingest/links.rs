@@ -15,7 +15,7 @@ use holdfast_common::{
     clock::Timestamp,
     ids::{DiskId, MachineId},
     units::BlockRange,
-    wire::{GroupOrder, Refusal, RefusalCode},
+    wire::{GroupOrder, Refusal, RefusalCode, SourceOrder},
 };
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
@@ -84,6 +84,8 @@ pub enum Push {
     },
     /// What a group cut wants of the machine.
     GroupCut(Box<GroupOrder>),
+    /// What a failover wants of it as its source.
+    Source(SourceOrder),
 }
 
 /// Why an order did not reach a session.

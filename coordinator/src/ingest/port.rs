@@ -16,7 +16,7 @@ use holdfast_common::{
     token::TokenHash,
     wire::{
         Assignment, CutVoided, DiskReport, GroupAnswer, Hello, Inventory, Refusal, ScanAnswer, ScanQuestion,
-        TrustLoss,
+        SourceAnswer, TrustLoss,
     },
 };
 use thiserror::Error;
@@ -99,6 +99,9 @@ pub trait Directory: fmt::Debug + Send + Sync + 'static {
 
     /// What a machine says about a group cut. Must not wait: machines hold writes meanwhile.
     fn group_answer(&self, machine: MachineId, answer: GroupAnswer);
+
+    /// What a machine answers as the source of a failover.
+    fn source_answer(&self, machine: MachineId, answer: SourceAnswer);
 
     /// A session ended; the text is for people.
     fn record_disconnected(&self, machine: MachineId, reason: String);

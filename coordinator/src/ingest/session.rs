@@ -18,8 +18,8 @@ use holdfast_common::{
     ids::{DiskId, Generation, MachineId, Sequence},
     wire::{
         AgentMessage, Assignment, CoordinatorMessage, CutVoided, DataStreamStart, DiskReport, GroupAnswer,
-        Hello, Inventory, PROTOCOL_VERSION, Refusal, RefusalCode, RenewRequest, ScanQuestion, TrustLoss,
-        Welcome,
+        Hello, Inventory, PROTOCOL_VERSION, Refusal, RefusalCode, RenewRequest, ScanQuestion, SourceAnswer,
+        TrustLoss, Welcome,
         limits::{DISKS_PER_MACHINE_MAX, SCAN_CHUNK_BLOCKS, SCAN_DIGESTS_MAX, SCAN_QUESTIONS_MAX},
     },
 };
@@ -39,6 +39,8 @@ pub enum Request {
     Voided(CutVoided),
     /// Tell whoever cuts groups.
     GroupCut(GroupAnswer),
+    /// Tell whoever wants something of the source.
+    Source(SourceAnswer),
     /// Sign and answer.
     Renew(RenewRequest),
     /// Record the inventory.
@@ -132,6 +134,7 @@ impl CoordinatorSession {
             AgentMessage::ScanQuestion(question) => self.question(question),
             AgentMessage::CutVoided(voided) => Ok(Request::Voided(voided)),
             AgentMessage::GroupCut(answer) => Ok(Request::GroupCut(answer)),
+            AgentMessage::Source(answer) => Ok(Request::Source(answer)),
             AgentMessage::Renew(renew) => Ok(Request::Renew(renew)),
             AgentMessage::Inventory(inventory) if inventory.disks.len() > DISKS_PER_MACHINE_MAX => {
                 Err(limit(format!("more than {DISKS_PER_MACHINE_MAX} disks")))

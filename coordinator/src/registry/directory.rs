@@ -9,7 +9,7 @@ use holdfast_common::{
     token::TokenHash,
     wire::{
         Assignment, Capture, CutVoided, DiskReport, GroupAnswer, Hello, Inventory, MachineSettings, Refusal,
-        RefusalCode, TrustLoss,
+        RefusalCode, SourceAnswer, TrustLoss,
     },
 };
 
@@ -176,6 +176,11 @@ impl Directory for Registry {
         if let Some(inbox) = self.group_inbox.get() {
             inbox.put(machine, Heard::Answer(answer));
         }
+    }
+
+    fn source_answer(&self, machine: MachineId, answer: SourceAnswer) {
+        // Nobody waits for it any more: it came too late.
+        let _nobody = self.source_answers.send((machine, answer));
     }
 
     fn record_disconnected(&self, machine: MachineId, reason: String) {

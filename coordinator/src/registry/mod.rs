@@ -27,8 +27,10 @@ use holdfast_common::{
     entropy::Entropy,
     ids::{DiskId, Generation, Interval, MachineId, Sequence},
     units::BlockIndex,
+    wire::SourceAnswer,
 };
 use thiserror::Error;
+use tokio::sync::broadcast;
 
 use crate::{
     catalog::{Catalog, CatalogError, Change, record::AuditRecord},
@@ -43,6 +45,9 @@ pub use operator::{NewToken, Protect, Protected};
 pub use rules::retention_rule;
 use state::State;
 pub use state::{DiskState, MachineStatus};
+
+/// Answers that wait for who asked; older ones are lost to who is slow.
+const SOURCE_ANSWERS_MAX: usize = 256;
 
 /// How far a disk's log has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +85,8 @@ pub struct Registry {
     changing: tokio::sync::Mutex<()>,
     /// Whoever cuts groups, and so wants to hear what machines say about it.
     group_inbox: OnceLock<GroupInbox>,
+    /// What machines answer as sources of failovers.
+    source_answers: broadcast::Sender<(MachineId, SourceAnswer)>,
 }
 
 /// What the registry is made of.
@@ -106,12 +113,20 @@ impl Registry {
         let state = State::load(parts.catalog.as_ref()).await?;
         let RegistryParts { catalog, logs, links, clock, entropy } = parts;
         let (changing, group_inbox) = (tokio::sync::Mutex::new(()), OnceLock::new());
-        Ok(Self { catalog, logs, links, clock, entropy, state: Mutex::new(state), changing, group_inbox })
+        let source_answers = broadcast::channel(SOURCE_ANSWERS_MAX).0;
+        let state = Mutex::new(state);
+        Ok(Self { catalog, logs, links, clock, entropy, state, changing, group_inbox, source_answers })
     }
 
     /// From now on this one hears what machines say about group cuts, and when they are lost. Once only.
     pub fn set_group_inbox(&self, inbox: GroupInbox) {
         let _only_once = self.group_inbox.set(inbox);
+    }
+
+    /// What machines answer as sources of failovers, from now on.
+    #[must_use]
+    pub fn source_answers(&self) -> broadcast::Receiver<(MachineId, SourceAnswer)> {
+        self.source_answers.subscribe()
     }
 
     /// All machines, oldest first.

@@ -20,6 +20,7 @@ impl Cycle {
         match inbound {
             Inbound::Connected(welcome) => {
                 self.machine = Some(welcome.machine);
+                self.fenced = false;
                 self.assign(&welcome.assignment, now);
             }
             Inbound::Assigned(assignment) => self.assign(assignment, now),
@@ -35,6 +36,7 @@ impl Cycle {
                 let disks: Vec<DiskId> = self.disks.keys().copied().collect();
                 disks.into_iter().for_each(|disk| self.wake_scan(disk));
             }
+            Inbound::Fenced(_) => self.fenced = true,
             Inbound::SendAgain { .. } => {}
         }
     }

@@ -50,6 +50,9 @@ pub struct Hold<'held> {
     freeze: Duration,
     /// Which folders are frozen by us; allocated before.
     frozen: Vec<bool>,
+    /// The first folder that this process keeps frozen anyway, and the count of when that began.
+    lent: Option<(usize, u64)>,
+    lent_folders: Vec<bool>,
     over: bool,
 }
 
@@ -84,7 +87,20 @@ impl<'held> Hold<'held> {
         freezer.rcu.raise();
         let start = freezer.settings.clock.monotonic();
         let freeze = Duration::ZERO;
-        let mut hold = Self { freezer, plan, held, number, bound, start, freeze, frozen, over: false };
+        let lent_folders = vec![false; plan.file_systems().len()];
+        let mut hold = Self {
+            freezer,
+            plan,
+            held,
+            number,
+            bound,
+            start,
+            freeze,
+            frozen,
+            lent: None,
+            lent_folders,
+            over: false,
+        };
         // An error thaws by dropping the hold.
         for index in 0..plan.file_systems().len() {
             hold.freeze(index)?;
@@ -101,9 +117,18 @@ impl<'held> Hold<'held> {
         };
         self.freezer.guardian.tell(Message::Begun { hold: self.number, index })?;
         self.held.begun.store(index + 1, Ordering::SeqCst);
+        // Before the attempt: what is stopped after it was not what refused it.
+        let stopped = self.freezer.settings.stopped.load(Ordering::SeqCst);
         match system::freeze(folder.as_fd()) {
             Frozen::Yes => *frozen = true,
             Frozen::Unsupported => {}
+            // By ourselves, for a failover: it is held, and stays so when this hold is over.
+            Frozen::ByOther if stopped % 2 == 1 && self.lent.is_none_or(|(_, since)| since == stopped) => {
+                self.lent.get_or_insert((index, stopped));
+                if let Some(lent) = self.lent_folders.get_mut(index) {
+                    *lent = true;
+                }
+            }
             Frozen::ByOther => {
                 return Err(FreezeError::FrozenByOther { mount_point: self.plan.mount_point(index) });
             }
@@ -123,7 +148,18 @@ impl<'held> Hold<'held> {
         if self.freezer.guardian.is_lost() {
             return Err(FreezeError::GuardianLost { what: "died while writes were held" });
         }
+        self.lent_stands()?;
         self.within_bound(self.age())
+    }
+
+    /// What is frozen anyway must have been so all the time.
+    fn lent_stands(&self) -> Result<(), FreezeError> {
+        match self.lent {
+            Some((index, since)) if self.freezer.settings.stopped.load(Ordering::SeqCst) != since => {
+                Err(FreezeError::ThawedByOther { mount_point: self.plan.mount_point(index) })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Time since just before the first file system was frozen.
@@ -139,6 +175,7 @@ impl<'held> Hold<'held> {
     pub fn release(mut self) -> Result<HoldReport, FreezeError> {
         self.over = true;
         let lost = self.freezer.guardian.is_lost();
+        let lent = self.lent_stands();
         let (held, interrupted) = self.thaw();
         let overran = self.end()?;
         if lost {
@@ -151,7 +188,9 @@ impl<'held> Hold<'held> {
         if let Some(error) = interrupted {
             return Err(error);
         }
-        let left_alone = self.frozen.iter().enumerate().filter(|(_, frozen)| !**frozen);
+        lent?;
+        let held_anyhow = self.frozen.iter().zip(&self.lent_folders).map(|(frozen, lent)| *frozen || *lent);
+        let left_alone = held_anyhow.enumerate().filter(|(_, held)| !held);
         let left_alone = left_alone.map(|(index, _)| self.plan.mount_point(index)).collect();
         Ok(HoldReport { held, freeze: self.freeze, left_alone })
     }

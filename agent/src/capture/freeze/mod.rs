@@ -16,11 +16,12 @@ mod watch;
 mod guardian;
 mod link;
 mod hold;
+mod stopped;
 
 use std::{
     os::fd::AsFd as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -32,6 +33,7 @@ pub use held_log::{HELD_BYTES_MAX, HeldBackLog};
 pub use hold::{Hold, HoldReport};
 pub use link::GuardianCommand;
 pub use plan::{FreezePlan, HeldFileSystem};
+pub use stopped::{StoppedFileSystems, thaw_left_behind};
 
 use self::{link::GuardianLink, rcu::RcuExpedited, stacking::Stacking};
 use crate::inventory::{DeviceNumber, DiskDevice, Roots, stack::Stack};
@@ -56,6 +58,9 @@ pub struct FreezeSettings {
     pub log: Option<Arc<HeldBackLog>>,
     /// What measures holds. Not the guardian's clock: that is always the system's.
     pub clock: Arc<dyn Clock>,
+    /// Whether this process keeps file systems frozen beyond a cut ([`StoppedFileSystems`]): then they are held already.
+    /// Counts how often that began and ended, so it is odd while they are.
+    pub stopped: Arc<AtomicU64>,
 }
 
 impl Default for FreezeSettings {
@@ -65,6 +70,7 @@ impl Default for FreezeSettings {
             roots: Roots::default(),
             log: None,
             clock: Arc::new(SystemClock::new()),
+            stopped: Arc::default(),
         }
     }
 }

@@ -1,0 +1,262 @@
+//! The machine as the source of failovers: stops writing when it is asked to, and knows when it is the machine no more.
+//!
+//! Owns one thread's state ([`SourceControl`]): what is stopped, until when, and whether this source is fenced. Knows no
+//! capture: a cut finds the file systems frozen and takes them for held. Two programs of the operator are called:
+//! `stop` (with `stop`, and `resume` when the source goes on), which is to end what writes to the protected disks, and
+//! `fenced` (with `fenced`), once, when the machine runs elsewhere.
+//! Invariants: what was stopped goes on when its time is over, unless the source was fenced meanwhile; then it stays as
+//! it is until it is let in again, so that there are never two machines. A marker in the state folder names what is
+//! frozen; an agent that finds it at its start thaws that.
+//!
+//! ```text
+//!   running --Stop--> stopped --Resume, time over--> running
+//!      |                 |
+//!      | Fenced          | Fenced
+//!      v                 v
+//!    fenced        fenced, stopped --LetIn--> running
+//! ```
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use crossbeam_channel::{Receiver, select};
+use holdfast_common::{
+    clock::Clock,
+    durable,
+    wire::{AgentMessage, SourceAnswer, SourceOrder, SourceStep},
+};
+
+use crate::{
+    capture::freeze::{FreezeSettings, StoppedFileSystems, thaw_left_behind},
+    engine::{MessageSink, StatusBoard},
+    hooks,
+    inventory::{DeviceNumber, DiskDevice},
+};
+
+/// Name of the marker in the state folder.
+const MARKER: &str = "source-stopped";
+/// Longest time of the programs that are not given one.
+const PROGRAM_MAX: Duration = Duration::from_mins(2);
+/// Longest time that a source may be asked to stay stopped.
+const HOLD_MAX: Duration = Duration::from_hours(1);
+/// How long the thread sleeps when nothing is stopped.
+const IDLE: Duration = Duration::from_hours(1);
+
+/// What the link tells the source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceEvent {
+    /// The coordinator wants something.
+    Order(SourceOrder),
+    /// The machine runs elsewhere: this source may not go on.
+    Fenced(String),
+    /// A session was accepted: this source is the machine.
+    LetIn,
+}
+
+/// The operator's programs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourcePrograms {
+    /// Ends what writes to the protected disks, and starts it again.
+    pub stop: Option<PathBuf>,
+    /// Called when the machine runs elsewhere.
+    pub fenced: Option<PathBuf>,
+}
+
+/// What the source works with.
+pub struct SourceParts {
+    /// The operator's programs.
+    pub programs: SourcePrograms,
+    /// Folder of the marker.
+    pub state: PathBuf,
+    /// The protected disks.
+    pub status: StatusBoard,
+    /// How file systems are found, and what holds are told.
+    pub freezing: FreezeSettings,
+    /// Where answers go.
+    pub messages: Box<dyn MessageSink>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// The thread's state.
+pub struct SourceControl {
+    parts: SourceParts,
+    stopped: Option<Stopped>,
+    is_fenced: bool,
+}
+
+struct Stopped {
+    systems: StoppedFileSystems,
+    until: Duration,
+}
+
+impl SourceControl {
+    /// Thaws what a killed predecessor has left frozen.
+    #[must_use]
+    pub fn new(parts: SourceParts) -> Self {
+        let marker = parts.state.join(MARKER);
+        if let Ok(text) = fs::read_to_string(&marker) {
+            let mount_points: Vec<PathBuf> = text.lines().map(PathBuf::from).collect();
+            thaw_left_behind(&mount_points);
+            remove(&marker);
+        }
+        Self { parts, stopped: None, is_fenced: false }
+    }
+
+    /// Works until `stop` is closed. What is stopped then goes on.
+    pub fn run(mut self, events: &Receiver<SourceEvent>, stop: &Receiver<()>) {
+        loop {
+            let now = self.parts.clock.monotonic();
+            let until = self.stopped.as_ref().filter(|_| !self.is_fenced).map(|stopped| stopped.until);
+            if until.is_some_and(|until| until <= now) {
+                tracing::warn!(
+                    "this source was stopped for a failover that did not happen in time; it goes on"
+                );
+                self.resume();
+                continue;
+            }
+            select! {
+                recv(events) -> event => match event {
+                    Ok(event) => self.take(event),
+                    Err(_) => return self.resume(),
+                },
+                recv(stop) -> _ => return self.resume(),
+                default(until.map_or(IDLE, |until| until.saturating_sub(now))) => {}
+            }
+        }
+    }
+
+    fn take(&mut self, event: SourceEvent) {
+        match event {
+            SourceEvent::Order(SourceOrder { request, step }) => {
+                let result = match step {
+                    SourceStep::Stop { limit_ms, hold_ms } => {
+                        self.stop(Duration::from_millis(limit_ms), Duration::from_millis(hold_ms))
+                    }
+                    SourceStep::Prove { hold_ms } => self.prove(Duration::from_millis(hold_ms)),
+                    SourceStep::Resume => {
+                        self.resume();
+                        Ok("it goes on".to_owned())
+                    }
+                };
+                if let Err(reason) = &result {
+                    tracing::warn!(reason, ?step, "an order to this source was not followed");
+                }
+                self.parts.messages.send(AgentMessage::Source(SourceAnswer { request, result }));
+            }
+            SourceEvent::Fenced(reason) if !self.is_fenced => {
+                tracing::error!(
+                    reason,
+                    "FENCED: this machine runs elsewhere now, and its source must not write any more"
+                );
+                self.is_fenced = true;
+                if let Some(program) = self.parts.programs.fenced.clone() {
+                    self.call(&program, "fenced", PROGRAM_MAX).unwrap_or_else(|reason| {
+                        tracing::error!(reason, "what is to be done when this source is fenced has failed");
+                    });
+                }
+            }
+            SourceEvent::LetIn if self.is_fenced => {
+                tracing::warn!("this source is the machine again");
+                self.is_fenced = false;
+                self.resume();
+            }
+            SourceEvent::Fenced(_) | SourceEvent::LetIn => {}
+        }
+    }
+
+    fn stop(&mut self, limit: Duration, hold: Duration) -> Result<String, String> {
+        let until = self.parts.clock.monotonic() + hold.min(HOLD_MAX);
+        if let Some(stopped) = &mut self.stopped {
+            stopped.until = until;
+            return Ok("it was stopped already".to_owned());
+        }
+        let mut done = Vec::new();
+        if let Some(program) = self.parts.programs.stop.clone() {
+            self.call(&program, "stop", limit).inspect_err(|_| self.start_again())?;
+            done.push(format!("{} was run", program.display()));
+        }
+        let stopped = self.freeze(until).inspect_err(|_| self.start_again())?;
+        match stopped.systems.mount_points().as_slice() {
+            [] => done.push("no file system is mounted from its protected disks".to_owned()),
+            mounts => {
+                let mounts: Vec<String> = mounts.iter().map(|mount| mount.display().to_string()).collect();
+                done.push(format!("{} no longer take writes", mounts.join(", ")));
+            }
+        }
+        self.stopped = Some(stopped);
+        Ok(done.join("; "))
+    }
+
+    fn freeze(&self, until: Duration) -> Result<Stopped, String> {
+        let disks: Vec<DiskDevice> = self
+            .parts
+            .status
+            .read()
+            .disks
+            .iter()
+            .filter_map(|disk| device(&disk.path, disk.size_bytes))
+            .collect();
+        let planned = StoppedFileSystems::plan(self.parts.freezing.clone(), &disks);
+        let mut systems = planned.map_err(|error| error.to_string())?;
+        let text: String =
+            systems.mount_points().iter().map(|mount| format!("{}\n", mount.display())).collect();
+        let marker = self.parts.state.join(MARKER);
+        durable::replace(&marker, text.as_bytes(), durable::MODE_PRIVATE)
+            .map_err(|error| format!("{} cannot be written ({error})", marker.display()))?;
+        systems.freeze().map_err(|error| error.to_string())?;
+        Ok(Stopped { systems, until })
+    }
+
+    fn prove(&mut self, hold: Duration) -> Result<String, String> {
+        let now = self.parts.clock.monotonic();
+        let Some(stopped) = &mut self.stopped else {
+            return Err(
+                "it has gone on meanwhile: the time for which it was stopped is over; try again".to_owned()
+            );
+        };
+        stopped.systems.check().map_err(|error| error.to_string())?;
+        stopped.until = stopped.until.max(now + hold.min(HOLD_MAX));
+        Ok("it is stopped still".to_owned())
+    }
+
+    /// What was stopped goes on.
+    fn resume(&mut self) {
+        let Some(mut stopped) = self.stopped.take() else { return };
+        stopped.systems.thaw();
+        drop(stopped);
+        remove(&self.parts.state.join(MARKER));
+        self.start_again();
+    }
+
+    fn start_again(&self) {
+        let Some(program) = &self.parts.programs.stop else { return };
+        self.call(program, "resume", PROGRAM_MAX).unwrap_or_else(|reason| {
+            tracing::error!(reason, "what was stopped for a failover was not started again");
+        });
+    }
+
+    fn call(&self, program: &Path, verb: &str, limit: Duration) -> Result<(), String> {
+        hooks::call(program, verb, limit, self.parts.clock.as_ref())
+    }
+}
+
+/// A block device by its node; plain files have no file system of their own that could be stopped.
+fn device(path: &str, size_bytes: u64) -> Option<DiskDevice> {
+    let metadata = fs::metadata(path).ok()?;
+    let is_block = rustix::fs::FileType::from_raw_mode(metadata.mode()).is_block_device();
+    let number =
+        DeviceNumber { major: rustix::fs::major(metadata.rdev()), minor: rustix::fs::minor(metadata.rdev()) };
+    is_block.then(|| DiskDevice { path: PathBuf::from(path), number, size_bytes })
+}
+
+fn remove(marker: &Path) {
+    if let Err(error) = fs::remove_file(marker) {
+        tracing::debug!(path = %marker.display(), %error, "the marker of a stopped source stays");
+    }
+}
