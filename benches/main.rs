@@ -2,6 +2,7 @@
 
 mod groups;
 mod index;
+mod lifecycle;
 mod attach;
 mod debian;
 mod machine;
@@ -73,6 +74,7 @@ const BENCHES: &[(&str, Bench)] = &[
     ("index", index::index),
     ("materialize", materialize::materialize),
     ("attach", attach::attach),
+    ("lifecycle", lifecycle::lifecycle),
     ("peers", peers::peers),
 ];
 

@@ -540,7 +540,7 @@ pub(crate) enum HookFailure {
 }
 
 #[derive(Debug, Args)]
-#[command(group(clap::ArgGroup::new("target").required(true).args(["attach", "image", "dry_run"])))]
+#[command(group(clap::ArgGroup::new("target").required(true).args(["attach", "image", "vm", "dry_run"])))]
 pub(crate) struct FailoverOptions {
     /// Names or ids
     #[arg(required = true, value_name = "MACHINE")]
@@ -557,6 +557,12 @@ pub(crate) struct FailoverOptions {
     /// Write images into this folder on the coordinator's host; of several machines into a folder each
     #[arg(long, value_name = "DIR")]
     pub(crate) image: Option<PathBuf>,
+    /// Run the machine on the coordinator's host
+    #[arg(long)]
+    pub(crate) vm: bool,
+    /// Move the running machine to images of its own behind its back
+    #[arg(long, requires = "vm")]
+    pub(crate) stream: bool,
     /// Format of the images
     #[arg(long, value_enum, default_value_t = ImageFormat::Raw)]
     pub(crate) format: ImageFormat,
@@ -572,7 +578,7 @@ pub(crate) struct FailoverOptions {
 }
 
 #[derive(Debug, Args)]
-#[command(group(clap::ArgGroup::new("what").required(true).args(["attach", "image", "cleanup"])))]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["attach", "image", "vm", "cleanup"])))]
 pub(crate) struct TestFailoverOptions {
     /// Names or ids
     #[arg(required = true, value_name = "MACHINE")]
@@ -589,6 +595,12 @@ pub(crate) struct TestFailoverOptions {
     /// Write images into this folder on the coordinator's host; of several machines into a folder each
     #[arg(long, value_name = "DIR")]
     pub(crate) image: Option<PathBuf>,
+    /// Run the machine on the coordinator's host
+    #[arg(long)]
+    pub(crate) vm: bool,
+    /// Move the running machine to images of its own behind its back
+    #[arg(long, requires = "vm")]
+    pub(crate) stream: bool,
     /// Format of the images
     #[arg(long, value_enum, default_value_t = ImageFormat::Raw)]
     pub(crate) format: ImageFormat,
@@ -601,7 +613,7 @@ pub(crate) struct TestFailoverOptions {
 }
 
 #[derive(Debug, Args)]
-#[command(group(clap::ArgGroup::new("into").required(true).args(["attach", "image"])))]
+#[command(group(clap::ArgGroup::new("into").required(true).args(["attach", "image", "vm"])))]
 pub(crate) struct PlannedFailoverOptions {
     /// Names or ids
     #[arg(required = true, value_name = "MACHINE")]
@@ -612,6 +624,12 @@ pub(crate) struct PlannedFailoverOptions {
     /// Write images into this folder on the coordinator's host; of several machines into a folder each
     #[arg(long, value_name = "DIR")]
     pub(crate) image: Option<PathBuf>,
+    /// Run the machine on the coordinator's host
+    #[arg(long)]
+    pub(crate) vm: bool,
+    /// Move the running machine to images of its own behind its back
+    #[arg(long, requires = "vm")]
+    pub(crate) stream: bool,
     /// Format of the images
     #[arg(long, value_enum, default_value_t = ImageFormat::Raw)]
     pub(crate) format: ImageFormat,

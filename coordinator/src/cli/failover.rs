@@ -34,7 +34,8 @@ pub(crate) async fn failover(
     if options.dry_run {
         return dry_run(client, output, &options.machines, &point).await;
     }
-    let target = target(client, options.image, options.format, options.update)?;
+    let target =
+        target(client, made(options.image, options.vm, options.stream), options.format, options.update)?;
     let (mode, stop_source) = (ModeShape::Failover, options.shutdown);
     let request = SetFailoverRequest { machines: options.machines, point, target, mode, stop_source };
     begin(client, output, &request, options.no_wait).await
@@ -53,7 +54,8 @@ pub(crate) async fn test_failover(
         }
         return output.answer(&ended, |ended| format!("Cleaned up: {} test failover(s).", ended.len()));
     }
-    let target = target(client, options.image, options.format, options.update)?;
+    let target =
+        target(client, made(options.image, options.vm, options.stream), options.format, options.update)?;
     let point = with_zone(&options.point);
     let mode = ModeShape::Test;
     let request = SetFailoverRequest { machines: options.machines, point, target, mode, stop_source: false };
@@ -65,7 +67,7 @@ pub(crate) async fn planned_failover(
     output: Output,
     options: PlannedFailoverOptions,
 ) -> Result<(), Failure> {
-    let target = target(client, options.image, options.format, false)?;
+    let target = target(client, made(options.image, options.vm, options.stream), options.format, false)?;
     let (mode, point) = (ModeShape::Planned, "latest".to_owned());
     let request = SetFailoverRequest { machines: options.machines, point, target, mode, stop_source: true };
     begin(client, output, &request, options.no_wait).await
@@ -107,13 +109,27 @@ pub(crate) async fn resume(client: &Client, output: Output, machine: &str, yes: 
     verb(client, output, machine, "resume").await
 }
 
-fn target(
-    client: &Client,
-    image: Option<PathBuf>,
-    format: ImageFormat,
-    update: bool,
-) -> Result<TargetShape, Failure> {
-    let Some(folder) = image else { return Ok(TargetShape::Attach) };
+/// What the operator wants of the point.
+enum Made {
+    Devices,
+    Images(PathBuf),
+    Machine { stream: bool },
+}
+
+fn made(image: Option<PathBuf>, vm: bool, stream: bool) -> Made {
+    match image {
+        Some(folder) => Made::Images(folder),
+        None if vm => Made::Machine { stream },
+        None => Made::Devices,
+    }
+}
+
+fn target(client: &Client, made: Made, format: ImageFormat, update: bool) -> Result<TargetShape, Failure> {
+    let folder = match made {
+        Made::Devices => return Ok(TargetShape::Attach),
+        Made::Machine { stream } => return Ok(TargetShape::Machine { stream }),
+        Made::Images(folder) => folder,
+    };
     if !client.is_local() && !folder.is_absolute() {
         let message = format!("{} is no full path", folder.display());
         let advice = "images are written on the coordinator's host: give a full path there";

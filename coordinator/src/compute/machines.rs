@@ -73,6 +73,11 @@ pub enum Stop {
 
 /// A hypervisor.
 pub trait Machines: fmt::Debug + Send + Sync {
+    /// Whether machines can run here at all; asked before anything is begun.
+    fn ready(&self) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(async { Ok(()) })
+    }
+
     /// Works out the definition of the machine and makes an empty overlay for each disk. Nothing runs yet. Defined
     /// already from the same point is success, and keeps what is in the overlays; one of another point is stopped, and its
     /// overlays are begun anew.
@@ -107,6 +112,10 @@ fn none<T>() -> Result<T, ComputeError> {
 }
 
 impl Machines for NoMachines {
+    fn ready(&self) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(async { none() })
+    }
+
     fn define(&self, _request: MachineRequest) -> BoxFuture<'_, Result<(), ComputeError>> {
         Box::pin(async { none() })
     }

@@ -19,6 +19,8 @@ pub mod runner;
 mod driver;
 // The steps of each kind of job.
 pub mod plans;
+// What a failback has to move.
+pub mod way_back;
 
 #[cfg(test)]
 mod doubles;

@@ -22,7 +22,7 @@ use super::{
     step::Plans as _,
 };
 use crate::{
-    compute::port::ImageFormat,
+    compute::{machines::NoMachines, port::ImageFormat},
     points::selection::Selection,
     registry::lifecycle::{Lifecycle, LifecycleEvent, Stage},
 };
@@ -488,6 +488,20 @@ fn a_committed_failover_is_not_taken_back_by_the_end_of_its_job() {
     site.command(job, Command::Cancel).unwrap();
     assert_eq!(site.settle(job).unwrap().job.status.state, State::Cancelled);
     assert_eq!(site.world.things().lifecycle.stage, committed);
+}
+
+/// Where no machine can run, a failover to one is refused before anything of the source is touched.
+#[test]
+fn a_machine_that_cannot_run_here_is_refused_first() {
+    let mut site = Site::new(Fault::None);
+    site.plans.services.machines = Arc::new(NoMachines);
+    site.crash();
+    site.start();
+    let job = site.submit(&spec(Mode::Unplanned, machine()));
+    let view = site.settle(job).unwrap();
+    assert_eq!(view.job.status.state, State::Failed);
+    assert!(view.job.messages[0].text.contains("--attach"), "{:?}", view.job.messages);
+    assert!(site.world.is_clean());
 }
 
 /// A change to a point that is not there leaves what is served as it is, also over a restart.

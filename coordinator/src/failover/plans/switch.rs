@@ -49,6 +49,10 @@ impl Step for Check {
     fn run<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Outcome, StepError>> {
         Box::pin(async move {
             self.check_target(context)?;
+            if matches!(spec(context).target, Target::Machine { .. }) {
+                let ready = self.0.machines.ready().await;
+                ready.map_err(|error| StepError::new(&error, Then::Undo))?;
+            }
             let FailoverSpec { machine, selection, mode, .. } = spec(context);
             if *mode != Mode::Planned {
                 self.0.choose(*machine, *selection, Then::Undo).await?;
