@@ -111,24 +111,28 @@ impl SourceControl {
     /// Works until `stop` is closed. What is stopped then goes on.
     pub fn run(mut self, events: &Receiver<SourceEvent>, stop: &Receiver<()>) {
         loop {
-            let now = self.parts.clock.monotonic();
-            let until = self.stopped.as_ref().filter(|_| !self.is_fenced).map(|stopped| stopped.until);
-            if until.is_some_and(|until| until <= now) {
-                tracing::warn!(
-                    "this source was stopped for a failover that did not happen in time; it goes on"
-                );
-                self.resume();
-                continue;
-            }
+            let left = self.time_left();
             select! {
                 recv(events) -> event => match event {
                     Ok(event) => self.take(event),
                     Err(_) => return self.resume(),
                 },
                 recv(stop) -> _ => return self.resume(),
-                default(until.map_or(IDLE, |until| until.saturating_sub(now))) => {}
+                default(left.unwrap_or(IDLE)) => {}
             }
         }
+    }
+
+    /// How long what is stopped may stay so; it goes on if that is over.
+    fn time_left(&mut self) -> Option<Duration> {
+        let now = self.parts.clock.monotonic();
+        let until = self.stopped.as_ref().filter(|_| !self.is_fenced)?.until;
+        if until > now {
+            return Some(until.saturating_sub(now));
+        }
+        tracing::warn!("this source was stopped for a failover that did not happen in time; it goes on");
+        self.resume();
+        None
     }
 
     fn take(&mut self, event: SourceEvent) {
@@ -260,3 +264,6 @@ fn remove(marker: &Path) {
         tracing::debug!(path = %marker.display(), %error, "the marker of a stopped source stays");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,132 @@
+//! The source's states with real programs of an operator, without file systems (`tests/it/split_brain.rs` has those).
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use holdfast_common::{
+    clock::ManualClock,
+    wire::{AgentMessage, SourceAnswer, SourceOrder, SourceStep},
+};
+use tempfile::TempDir;
+
+use super::{MARKER, MessageSink, SourceControl, SourceEvent, SourceParts, SourcePrograms};
+use crate::{capture::freeze::FreezeSettings, engine::StatusBoard};
+
+#[derive(Clone, Default)]
+struct Heard(Arc<Mutex<Vec<SourceAnswer>>>);
+
+impl MessageSink for Heard {
+    fn send(&mut self, message: AgentMessage) {
+        let AgentMessage::Source(answer) = message else { panic!("{message:?}") };
+        self.0.lock().unwrap().push(answer);
+    }
+}
+
+struct Fixture {
+    folder: TempDir,
+    clock: ManualClock,
+    heard: Heard,
+    source: SourceControl,
+}
+
+impl Fixture {
+    /// A source whose programs write down how they are called; `stop` ends with this code.
+    fn new(exit: i32) -> Self {
+        let folder = TempDir::new().unwrap();
+        let program = folder.path().join("program");
+        let called = folder.path().join("called");
+        let script = format!("#!/bin/sh\necho $1 >> {}\n[ $1 != stop ] || exit {exit}\n", called.display());
+        fs::write(&program, script).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let (clock, heard) = (ManualClock::default(), Heard::default());
+        let source = SourceControl::new(SourceParts {
+            programs: SourcePrograms { stop: Some(program.clone()), fenced: Some(program) },
+            state: folder.path().to_owned(),
+            status: StatusBoard::default(),
+            freezing: FreezeSettings::default(),
+            messages: Box::new(heard.clone()),
+            clock: Arc::new(clock.clone()),
+        });
+        Self { folder, clock, heard, source }
+    }
+
+    /// Gives an order; whether it was followed.
+    fn order(&mut self, step: SourceStep) -> Result<String, String> {
+        self.source.take(SourceEvent::Order(SourceOrder { request: 7, step }));
+        let answer = self.heard.0.lock().unwrap().pop().expect("an answer");
+        assert_eq!(answer.request, 7);
+        answer.result
+    }
+
+    fn stop(&mut self, hold_s: u64) -> Result<String, String> {
+        self.order(SourceStep::Stop { limit_ms: 10_000, hold_ms: hold_s * 1000 })
+    }
+
+    fn called(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.folder.path().join("called")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
+const PROVE: SourceStep = SourceStep::Prove { hold_ms: 60_000 };
+
+#[test]
+fn a_stopped_source_goes_on_when_its_time_is_over() {
+    let mut fixture = Fixture::new(0);
+    assert!(fixture.order(PROVE).unwrap_err().contains("gone on"), "it was never stopped");
+    fixture.stop(100).unwrap();
+    assert!(fixture.folder.path().join(MARKER).exists());
+    fixture.clock.advance(Duration::from_secs(99));
+    assert_eq!(fixture.source.time_left(), Some(Duration::from_secs(1)));
+    // Whoever has it proved gets time for what follows.
+    fixture.order(PROVE).unwrap();
+    assert_eq!(fixture.source.time_left(), Some(Duration::from_secs(60)));
+    fixture.clock.advance(Duration::from_secs(60));
+    assert_eq!(fixture.source.time_left(), None);
+    assert!(fixture.order(PROVE).is_err());
+    assert_eq!(fixture.called(), ["stop", "resume"]);
+    assert!(!fixture.folder.path().join(MARKER).exists());
+}
+
+#[test]
+fn a_fenced_source_stays_stopped_until_it_is_let_in() {
+    let mut fixture = Fixture::new(0);
+    fixture.stop(100).unwrap();
+    for _ in 0..3 {
+        fixture.source.take(SourceEvent::Fenced("failed over".into()));
+    }
+    fixture.clock.advance(Duration::from_secs(10_000));
+    assert_eq!(fixture.source.time_left(), None);
+    assert_eq!(fixture.called(), ["stop", "fenced"], "told once, and it does not go on");
+    fixture.source.take(SourceEvent::LetIn);
+    assert_eq!(fixture.called(), ["stop", "fenced", "resume"]);
+    // An ordinary session means nothing.
+    fixture.source.take(SourceEvent::LetIn);
+    assert_eq!(fixture.called().len(), 3);
+}
+
+#[test]
+fn an_order_may_be_repeated_and_taken_back() {
+    let mut fixture = Fixture::new(0);
+    fixture.stop(10).unwrap();
+    fixture.clock.advance(Duration::from_secs(9));
+    assert!(fixture.stop(10).unwrap().contains("already"));
+    assert_eq!(fixture.source.time_left(), Some(Duration::from_secs(10)));
+    for _ in 0..2 {
+        fixture.order(SourceStep::Resume).unwrap();
+    }
+    assert_eq!(fixture.called(), ["stop", "resume"]);
+}
+
+#[test]
+fn a_source_whose_program_fails_is_not_stopped() {
+    let mut fixture = Fixture::new(3);
+    let reason = fixture.stop(10).unwrap_err();
+    assert!(reason.contains("stop failed"), "{reason}");
+    assert!(fixture.order(PROVE).is_err());
+    assert_eq!(fixture.called(), ["stop", "resume"], "what it has ended is started again");
+}
