@@ -39,6 +39,9 @@ struct Arguments {
     /// Also draws the peers' times into this file, as SVG.
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
+    /// Only the loads whose name has this text in it, of benches that have several (hold, process).
+    #[arg(long, value_name = "TEXT")]
+    load: Option<String>,
     /// Names the benches and ends.
     #[arg(long)]
     list: bool,
@@ -54,6 +57,15 @@ pub(crate) struct Run<'a> {
     pub(crate) quick: bool,
     /// Where to draw the peers' times.
     pub(crate) plot: Option<&'a std::path::Path>,
+    /// Text that the name of a load must have in it.
+    pub(crate) load: Option<&'a str>,
+}
+
+impl Run<'_> {
+    /// Whether a load of this name is wanted.
+    pub(crate) fn wants(self, load: &str) -> bool {
+        self.load.is_none_or(|text| load.contains(text))
+    }
 }
 
 type Bench = fn(Run<'_>) -> anyhow::Result<Vec<Row>>;
@@ -102,7 +114,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     for (name, bench) in BENCHES {
         if arguments.names.is_empty() || arguments.names.iter().any(|wanted| wanted == name) {
             eprintln!("== {name}");
-            let run = Run { quick: arguments.quick, plot: arguments.plot.as_deref() };
+            let run = Run {
+                quick: arguments.quick,
+                plot: arguments.plot.as_deref(),
+                load: arguments.load.as_deref(),
+            };
             let measured = bench(run).with_context(|| format!("bench {name}"))?;
             println!("{}", report::table(&measured));
             rows.extend(measured);

@@ -142,11 +142,7 @@ pub(crate) fn hold(run: Run) -> Result<Vec<Row>> {
         ("100 MB/s buffered", "100m", false, 250.0),
     ];
     let mut rows = Vec::new();
-    let only = std::env::var("HOLDFAST_BENCH_LOAD").ok();
-    for (name, rate, direct, target) in loads {
-        if only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
-            continue;
-        }
+    for (name, rate, direct, target) in loads.into_iter().filter(|(name, ..)| run.wants(name)) {
         let disk = MountedDisk::create(Kind::Ext4, 2 << 30)?;
         let protected = protect(disk.device.path())?;
         let _churn = Churn::start(&disk.folder().join("churn"), "640m", rate, direct)?;

@@ -39,6 +39,10 @@ use crate::{
 /// Extents of an open interval that are kept in memory: 4 MiB, and as much again twice while they are sorted.
 pub const SPILL_ENTRIES: usize = 1 << 18;
 
+/// Parts of one level that are merged into one of the next: an extent is written once per level, and a reader looks into
+/// at most seven parts of each.
+const PARTS_MERGED: usize = 8;
+
 /// Runs kept open besides those that views hold.
 pub const OPEN_RUNS_MAX: usize = 128;
 
@@ -252,7 +256,14 @@ impl DiskIndex {
             return Ok(false);
         }
         let batch = self.log.heads_after(processed, BATCH_BYTES)?;
-        for head in &batch.heads {
+        let mut heads = batch.heads.as_slice();
+        while let Some((head, rest)) = heads.split_first() {
+            let simple = self.index_simple(heads);
+            if simple > 0 {
+                heads = heads.get(simple..).unwrap_or_default();
+                continue;
+            }
+            heads = rest;
             let lost_to = Sequence(head.header.sequence.0.saturating_sub(1));
             self.account(lost_to, Some(head.header.generation));
             self.index(head)?;
@@ -323,6 +334,30 @@ impl DiskIndex {
         tracing::error!(disk = %self.log.disk(), %sequence, error = %error, "a record in the log cannot be read");
     }
 
+    /// Indexes data frames that follow each other without a gap, as far as memory has room for them. Gives how many it were:
+    /// frames are small, so that locks for each would cost as much as the work.
+    fn index_simple(&self, heads: &[FrameHead]) -> usize {
+        let mut state = self.write();
+        let mut count = 0;
+        for head in heads {
+            let sequence = head.header.sequence;
+            let simple = head.header.kind == FrameKind::Data
+                && sequence == state.processed.next()
+                && sequence.0 <= SEQUENCE_MAX
+                && !state.loss_open
+                && state.memtable.len() < self.spill_entries;
+            if !simple {
+                break;
+            }
+            for entry in entries_of(sequence, &head.extents) {
+                state.memtable.insert(entry);
+            }
+            state.seen(sequence);
+            count += 1;
+        }
+        count
+    }
+
     fn index_data(&self, head: &FrameHead) -> Result<(), IndexError> {
         if self.read().memtable.len() >= self.spill_entries {
             self.make_room()?;
@@ -369,25 +404,25 @@ impl DiskIndex {
         self.merge_parts()
     }
 
-    /// Merges the newest parts while two of one level stand side by side, so that there are few.
+    /// Merges the newest parts while [`PARTS_MERGED`] of one level stand side by side, so that there are few.
     fn merge_parts(&self) -> Result<(), IndexError> {
         loop {
             let state = self.read();
-            let Some([older, newer]) = state.parts.last_chunk::<2>() else { return Ok(()) };
-            if older.name().level != newer.name().level {
+            let Some(parts) = state.parts.last_chunk::<PARTS_MERGED>() else { return Ok(()) };
+            let level = parts[0].name().level;
+            if parts.iter().any(|part| part.name().level != level) {
                 return Ok(());
             }
-            let (older, newer) = (Arc::clone(older), Arc::clone(newer));
+            let parts = parts.clone();
             drop(state);
-            let name = self.merge_runs(&older, &newer)?;
+            let name = self.merge_runs(&parts)?;
             let run = self.run(name)?;
             let mut state = self.write();
-            let kept = state.parts.len() - 2;
+            let kept = state.parts.len() - PARTS_MERGED;
             state.parts.truncate(kept);
             state.parts.push(run);
             drop(state);
-            self.delete(older.name());
-            self.delete(newer.name());
+            parts.iter().for_each(|part| self.delete(part.name()));
         }
     }
 
@@ -446,7 +481,7 @@ impl DiskIndex {
         let state = self.read();
         let Some((older, newer)) = state.ladder.due(state.last_cut) else { return Ok(false) };
         drop(state);
-        let name = self.merge_runs(&*self.run(older)?, &*self.run(newer)?)?;
+        let name = self.merge_runs(&[self.run(older)?, self.run(newer)?])?;
         let _working = self.working();
         let mut state = self.write();
         state.ladder.add(name);
@@ -465,10 +500,16 @@ impl DiskIndex {
         Ok(())
     }
 
-    fn merge_runs(&self, older: &Run, newer: &Run) -> Result<RunName, IndexError> {
-        let name = merged_name(older.name(), newer.name());
-        let records = self.needed_records(older.records()?.followed_by(newer.records()?));
-        self.write_run(name, &[Layer::Run(newer), Layer::Run(older)], &records)?;
+    /// One run out of neighbouring ones, oldest first.
+    fn merge_runs<const COUNT: usize>(&self, runs: &[Arc<Run>; COUNT]) -> Result<RunName, IndexError> {
+        const { assert!(COUNT >= 2) };
+        let name = merged_name(runs[0].name(), runs[COUNT - 1].name());
+        let mut records = RunRecords::default();
+        for run in runs {
+            records = records.followed_by(run.records()?);
+        }
+        let layers: Vec<Layer<'_>> = runs.iter().rev().map(|run| Layer::Run(run)).collect();
+        self.write_run(name, &layers, &self.needed_records(records))?;
         Ok(name)
     }
 

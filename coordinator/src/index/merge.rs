@@ -2,10 +2,13 @@
 //!
 //! Owns the layers' cursors, the merge, and the sweep that resolves overlaps. Pure but for the pages of runs.
 //! Invariant: the output ascends without overlaps; where several inputs have a block, the entry of the highest sequence is
-//! what comes out. Cost: a few words are compared per entry; only entries that overlap cost more.
+//! what comes out. Cost: per entry log2 of the number of layers; only entries that overlap cost more.
 //! Limit: what is covered now waits in memory, at most one entry of each frame that reaches over this place.
 
-use std::{cmp::Ordering, collections::BinaryHeap};
+use std::{
+    cmp::Ordering,
+    collections::{BinaryHeap, binary_heap::PeekMut},
+};
 
 use super::{
     entry::{ENTRY_BYTES, IndexEntry, Packed},
@@ -30,26 +33,58 @@ pub fn merge(
     layers: &[Layer<'_>],
     out: &mut impl FnMut(IndexEntry) -> Result<(), IndexError>,
 ) -> Result<(), IndexError> {
-    let mut cursors: Vec<Cursor<'_>> = layers.iter().map(|layer| Cursor::new(*layer)).collect();
-    let mut heads = Vec::with_capacity(cursors.len());
-    for cursor in &mut cursors {
-        heads.push(cursor.next()?);
+    if let [layer] = layers {
+        // Nothing to compare and nothing to resolve: most runs are made of one table.
+        let mut cursor = Cursor::new(*layer);
+        while let Some(entry) = cursor.next()? {
+            out(entry)?;
+        }
+        return Ok(());
+    }
+    let mut heads = BinaryHeap::with_capacity(layers.len());
+    for layer in layers {
+        let mut cursor = Cursor::new(*layer);
+        if let Some(entry) = cursor.next()? {
+            heads.push(Head { entry, cursor });
+        }
     }
     let mut sweep = Sweep::default();
-    // Few layers: looking at all heads is cheaper than any structure over them.
-    while let Some((position, entry)) = first(&heads) {
-        sweep.push(entry, out)?;
-        if let (Some(head), Some(cursor)) = (heads.get_mut(position), cursors.get_mut(position)) {
-            *head = cursor.next()?;
+    while let Some(mut head) = heads.peek_mut() {
+        let entry = head.entry;
+        match head.cursor.next()? {
+            Some(next) => head.entry = next,
+            None => drop(PeekMut::pop(head)),
         }
+        sweep.push(entry, out)?;
     }
     sweep.finish(out)
 }
 
-fn first(heads: &[Option<IndexEntry>]) -> Option<(usize, IndexEntry)> {
-    let heads = heads.iter().enumerate().filter_map(|(position, head)| Some((position, (*head)?)));
-    heads.min_by_key(|(_, head)| head.start)
+/// The next entry of a layer; the one that starts first is the greatest.
+struct Head<'a> {
+    entry: IndexEntry,
+    cursor: Cursor<'a>,
 }
+
+impl Ord for Head<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        other.entry.start.cmp(&self.entry.start)
+    }
+}
+
+impl PartialOrd for Head<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Head<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Head<'_> {}
 
 /// Where a merge is in a layer.
 struct Cursor<'a> {
