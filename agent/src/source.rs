@@ -6,7 +6,7 @@
 //! `fenced` (with `fenced`), once, when the machine runs elsewhere.
 //! Invariants: what was stopped goes on when its time is over, unless the source was fenced meanwhile; then it stays as
 //! it is until it is let in again, so that there are never two machines. A marker in the state folder names what is
-//! frozen; an agent that finds it at its start thaws that.
+//! frozen; an agent that finds it at its start thaws that, and calls `resume` when it is let in.
 //!
 //! ```text
 //!   running --Stop--> stopped --Resume, time over--> running
@@ -88,6 +88,8 @@ pub struct SourceControl {
     parts: SourceParts,
     stopped: Option<Stopped>,
     is_fenced: bool,
+    /// What a predecessor has stopped was not started again: that waits until this source is known to be the machine.
+    owes_resume: bool,
 }
 
 struct Stopped {
@@ -103,23 +105,27 @@ impl SourceControl {
         if let Ok(text) = fs::read_to_string(&marker) {
             let mount_points: Vec<PathBuf> = text.lines().map(PathBuf::from).collect();
             thaw_left_behind(&mount_points);
-            remove(&marker);
         }
-        Self { parts, stopped: None, is_fenced: false }
+        let owes_resume = marker.exists();
+        Self { parts, stopped: None, is_fenced: false, owes_resume }
     }
 
-    /// Works until `stop` is closed. What is stopped then goes on.
+    /// Works until `stop` is closed. What is stopped then goes on; what is fenced is only thawed, and the next start goes on
+    /// from there.
     pub fn run(mut self, events: &Receiver<SourceEvent>, stop: &Receiver<()>) {
         loop {
             let left = self.time_left();
             select! {
                 recv(events) -> event => match event {
                     Ok(event) => self.take(event),
-                    Err(_) => return self.resume(),
+                    Err(_) => break,
                 },
-                recv(stop) -> _ => return self.resume(),
+                recv(stop) -> _ => break,
                 default(left.unwrap_or(IDLE)) => {}
             }
+        }
+        if !self.is_fenced {
+            self.resume();
         }
     }
 
@@ -165,7 +171,7 @@ impl SourceControl {
                     });
                 }
             }
-            SourceEvent::LetIn if self.is_fenced => {
+            SourceEvent::LetIn if self.is_fenced || (self.owes_resume && self.stopped.is_none()) => {
                 tracing::warn!("this source is the machine again");
                 self.is_fenced = false;
                 self.resume();
@@ -231,9 +237,13 @@ impl SourceControl {
 
     /// What was stopped goes on.
     fn resume(&mut self) {
-        let Some(mut stopped) = self.stopped.take() else { return };
-        stopped.systems.thaw();
+        let stopped = self.stopped.take();
+        if stopped.is_none() && !self.owes_resume {
+            return;
+        }
+        // Dropping thaws.
         drop(stopped);
+        self.owes_resume = false;
         remove(&self.parts.state.join(MARKER));
         self.start_again();
     }

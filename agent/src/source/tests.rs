@@ -36,7 +36,16 @@ struct Fixture {
 impl Fixture {
     /// A source whose programs write down how they are called; `stop` ends with this code.
     fn new(exit: i32) -> Self {
-        let folder = TempDir::new().unwrap();
+        Self::start(TempDir::new().unwrap(), exit)
+    }
+
+    /// Killed, and started again.
+    fn restarted(self) -> Self {
+        drop(self.source);
+        Self::start(self.folder, 0)
+    }
+
+    fn start(folder: TempDir, exit: i32) -> Self {
         let program = folder.path().join("program");
         let called = folder.path().join("called");
         let script = format!("#!/bin/sh\necho $1 >> {}\n[ $1 != stop ] || exit {exit}\n", called.display());
@@ -107,6 +116,23 @@ fn a_fenced_source_stays_stopped_until_it_is_let_in() {
     // An ordinary session means nothing.
     fixture.source.take(SourceEvent::LetIn);
     assert_eq!(fixture.called().len(), 3);
+}
+
+/// What a killed agent has stopped is started again once this source is known to be the machine, and only then.
+#[test]
+fn a_killed_agent_s_successor_starts_what_was_stopped_when_it_is_let_in() {
+    let mut fixture = Fixture::new(0);
+    fixture.stop(100).unwrap();
+    let mut fixture = fixture.restarted().restarted();
+    assert!(fixture.order(PROVE).is_err(), "the break is noticed");
+    fixture.source.take(SourceEvent::Fenced("failed over".into()));
+    assert_eq!(fixture.called(), ["stop", "fenced"]);
+    let mut fixture = fixture.restarted();
+    for _ in 0..2 {
+        fixture.source.take(SourceEvent::LetIn);
+    }
+    assert_eq!(fixture.called(), ["stop", "fenced", "resume"]);
+    assert!(!fixture.folder.path().join(MARKER).exists());
 }
 
 #[test]

@@ -524,20 +524,22 @@ fn an_impossible_change_of_the_point_costs_nothing() {
     assert_eq!(site.world.things().shown.last().copied(), before);
 }
 
-/// A cut that does not come does not hold up a cancel.
+/// A source that answers nothing, neither when it is to stop nor when it is to go on, does not hold up a cancel.
 #[test]
 fn a_source_that_hangs_does_not_hold_up_a_cancel() {
-    let site = Site::new(Fault::None);
-    site.world.things().source.hangs = true;
-    let JobSpec::Failover(mut failover) = spec(Mode::Unplanned, Target::Attach);
-    failover.stop_source = false;
-    let job = site.submit(&JobSpec::Failover(failover));
-    let mut watch = site.jobs().watch(job).unwrap();
-    let running = |view: &JobView| view.job.steps[1].state == StepState::Running;
-    drop(site.block_on(watch.wait_for(running)).unwrap());
-    site.command(job, Command::Cancel).unwrap();
-    assert_eq!(site.settle(job).unwrap().job.status.state, State::Cancelled);
-    assert!(site.world.is_clean(), "{:?}", site.world);
+    for stop_source in [false, true] {
+        let site = Site::new(Fault::None);
+        site.world.things().source.hangs = true;
+        let JobSpec::Failover(mut failover) = spec(Mode::Unplanned, Target::Attach);
+        failover.stop_source = stop_source;
+        let job = site.submit(&JobSpec::Failover(failover));
+        let mut watch = site.jobs().watch(job).unwrap();
+        let running = |view: &JobView| view.job.steps[1].state == StepState::Running;
+        drop(site.block_on(watch.wait_for(running)).unwrap());
+        site.command(job, Command::Cancel).unwrap();
+        assert_eq!(site.settle(job).unwrap().job.status.state, State::Cancelled);
+        assert!(site.world.is_clean(), "{:?}", site.world);
+    }
 }
 
 #[test]

@@ -21,6 +21,24 @@ fn then(context: &Context) -> Then {
     }
 }
 
+/// What comes of it, unless the job is cancelled meanwhile.
+async fn unless_cancelled<T>(
+    context: &Context,
+    work: impl Future<Output = Result<T, SourceError>>,
+) -> Result<Result<T, SourceError>, StepError> {
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return Ok(done),
+            () = tokio::time::sleep(CANCEL_LOOK) => {
+                if context.task.is_cancelled() {
+                    return Err(StepError { message: "cancelled".to_owned(), then: Then::Undo });
+                }
+            }
+        }
+    }
+}
+
 /// The source stops writing, for a bounded time.
 #[derive(Debug)]
 pub(super) struct StopSource(pub(super) Services);
@@ -28,19 +46,28 @@ pub(super) struct StopSource(pub(super) Services);
 impl Step for StopSource {
     fn run<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Outcome, StepError>> {
         Box::pin(async move {
-            let stopped = self.0.sources.stop(spec(context).machine, STOP_LIMIT, HOLD).await;
-            let text = stopped.map_err(|error| StepError::new(&error, then(context)))?;
+            let stopping = self.0.sources.stop(spec(context).machine, STOP_LIMIT, HOLD);
+            let text = unless_cancelled(context, stopping)
+                .await?
+                .map_err(|error| StepError::new(&error, then(context)))?;
             Ok(Outcome::Done(Output::Told { text }))
         })
     }
 
     fn undo<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<(), StepError>> {
         Box::pin(async move {
-            match self.0.sources.resume(spec(context).machine).await {
-                Ok(()) => {}
-                // One that was fenced meanwhile goes on as soon as it is let in again, any other when its time is over:
-                // that is no reason to hold up a cancel.
-                Err(error) => tracing::warn!(job = %context.job.id, %error, "the source goes on by itself"),
+            // One that was fenced meanwhile goes on as soon as it is let in again, one that is busy stopping when it gets to
+            // the order, any other when its time is over: that is no reason to hold up a cancel.
+            let resumed =
+                tokio::time::timeout(RESUME_WAIT, self.0.sources.resume(spec(context).machine)).await;
+            match resumed {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(job = %context.job.id, %error, "the source goes on by itself")
+                }
+                Err(_elapsed) => {
+                    tracing::warn!(job = %context.job.id, "the source goes on as soon as it can")
+                }
             }
             Ok(())
         })
@@ -59,24 +86,13 @@ impl Step for Synchronize {
                 Mode::Test | Mode::Unplanned => CUT_LIMIT,
             };
             let cut = self.0.sources.cut(spec(context).machine, limit);
-            tokio::pin!(cut);
-            loop {
-                tokio::select! {
-                    made = &mut cut => return match made {
-                        Ok(point) => Ok(Outcome::Done(Output::Cut { point })),
-                        Err(error @ SourceError::NotConnected) if then(context) == Then::GoOn => {
-                            let text = format!("{error}: what has arrived is what there is");
-                            Ok(Outcome::Done(Output::Told { text }))
-                        }
-                        Err(error) => Err(StepError::new(&error, then(context))),
-                    },
-                    () = tokio::time::sleep(CANCEL_LOOK) => {
-                        if context.task.is_cancelled() {
-                            let message = "cancelled".to_owned();
-                            return Err(StepError { message, then: Then::Undo });
-                        }
-                    }
+            match unless_cancelled(context, cut).await? {
+                Ok(point) => Ok(Outcome::Done(Output::Cut { point })),
+                Err(error @ SourceError::NotConnected) if then(context) == Then::GoOn => {
+                    let text = format!("{error}: what has arrived is what there is");
+                    Ok(Outcome::Done(Output::Told { text }))
                 }
+                Err(error) => Err(StepError::new(&error, then(context))),
             }
         })
     }
@@ -94,5 +110,7 @@ const HOLD: Duration = Duration::from_mins(10);
 const CUT_LIMIT: Duration = Duration::from_secs(5);
 /// And of one that is well.
 const CUT_LIMIT_PLANNED: Duration = Duration::from_mins(5);
+/// Longest wait for a source to say that it goes on, when a failover is taken back.
+const RESUME_WAIT: Duration = Duration::from_secs(1);
 /// How often a step that waits looks whether it was cancelled.
 const CANCEL_LOOK: Duration = Duration::from_millis(50);
