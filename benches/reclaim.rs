@@ -1,8 +1,8 @@
 //! What retention costs: bytes copied for bytes freed, the space that is left, and ingest's latency meanwhile.
 //!
-//! Owns a store in a temporary folder with a history of cuts, of which most are given up. Two kinds of churn: whole 64 KiB
-//! pieces, nine in ten of them in a tenth of the disk (a file system's), and frames of scattered 4 KiB blocks (a database's),
-//! where a frame lives as long as one of its blocks.
+//! Owns a store in a temporary folder with a history of cuts, of which most are given up. Two kinds of churn, nine
+//! tenths of it in a fiftieth of the disk: whole 64 KiB pieces (a file system's), and frames of scattered 4 KiB blocks (a
+//! database's), where a frame lives as long as one of its blocks.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -29,6 +29,9 @@ const DISK: DiskId = DiskId::from_bytes([0x5e; 16]);
 const MACHINE: MachineId = MachineId::from_bytes([1; 16]);
 /// Blocks of the disk: 512 MiB.
 const DISK_BLOCKS: u64 = 1 << 17;
+/// One in so many blocks is hot. With more hot blocks fewer are written again before the next cut that stays, and so little
+/// becomes needless that nothing has to be copied.
+const HOT_PART: u64 = 50;
 /// Blocks in a frame.
 const FRAME_BLOCKS: u64 = 16;
 /// Frames between two cuts.
@@ -66,7 +69,7 @@ fn churn(cuts: u64, what: &str, scattered: bool) -> Result<Vec<Row>> {
     let (log, index) = (Arc::clone(&source.log), Arc::clone(&source.index));
     index.catch_up()?;
     while index.compact()? {}
-    let ingested = log.usage().journal_bytes;
+    let (ingested, ingested_frames) = (log.usage().journal_bytes, source.bytes);
     let all: Vec<Sequence> = index.cuts().iter().map(|cut| cut.sequence).collect();
     let young = all.len().saturating_sub(all.len() / 10);
     let stays = |(at, _): &(usize, &Sequence)| at % KEPT_OF == 0 || *at >= young;
@@ -93,13 +96,19 @@ fn churn(cuts: u64, what: &str, scattered: bool) -> Result<Vec<Row>> {
     let space = files as f64 / live as f64;
     let amplification = (ingested + done.written_bytes) as f64 / ingested as f64;
     let mib = |bytes: u64| bytes >> 20;
-    Ok(vec![
+    let mut rows = vec![
         Row::new(format!("reclaim, {what}: store over what is needed"), space, "x")
             .against(SPACE_MAX, "target, at most")
             .note(format!(
-                "{} of {} cuts given up; {} MiB became {} MiB, {} MiB of it in frames that points need; index {} MiB, before {} MiB",
-                given_up, all.len(), mib(ingested), mib(files), mib(live), mib(log.usage().index_bytes), mib(index_before)
+                "{} of {} cuts given up; {} MiB (and {} MiB of ingest meanwhile) became {} MiB, {} MiB of it in frames that points need; {} MiB copied; index {} MiB, before {} MiB",
+                given_up, all.len(), mib(ingested), mib(source.bytes - ingested_frames), mib(files), mib(live), mib(done.written_bytes), mib(log.usage().index_bytes), mib(index_before)
             )),
+    ];
+    if done.written_bytes == 0 {
+        // There is nothing to say about copying.
+        return Ok(rows);
+    }
+    rows.extend([
         Row::new(format!("reclaim, {what}: bytes written per byte ingested"), amplification, "x")
             .against(AMPLIFICATION_MAX, "target, at most")
             .note(format!(
@@ -112,7 +121,8 @@ fn churn(cuts: u64, what: &str, scattered: bool) -> Result<Vec<Row>> {
                 "{} groups of {SAMPLE_FRAMES} frames while {} MiB/s are copied at most; p99 {:.2} ms, without {:.2} ms",
                 busy.len(), RATE >> 20, percentile(&busy, 99.0), percentile(&quiet, 99.0)
             )),
-    ])
+    ]);
+    Ok(rows)
 }
 
 /// Copies at the coordinator's rate on one thread, while groups are made durable on this one.
@@ -180,6 +190,8 @@ struct Source {
     sealer: FrameSealer,
     random: u64,
     scattered: bool,
+    /// Bytes of frames that were made durable.
+    bytes: u64,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -203,6 +215,7 @@ impl Source {
             sealer: FrameSealer::new(None)?,
             random: 0x9e37_79b9_7f4a_7c15,
             scattered,
+            bytes: 0,
             runtime: tokio::runtime::Builder::new_current_thread().build()?,
         })
     }
@@ -214,10 +227,10 @@ impl Source {
         self.random
     }
 
-    /// A block, nine times in ten one of a tenth of the disk.
+    /// A block, nine times in ten one of [`HOT_PART`] of the disk.
     fn place(&mut self) -> u64 {
         let hot = self.next() % 10 < 9;
-        self.next() % if hot { DISK_BLOCKS / 10 } else { DISK_BLOCKS }
+        self.next() % if hot { DISK_BLOCKS / HOT_PART } else { DISK_BLOCKS }
     }
 
     fn data(&mut self) -> Result<Frame> {
@@ -241,7 +254,8 @@ impl Source {
         self.durable(frames)
     }
 
-    fn durable(&self, frames: Vec<Frame>) -> Result<()> {
+    fn durable(&mut self, frames: Vec<Frame>) -> Result<()> {
+        self.bytes += frames.iter().map(|frame| frame.bytes().len() as u64).sum::<u64>();
         self.runtime.block_on(async {
             self.sink.append(frames).await?;
             self.sink.settle().await
