@@ -1,4 +1,4 @@
-//! The last steps before a cut: plan, syncfs until it is short, two quick rounds, and the attempt itself.
+//! The last steps before a cut: plan, syncfs until it is short, quick rounds while they shrink, and the attempt itself.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -13,8 +13,9 @@ use super::{
 
 /// A syncfs that takes no longer leaves little for the freeze to write.
 const SHORT_SYNC: Duration = Duration::from_millis(20);
-/// Rounds after the last syncfs, at most.
-const QUICK_ROUNDS_MAX: u32 = 2;
+/// Rounds after the last syncfs, at most: each leaves what is written while it lasts, so that they shrink to what a disk's
+/// churn and this machine's speed allow, and are of no use beyond.
+const QUICK_ROUNDS_MAX: u32 = 5;
 /// Pause between attempts to find a quiet window.
 const QUIET_PAUSE: Duration = Duration::from_millis(20);
 /// Longest search for a quiet window.
@@ -82,7 +83,7 @@ impl Cycle {
         if let Some(reason) = self.obstacle(now) {
             return self.give_up(reason, now);
         }
-        let round = self.round(0, 0);
+        let mut round = self.round(0, 0);
         let Phase::Settle(settle) = &mut self.phase else { return Action::Wait { until: now } };
         match &settle.step {
             SettleStep::Pause { until } if now < *until => Action::Wait { until: *until },
@@ -100,7 +101,9 @@ impl Cycle {
                     return Action::Sync;
                 }
                 settle.quick_rounds += 1;
-                if settle.quick_rounds < QUICK_ROUNDS_MAX && done.taken > SMALL_BLOCKS / 4 {
+                let gains = settle.quick_rounds == 1 || done.taken * 4 < done.previous * 3;
+                if settle.quick_rounds < QUICK_ROUNDS_MAX && gains && done.taken > SMALL_BLOCKS / 4 {
+                    round.previous = done.taken;
                     settle.step = SettleStep::Round(round);
                     return self.settle(now);
                 }

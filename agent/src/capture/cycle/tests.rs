@@ -5,11 +5,11 @@ use std::time::Duration;
 use holdfast_common::{
     clock::Timestamp,
     ids::{DiskId, Generation, Interval, MachineId, Sequence},
-    units::BlockIndex,
+    units::{BlockCount, BlockIndex},
     wire::{Assignment, Capture, DiskHealth, DiskIdentity, MachineSettings, Welcome},
 };
 
-use super::{Action, Cycle, Event, REQUESTS_MAX, Trouble};
+use super::{Action, Copied, Cycle, Event, REQUESTS_MAX, Trouble};
 use crate::ship::port::Inbound;
 
 pub(super) fn capture(number: u8, scan_complete: bool) -> Capture {
@@ -98,4 +98,46 @@ fn requests_are_bounded() {
     }
     let Action::Void { request, .. } = cycle.next(at(0)) else { panic!("one too many") };
     assert_eq!(request, Some(REQUESTS_MAX as u64));
+}
+
+/// Rounds between the last syncfs and the cut, of which each takes so many blocks.
+fn last_rounds(taken: &[u64]) -> usize {
+    let mut cycle = Cycle::new();
+    cycle.inbound(&connected(vec![capture(1, true)]), at(0));
+    let (mut now, mut synced, mut rounds) = (at(0), false, 0);
+    for _ in 0..1000 {
+        let event = match cycle.next(now) {
+            Action::Wait { until } => {
+                now = until.max(now + at(1));
+                continue;
+            }
+            Action::Open(capture) => Event::Opened { disk: capture.disk, result: Ok(()) },
+            Action::Take { disk, .. } => {
+                let blocks = if synced { taken.get(rounds).copied().unwrap_or(0) } else { 0 };
+                rounds += usize::from(synced);
+                Event::Taken { disk, result: Ok(BlockCount(blocks)) }
+            }
+            Action::Copy { disk } => {
+                Event::Copied { disk, result: Ok(Copied { left: BlockCount(0), blocked: false }) }
+            }
+            Action::PlanHold => Event::HoldPlanned(Ok(true)),
+            Action::Sync => {
+                synced = true;
+                Event::Synced(Ok(at(1)))
+            }
+            Action::Cut { .. } => return rounds,
+            other => panic!("{other:?}"),
+        };
+        cycle.on(event, now);
+    }
+    panic!("no cut");
+}
+
+#[test]
+fn the_last_rounds_go_on_while_they_shrink() {
+    assert_eq!(last_rounds(&[10]), 1, "there is hardly anything left");
+    assert_eq!(last_rounds(&[300, 60, 40]), 2);
+    assert_eq!(last_rounds(&[4000, 1000, 300, 100, 80, 70]), 5, "they end");
+    assert_eq!(last_rounds(&[4000, 4000, 4000]), 2, "the disk is written faster than it is read");
+    assert_eq!(last_rounds(&[4000, 1000, 900]), 3);
 }
