@@ -5,7 +5,11 @@
 
 use std::{
     fs::{File, OpenOptions},
-    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    io,
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{FileExt as _, OpenOptionsExt as _},
+    },
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -27,6 +31,8 @@ use rustix::fs::{FallocateFlags, fallocate};
 const WRITE_BLOCKS_MAX: u64 = 8;
 /// Largest discard, in blocks: longer than two words of the bitmap.
 const DISCARD_BLOCKS_MAX: u64 = 300;
+/// `_IO(0x12, 119)` of linux/fs.h.
+const BLKDISCARD: libc::Ioctl = 0x1277;
 /// Rounds that a disk at rest may need.
 const ROUNDS_MAX: usize = 1000;
 
@@ -70,7 +76,7 @@ pub struct Load {
     pub writers: u64,
     /// First seed; each writer adds its number.
     pub seed: u64,
-    /// One in this many operations discards, another writes zeroes; zero for none.
+    /// One in this many operations discards, another unmaps to zeroes, another writes zeroes; zero for none.
     pub discard_every: u64,
 }
 
@@ -121,15 +127,18 @@ fn write_until(
     let mut buffer = AlignedBuffer::new(WRITE_BLOCKS_MAX as usize * BLOCK_BYTES);
     while !stop.load(SeqCst) {
         let sequence = written.fetch_add(1, SeqCst);
-        let what = if load.discard_every == 0 { 2 } else { random.next_u64() % load.discard_every };
-        let longest = if what < 2 { DISCARD_BLOCKS_MAX } else { WRITE_BLOCKS_MAX };
+        let what = if load.discard_every == 0 { 3 } else { random.next_u64() % load.discard_every };
+        let longest = if what < 3 { DISCARD_BLOCKS_MAX } else { WRITE_BLOCKS_MAX };
         let count = (1 + random.next_u64() % longest).min(blocks);
         let start = random.next_u64() % (blocks - count + 1);
         let range = BlockRange::new(start, count);
-        if what < 2 {
-            let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            let flags = if what == 0 { hole } else { FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE };
-            fallocate(&file, flags, range.start.byte_offset(), range.bytes()).context("discarding")?;
+        match what {
+            0 => discard(&file, range).context("discarding")?,
+            1 => zero(&file, FallocateFlags::PUNCH_HOLE, range).context("unmapping")?,
+            2 => zero(&file, FallocateFlags::ZERO_RANGE, range).context("writing zeroes")?,
+            _ => {}
+        }
+        if what < 3 {
             continue;
         }
         let bytes = buffer.first(range.bytes() as usize);
@@ -140,6 +149,27 @@ fn write_until(
         file.write_all_at(bytes, range.start.byte_offset()).context("writing")?;
     }
     Ok(())
+}
+
+/// Zeroes a range of a device with `flag`'s request, or by writing where it knows no such request (md).
+fn zero(file: &File, flag: FallocateFlags, range: BlockRange) -> io::Result<()> {
+    let call = |flag| {
+        fallocate(file, flag | FallocateFlags::KEEP_SIZE, range.start.byte_offset(), range.bytes())
+            .map_err(io::Error::from)
+    };
+    call(flag).or_else(|error| match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP) if flag == FallocateFlags::PUNCH_HOLE => call(FallocateFlags::ZERO_RANGE),
+        _ => Err(error),
+    })
+}
+
+/// Discards a range of a device: `fallocate` makes zeroes of it, which is another request.
+#[expect(unsafe_code, reason = "the ioctl has no safe form")]
+fn discard(file: &File, range: BlockRange) -> io::Result<()> {
+    let arguments = [range.start.byte_offset(), range.bytes()];
+    // SAFETY: the call reads two numbers from where the pointer points.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), BLKDISCARD, arguments.as_ptr()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// A copy of a device, kept by rounds of take and read.

@@ -1,7 +1,8 @@
 //! Stacked devices that only a kernel with their drivers has: LVM, md, dm-crypt, btrfs over several disks; and FAT, which
 //! knows no freezing.
 //!
-//! From the whole disks that are protected, every file system above must be found and held, and nothing else.
+//! From the whole disks that are protected, every file system above must be found and held, and nothing else; and a volume or
+//! a mirror can be tracked itself.
 
 use std::{fs::File, process::Command, time::Duration};
 
@@ -12,7 +13,7 @@ use holdfast_tests::{
 };
 use tempfile::TempDir;
 
-use crate::freeze::named_disks::NAMED_DISKS;
+use crate::{freeze::named_disks::NAMED_DISKS, tracking::stress::NAMED_DEVICE};
 
 /// Makes the stacks: a volume group over two disks, one volume of it encrypted; a mirror of two disks; btrfs over two.
 const SETUP: &str = include_str!("machine_stack/setup.sh");
@@ -63,7 +64,7 @@ impl Stacked {
 }
 
 #[test]
-fn file_systems_are_found_and_held_through_lvm_md_crypt_and_btrfs() -> Result<()> {
+fn stacked_devices_are_found_held_and_tracked() -> Result<()> {
     if let Some(reason) = guest::unavailable() {
         eprintln!("skipped: {reason}");
         return Ok(());
@@ -87,6 +88,13 @@ fn file_systems_are_found_and_held_through_lvm_md_crypt_and_btrfs() -> Result<()
         ensure!(said("holds ") == expected, "of {disks}: {}, not {expected}", said("holds "));
         let unfreezable = if expected.contains("firmware") { "/media/firmware" } else { "" };
         ensure!(said("left alone ") == unfreezable, "of {disks} were left alone: {}", said("left alone "));
+    }
+    for device in ["/dev/mapper/volumes-tracked", "/dev/md1"] {
+        let output = stacked.run(NAMED_DEVICE, device, "tracking::stress::a_named_device_is_followed")?;
+        output
+            .lines()
+            .filter(|line| line.contains("blocks differ"))
+            .for_each(|line| eprintln!("{device}: {line}"));
     }
     Ok(())
 }

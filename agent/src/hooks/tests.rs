@@ -65,12 +65,19 @@ fn a_call_that_takes_too_long_is_killed_with_its_children() {
     let folder = tempfile::tempdir().unwrap();
     let pid = folder.path().join("pid");
     let slow = hook(folder.path(), "slow", 0o755, &format!("sleep 600 & echo $! > {}; wait", pid.display()));
-    let error = call(&slow, "freeze", Duration::from_millis(300), &SystemClock::new()).unwrap_err();
-    assert!(error.contains("took more than 0.3 s and was killed"), "{error}");
+    let error = call(&slow, "freeze", Duration::from_secs(2), &SystemClock::new()).unwrap_err();
+    assert!(error.contains("took more than 2 s and was killed"), "{error}");
     let child = fs::read_to_string(pid).unwrap();
-    let state = fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap_or_default();
-    // Gone, or a zombie that waits for its parent.
-    assert!(state.is_empty() || state.contains(") Z "), "{state}");
+    // The signal is sent to the whole group when the call returns; the child notices it when it next runs. A child that was not
+    // killed sleeps on for ten minutes: this test ends by the runner's limit then.
+    loop {
+        let state = fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap_or_default();
+        // Gone, or a zombie that waits for its parent.
+        if state.is_empty() || state.contains(") Z ") {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 #[test]

@@ -15,6 +15,12 @@ lvm() { command lvm "$@" --config 'activation {udev_sync=0 udev_rules=0} devices
 lvm vgcreate --quiet volumes /dev/vdb /dev/vdc
 lvm lvcreate --quiet --yes --zero n --wipesignatures n --stripes 2 --size 96M --name plain volumes
 lvm lvcreate --quiet --yes --zero n --wipesignatures n --stripes 2 --size 96M --name secret volumes
+# For tracking: a volume, and a mirror of two volumes. Some kernels do not count a volume's requests until they are told to.
+for name in tracked left right; do
+    lvm lvcreate --quiet --yes --zero n --wipesignatures n --size 40M --name $name volumes
+done
+mdadm --quiet --create /dev/md1 --run --level=1 --raid-devices=2 --assume-clean --metadata=1.2 --bitmap=none \
+    /dev/mapper/volumes-left /dev/mapper/volumes-right
 echo passphrase | cryptsetup --batch-mode --pbkdf pbkdf2 --pbkdf-force-iterations 1000 luksFormat /dev/mapper/volumes-secret -
 echo passphrase | cryptsetup --key-file - open /dev/mapper/volumes-secret crypt
 # A mirror of two disks, in partitions.

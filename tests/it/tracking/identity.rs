@@ -68,6 +68,25 @@ fn exactly_the_blocks_of_a_request_are_marked() -> Result<()> {
 }
 
 #[test]
+fn a_kernel_that_does_not_count_is_told_to() -> Result<()> {
+    if is_skipped() {
+        return Ok(());
+    }
+    let (device, disk) = (LoopDevice::create(BYTES)?, TestDisk::new(Faults::default()));
+    let name = device.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let switch = format!("/sys/block/{name}/queue/iostats");
+    std::fs::write(&switch, "0")?;
+    let (mut source, _) = disk.open(device.path())?;
+    assert_eq!(std::fs::read_to_string(&switch)?.trim(), "1");
+    source.guard()?;
+    // While it is tracked it is not for us to say what somebody has switched off meanwhile.
+    std::fs::write(&switch, "0")?;
+    let error = source.guard().expect_err("nothing is counted").to_string();
+    assert!(error.contains("queue/iostats"), "{error}");
+    Ok(())
+}
+
+#[test]
 fn what_was_not_acknowledged_comes_back() -> Result<()> {
     if is_skipped() {
         return Ok(());

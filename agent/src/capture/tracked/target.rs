@@ -101,7 +101,7 @@ impl Target {
             size: File::open(folder.join("size")).map_err(explain)?,
             disk_statistics: File::open(disk.join("stat")).map_err(explain)?,
             // zram counts whatever this switch says, and shows it as off.
-            accounting: File::open(disk.join("queue/iostats")).ok().filter(|_| !name.starts_with("zram")),
+            accounting: accounting(&disk, &name),
             disk_sequence: File::open(disk.join("diskseq")).ok(),
             detaching: stays_attached(&disk),
             device_number: number,
@@ -186,6 +186,23 @@ fn stays_attached(disk: &Path) -> Option<File> {
     let path = disk.join("loop/autoclear");
     let set = read_path(&path).ok()?.trim() == "1";
     if set { None } else { File::open(path).ok() }
+}
+
+/// The switch of the kernel's counting, on if it can be: on some kernels it is off for device mapper until somebody says otherwise.
+fn accounting(disk: &Path, name: &str) -> Option<File> {
+    // zram counts whatever this switch says, and shows it as off.
+    let path = Some(disk.join("queue/iostats")).filter(|_| !name.starts_with("zram"))?;
+    let file = File::open(&path).ok()?;
+    if fs::read_to_string(&path).is_ok_and(|switch| switch.trim() == "0") {
+        match fs::write(&path, "1") {
+            Ok(()) => tracing::info!(
+                disk = name,
+                "the kernel did not count its requests; queue/iostats was set to 1"
+            ),
+            Err(error) => tracing::warn!(disk = name, %error, "queue/iostats cannot be set to 1"),
+        }
+    }
+    Some(file)
 }
 
 fn kind(device: &str, disk: &Path, name: &str) -> Result<Kind, CaptureError> {
