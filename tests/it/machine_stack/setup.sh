@@ -1,6 +1,7 @@
 #!/bin/bash
 # Stacks devices on the empty disks /dev/vdb to /dev/vdg, mounts their file systems, and starts writing to each. /dev/vdh is
-# a FAT, as the firmware has one, which is hardly ever written to.
+# a FAT, as the firmware has one, which is hardly ever written to. The volumes `linear` and `striped` and the mirror of
+# volumes /dev/md1 are left to the tests; the writers' process ids are in /run/writers.
 set -eu
 for package in /var/cache/holdfast-guest/storage/*.deb; do
     # /lib is a link, which plain extraction would replace.
@@ -15,8 +16,9 @@ lvm() { command lvm "$@" --config 'activation {udev_sync=0 udev_rules=0} devices
 lvm vgcreate --quiet volumes /dev/vdb /dev/vdc
 lvm lvcreate --quiet --yes --zero n --wipesignatures n --stripes 2 --size 96M --name plain volumes
 lvm lvcreate --quiet --yes --zero n --wipesignatures n --stripes 2 --size 96M --name secret volumes
-# For tracking: a volume, and a mirror of two volumes. Some kernels do not count a volume's requests until they are told to.
-for name in tracked left right; do
+lvm lvcreate --quiet --yes --zero n --wipesignatures n --size 32M --name linear volumes
+lvm lvcreate --quiet --yes --zero n --wipesignatures n --stripes 2 --stripesize 16k --size 32M --name striped volumes
+for name in left right; do
     lvm lvcreate --quiet --yes --zero n --wipesignatures n --size 40M --name $name volumes
 done
 mdadm --quiet --create /dev/md1 --run --level=1 --raid-devices=2 --assume-clean --metadata=1.2 --bitmap=none \
@@ -43,4 +45,5 @@ mount /dev/vdh /media/firmware
 for folder in /mnt/*; do
     setsid bash -c "while :; do dd if=/dev/zero of=$folder/file bs=4k count=200 conv=fsync 2>/dev/null; sleep 0.05; done" \
         >/dev/null 2>&1 </dev/null &
+    echo $! >>/run/writers
 done

@@ -17,6 +17,8 @@ const MAGIC: u16 = 0xeb9f;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
 const KIND_TYPEDEF: u32 = 8;
+const KIND_FUNCTION: u32 = 12;
+const KIND_PROTOTYPE: u32 = 13;
 /// Anonymous members inside anonymous members; the kernel's structs need two or three.
 const NESTING_MAX: u32 = 8;
 
@@ -102,6 +104,13 @@ impl KernelTypes {
         u32::try_from(id).map_err(|_| BtfError::Damaged("it has too many types"))
     }
 
+    /// Number of a function's parameters; `None` if the kernel names no such function.
+    pub(super) fn parameters(&self, function: &str) -> Option<usize> {
+        let at = *self.positions.get(self.find(function, KIND_FUNCTION).ok()?)?;
+        let prototype = *self.positions.get(word(&self.bytes, at.checked_add(8)?)? as usize)?;
+        self.record(prototype).filter(|record| record.kind == KIND_PROTOTYPE).map(|record| record.length)
+    }
+
     fn find(&self, name: &str, kind: u32) -> Result<usize, BtfError> {
         self.positions
             .iter()
@@ -158,6 +167,7 @@ pub(super) fn decode_any(bytes: &[u8]) {
     if let Ok(types) = KernelTypes::parse(bytes.to_vec()) {
         let _ = types.offset("request", "bio");
         let _ = types.typedef("btf_trace_block_rq_issue");
+        let _ = types.parameters("bdev_end_io_acct");
     }
 }
 
@@ -171,9 +181,9 @@ fn trailing_bytes(record: &Record) -> Option<usize> {
         // Struct, union, section, 64-bit enumeration.
         KIND_STRUCT | KIND_UNION | 15 | 19 => 12 * record.length,
         // Enumeration, function prototype.
-        6 | 13 => 8 * record.length,
+        6 | KIND_PROTOTYPE => 8 * record.length,
         // Pointer, forward, typedef, volatile, const, restrict, function, float, type tag.
-        2 | 7..=12 | 16 | 18 => 0,
+        2 | 7..=KIND_FUNCTION | 16 | 18 => 0,
         _ => return None,
     })
 }

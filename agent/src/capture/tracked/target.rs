@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{program::Window, program_request::SlotShape};
+use super::{btf::KernelTypes, program::Window, program_request::SlotShape};
 use crate::capture::{CaptureError, WriteCounters};
 
 const FILE_BYTES_MAX: usize = 512;
@@ -23,6 +23,10 @@ const TAGS_MAX: u32 = 1 << 16;
 const BIO_DRIVERS: [&str; 3] = ["dm-", "md", "zram"];
 /// Of those, the drivers whose statistics count exactly what was queued (or less).
 const BIO_DRIVERS_GUARDED: [&str; 2] = ["dm-", "zram"];
+/// Ends the accounting of a bio. Kernels that count a bio's sectors there give them as one parameter more than those that
+/// have counted them at its start.
+const ACCOUNTING_END: &str = "bdev_end_io_acct";
+const ACCOUNTING_END_PARAMETERS: usize = 4;
 
 /// How the device takes writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,11 +100,11 @@ impl Target {
             window: Window { major: disk_major, minor: disk_minor, start_sector, sectors, is_partition },
             has_many_ranges: number_in(&disk.join("queue/max_discard_segments")).unwrap_or(1) > 1,
             is_guarded: disk.join("mq").is_dir()
-                || BIO_DRIVERS_GUARDED.iter().any(|start| name.starts_with(start)),
+                || (BIO_DRIVERS_GUARDED.iter().any(|start| name.starts_with(start))
+                    && counts_finished_bios()),
             statistics: File::open(folder.join("stat")).map_err(explain)?,
             size: File::open(folder.join("size")).map_err(explain)?,
             disk_statistics: File::open(disk.join("stat")).map_err(explain)?,
-            // zram counts whatever this switch says, and shows it as off.
             accounting: accounting(&disk, &name),
             disk_sequence: File::open(disk.join("diskseq")).ok(),
             detaching: stays_attached(&disk),
@@ -188,21 +192,28 @@ fn stays_attached(disk: &Path) -> Option<File> {
     if set { None } else { File::open(path).ok() }
 }
 
-/// The switch of the kernel's counting, on if it can be: on some kernels it is off for device mapper until somebody says otherwise.
+/// The switch of the disk's statistics, on if it can be.
 fn accounting(disk: &Path, name: &str) -> Option<File> {
     // zram counts whatever this switch says, and shows it as off.
-    let path = Some(disk.join("queue/iostats")).filter(|_| !name.starts_with("zram"))?;
-    let file = File::open(&path).ok()?;
-    if fs::read_to_string(&path).is_ok_and(|switch| switch.trim() == "0") {
+    if name.starts_with("zram") {
+        return None;
+    }
+    let path = disk.join("queue/iostats");
+    // So does device mapper of older kernels (6.1 is one). Newer ones obey it, and have it on unless somebody switched it
+    // off. From outside the two cannot be told apart; switched on, it is right for both.
+    if read_path(&path).is_ok_and(|text| text.trim() == "0") {
         match fs::write(&path, "1") {
-            Ok(()) => tracing::info!(
-                disk = name,
-                "the kernel did not count its requests; queue/iostats was set to 1"
-            ),
-            Err(error) => tracing::warn!(disk = name, %error, "queue/iostats cannot be set to 1"),
+            Ok(()) => tracing::info!(disk = name, "switched the kernel's statistics of the disk on"),
+            Err(error) => tracing::warn!(disk = name, %error, "the kernel's statistics stay off"),
         }
     }
-    Some(file)
+    File::open(path).ok()
+}
+
+/// Whether this kernel counts a bio when it is done. Those that count it when it begins cannot be asked what is in flight.
+fn counts_finished_bios() -> bool {
+    let types = KernelTypes::of_this_kernel();
+    types.is_ok_and(|types| types.parameters(ACCOUNTING_END) == Some(ACCOUNTING_END_PARAMETERS))
 }
 
 fn kind(device: &str, disk: &Path, name: &str) -> Result<Kind, CaptureError> {

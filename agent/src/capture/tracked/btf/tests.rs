@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A struct `outer { pad:32; union { struct { int deep; }; }; bit:3 }` and a typedef `alias`.
+/// A struct `outer { pad:32; union { struct { int deep; }; }; bit:3 }`, a typedef `alias` and a function `alias(int, int)`.
 fn sample() -> Vec<u8> {
     let strings = b"\0outer\0deep\0alias\0int\0bit\0";
     let (outer, deep, alias, int, bit) = (1, 7, 12, 18, 22);
@@ -40,6 +40,18 @@ fn sample() -> Vec<u8> {
         alias,
         8 << 24,
         1,
+        // 6: prototype with two parameters without names
+        0,
+        13 << 24 | 2,
+        0,
+        0,
+        1,
+        0,
+        1,
+        // 7: function
+        alias,
+        12 << 24,
+        6,
     ];
     let mut bytes = vec![];
     bytes.extend(MAGIC.to_ne_bytes());
@@ -61,6 +73,13 @@ fn members_are_found_through_anonymous_ones() {
 }
 
 #[test]
+fn parameters_of_functions_are_counted() {
+    let types = KernelTypes::parse(sample()).unwrap();
+    assert_eq!(types.parameters("alias"), Some(2));
+    assert_eq!(types.parameters("outer"), None);
+}
+
+#[test]
 fn what_is_missing_is_named() {
     let types = KernelTypes::parse(sample()).unwrap();
     let text = types.offset("outer", "bit").unwrap_err().to_string();
@@ -72,12 +91,14 @@ fn what_is_missing_is_named() {
 fn damaged_bytes_are_refused_without_panic() {
     let whole = sample();
     for length in 0..whole.len() {
-        let _ = KernelTypes::parse(whole[..length].to_vec()).map(|types| types.offset("outer", "deep"));
+        let _ = KernelTypes::parse(whole[..length].to_vec())
+            .map(|types| (types.offset("outer", "deep"), types.parameters("alias")));
     }
     for position in 0..whole.len() {
         let mut bytes = whole.clone();
         bytes[position] ^= 0xff;
-        let _ = KernelTypes::parse(bytes).map(|types| types.offset("outer", "deep"));
+        let _ =
+            KernelTypes::parse(bytes).map(|types| (types.offset("outer", "deep"), types.parameters("alias")));
     }
 }
 
