@@ -133,8 +133,10 @@ fn install_packages(folder: &Path, archive: &Path) -> Result<()> {
     recipe::write_files(folder)?;
     let suite = recipe::suite();
     let hook = |kind: &str, script: &str| format!("--{kind}-hook={}", folder.join(script).display());
-    let mut command = Command::new("mmdebstrap");
+    // It hands descriptors to `sh`, which knows only those of one digit: none that we were started with may be in the way.
+    let mut command = Command::new("sh");
     command
+        .args(["-c", "exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; exec mmdebstrap \"$@\"", "mmdebstrap"])
         .env("HOLDFAST_GUEST_FILES", folder)
         .env("HOLDFAST_ROOT_UUID", recipe::ROOT_UUID)
         .args(["--quiet", "--variant=minbase", "--aptopt=Acquire::Languages \"none\""])
