@@ -16,8 +16,6 @@ use holdfast_tests::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long the hooks of one request may take to begin.
-const ASKED_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A protected machine with a folder of hooks.
 struct Scene {
@@ -67,16 +65,12 @@ impl Scene {
         Ok(self.site.cli(&arguments)?["point"].clone())
     }
 
-    /// Asks for an app-consistent point until its hooks are under way. After a start of the agent the coordinator may refuse, or
-    /// still tell the session of the agent that was killed.
+    /// Asks for an app-consistent point, and waits until its hooks are under way. After a start of the agent the coordinator
+    /// may refuse; what it accepts reaches the agent, also if that is still on its way back.
     fn begin_freezing(&self) -> Result<()> {
         let ask = ["point", "create", &self.machine, "--app-consistent"];
-        wait_for("the first hook", PATIENCE, || {
-            let asked = self.site.cli(&ask).is_ok();
-            let begun =
-                asked && wait_for("its call", ASKED_PATIENCE, || self.was_called("10-first freeze")).is_ok();
-            Ok(begun.then_some(()))
-        })
+        wait_for("a request that is taken", PATIENCE, || Ok(self.site.cli(&ask).ok()))?;
+        self.wait_for_call("10-first freeze")
     }
 
     fn was_called(&self, call: &str) -> Result<Option<()>> {

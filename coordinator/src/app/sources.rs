@@ -81,7 +81,7 @@ pub(super) struct AgentSources {
 impl AgentSources {
     fn push(&self, machine: MachineId, push: Push) -> Result<(), SourceError> {
         self.links.push(machine, push).map_err(|error| match error {
-            PushError::NotConnected => SourceError::NotConnected,
+            PushError::NotConnected | PushError::Silent => SourceError::NotConnected,
             PushError::Busy => SourceError::Refused { text: error.to_string() },
         })
     }

@@ -25,11 +25,13 @@ use quinn::Connection;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::JoinSet,
+    time::MissedTickBehavior,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
     control,
+    ear::Ear,
     ending::Ending,
     enrolment,
     links::{Gauge, LinkFigures, Live, LiveLinks, ORDERS_MAX, Order, Push},
@@ -49,6 +51,9 @@ const CONTROL_MAX: usize = 256;
 /// Longest time from the handshake to the hello.
 const HELLO_MAX: Duration = Duration::from_secs(15);
 
+/// How often it is looked whether the peer is still heard.
+const LISTEN_EVERY: Duration = Duration::from_secs(1);
+
 /// Priority of the control stream.
 const CONTROL_PRIORITY: i32 = 10;
 
@@ -61,6 +66,8 @@ pub(super) struct Hall {
     pub(super) seats: Seats,
     pub(super) pool: VerifyPool,
     pub(super) agent_budget_bytes: usize,
+    /// Silence after which a session is told nothing any more.
+    pub(super) silence_max: Duration,
     pub(super) next_number: AtomicU64,
 }
 
@@ -263,7 +270,10 @@ async fn open(
     })?;
     let welcome = context.session().welcome(assignment, connected_at, env!("CARGO_PKG_VERSION"));
     let (orders, ordered) = mpsc::channel(ORDERS_MAX);
-    hall.links.insert(context.machine, Live { number: context.number, orders, gauge });
+    let connection = context.connection.clone();
+    let packets = move || connection.stats().udp_rx.datagrams;
+    let ear = Arc::new(Ear::new(packets, Arc::clone(&hall.clock), hall.silence_max));
+    hall.links.insert(context.machine, Live { number: context.number, orders, gauge, ear });
     // Whoever was revoked since the handshake did not find us in the table: look again now that we are there.
     let admitted = hall.ports.directory.admit(context.machine, context.serial).await;
     if let Err(error) = admitted {
@@ -282,9 +292,15 @@ async fn work(
     mut requests: mpsc::Receiver<Request>,
     mut orders: mpsc::Receiver<Order>,
 ) {
+    let mut listen = tokio::time::interval(LISTEN_EVERY);
+    listen.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while context.ending.reason().is_none() {
         let done = tokio::select! {
             () = context.ending.asked() => Ok(()),
+            _ = listen.tick() => {
+                context.hall.links.listen(context.machine);
+                Ok(())
+            }
             error = context.connection.closed() => Err(lost(error)),
             order = orders.recv() => obey(context, tasks, order).await,
             Some(request) = requests.recv() => control::answer(context, tasks, request).await,
@@ -340,7 +356,11 @@ async fn close(context: &Context, mut tasks: JoinSet<Result<(), Refusal>>, was_o
     }
     while tasks.join_next().await.is_some() {}
     let hall = &context.hall;
-    hall.links.remove(context.machine, context.number);
+    if reason.code == RefusalCode::SUPERSEDED {
+        hall.links.hand_over(context.machine, context.number);
+    } else {
+        hall.links.remove(context.machine, context.number);
+    }
     hall.seats.leave(context.machine, context.number);
     if was_open {
         hall.ports.directory.record_disconnected(context.machine, reason.to_string());

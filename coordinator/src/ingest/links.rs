@@ -1,7 +1,8 @@
 //! Live links: figures of the connections that are up, and orders to them.
 //!
 //! Owns the table of live sessions. Does not know what is sent over them.
-//! Invariant: at most one live session per machine.
+//! Invariant: at most one live session per machine. A session whose peer is not heard any more is told nothing; what it was
+//! told behind the last packet is told to the session that takes over.
 //! Limit: [`ORDERS_MAX`] orders wait per session; more are refused, never queued.
 
 use std::{
@@ -20,13 +21,22 @@ use holdfast_common::{
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
+use super::ear::Ear;
+
 /// Most orders that wait for one session.
 pub const ORDERS_MAX: usize = 256;
 
 /// The table of live sessions. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct LiveLinks {
-    table: Arc<Mutex<HashMap<MachineId, Live>>>,
+    table: Arc<Mutex<Table>>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    live: HashMap<MachineId, Live>,
+    /// What sessions were told that are being taken over.
+    handed_over: HashMap<MachineId, Vec<Push>>,
 }
 
 /// Figures of one connection.
@@ -94,6 +104,9 @@ pub enum PushError {
     /// No session is open; the agent gets the assignment at its next connect, other orders must be given again.
     #[error("the machine is not connected")]
     NotConnected,
+    /// A session is open, but the machine has not been heard for longer than a link that is well is silent.
+    #[error("nothing is heard of the machine any more: it is down, or its link is")]
+    Silent,
     /// The session does not keep up with its orders.
     #[error("the machine's session has {ORDERS_MAX} orders waiting")]
     Busy,
@@ -118,6 +131,7 @@ pub(super) struct Live {
     pub(super) number: u64,
     pub(super) orders: mpsc::Sender<Order>,
     pub(super) gauge: Gauge,
+    pub(super) ear: Arc<Ear>,
 }
 
 impl fmt::Debug for Live {
@@ -130,14 +144,14 @@ impl LiveLinks {
     /// Figures of a machine's link, if it is up.
     #[must_use]
     pub fn figures(&self, machine: MachineId) -> Option<LinkFigures> {
-        let gauge = self.table().get(&machine).map(|live| Arc::clone(&live.gauge))?;
+        let gauge = self.table().live.get(&machine).map(|live| Arc::clone(&live.gauge))?;
         Some(gauge())
     }
 
     /// Figures of all links that are up, by machine.
     #[must_use]
     pub fn all(&self) -> Vec<LinkFigures> {
-        let gauges: Vec<Gauge> = self.table().values().map(|live| Arc::clone(&live.gauge)).collect();
+        let gauges: Vec<Gauge> = self.table().live.values().map(|live| Arc::clone(&live.gauge)).collect();
         let mut figures: Vec<LinkFigures> = gauges.iter().map(|gauge| gauge()).collect();
         figures.sort_by_key(|figures| figures.machine);
         figures
@@ -148,7 +162,21 @@ impl LiveLinks {
     /// # Errors
     /// It is not there, or does not keep up.
     pub fn push(&self, machine: MachineId, push: Push) -> Result<(), PushError> {
+        let ear = self.table().live.get(&machine).map(|live| Arc::clone(&live.ear));
+        let ear = ear.ok_or(PushError::NotConnected)?;
+        if ear.is_silent() {
+            return Err(PushError::Silent);
+        }
+        ear.told(&push);
         self.order(machine, Order::Push(push))
+    }
+
+    /// Looks whether the machine is heard.
+    pub(super) fn listen(&self, machine: MachineId) {
+        let ear = self.table().live.get(&machine).map(|live| Arc::clone(&live.ear));
+        if let Some(ear) = ear {
+            ear.listen();
+        }
     }
 
     /// Has the session fetch the machine's assignment and tell the agent; resolves once frames of replaced generations
@@ -173,12 +201,12 @@ impl LiveLinks {
     pub fn close(&self, machine: MachineId, code: RefusalCode, text: &str) {
         if self.order(machine, Order::Close(Refusal::new(code, text))) == Err(PushError::Busy) {
             // A session that does not take orders is ended by taking its channel away.
-            self.table().remove(&machine);
+            self.table().live.remove(&machine);
         }
     }
 
     fn order(&self, machine: MachineId, order: Order) -> Result<(), PushError> {
-        let sender = self.table().get(&machine).map(|live| live.orders.clone());
+        let sender = self.table().live.get(&machine).map(|live| live.orders.clone());
         let sender = sender.ok_or(PushError::NotConnected)?;
         sender.try_send(order).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => PushError::Busy,
@@ -187,18 +215,40 @@ impl LiveLinks {
     }
 
     pub(super) fn insert(&self, machine: MachineId, live: Live) {
-        self.table().insert(machine, live);
+        let mut table = self.table();
+        for push in table.handed_over.remove(&machine).into_iter().flatten() {
+            live.ear.told(&push);
+            // The queue of a new session has room for all that one ear remembers.
+            let _busy = live.orders.try_send(Order::Push(push));
+        }
+        table.live.insert(machine, live);
     }
 
     /// Takes a session out, unless a newer one has taken its place.
     pub(super) fn remove(&self, machine: MachineId, number: u64) {
         let mut table = self.table();
-        if table.get(&machine).is_some_and(|live| live.number == number) {
-            table.remove(&machine);
+        let _ended = table.take(machine, number);
+        // Whoever was to take over did not.
+        table.handed_over.remove(&machine);
+    }
+
+    /// The same for a session that a newer one takes over: that one is told what this one was and cannot have answered.
+    pub(super) fn hand_over(&self, machine: MachineId, number: u64) {
+        let mut table = self.table();
+        if let Some(live) = table.take(machine, number) {
+            table.handed_over.insert(machine, live.ear.unheard());
         }
     }
 
-    fn table(&self) -> std::sync::MutexGuard<'_, HashMap<MachineId, Live>> {
+    fn table(&self) -> std::sync::MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    /// Takes a session out if it is this one.
+    fn take(&mut self, machine: MachineId, number: u64) -> Option<Live> {
+        let is_meant = self.live.get(&machine).is_some_and(|live| live.number == number);
+        if is_meant { self.live.remove(&machine) } else { None }
     }
 }

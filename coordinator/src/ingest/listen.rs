@@ -44,6 +44,9 @@ const DATA_STREAMS_MAX: u32 = 512;
 /// Bytes of one stream that the agent may send ahead: bandwidth times delay of one disk's stream.
 const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 
+/// Time that an answer to a packet that keeps a connection alive may take beyond two of them.
+const SILENCE_SLACK: Duration = Duration::from_secs(2);
+
 /// What the key of stateless resets is derived for.
 const RESET_KEY: &str = "holdfast 2026-11-22 stateless resets of the agents' endpoint";
 
@@ -160,6 +163,8 @@ impl Ingest {
             seats: Seats::default(),
             pool: VerifyPool::start(settings.verify_threads).map_err(IngestError::Start)?,
             agent_budget_bytes: settings.agent_budget_bytes,
+            // Our own packets make the peer answer; one of them may be lost.
+            silence_max: settings.keep_alive * 2 + SILENCE_SLACK,
             next_number: AtomicU64::new(1),
         });
         let door = Arc::new(Door { hall, enrolments, enrolling: Semaphore::new(settings.enrolments_max) });

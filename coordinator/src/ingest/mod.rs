@@ -11,6 +11,7 @@ pub mod cutter;
 pub mod verify;
 pub mod links;
 pub mod listen;
+mod ear;
 mod ending;
 mod reset;
 mod seats;
