@@ -81,8 +81,13 @@ fn run(arguments: Arguments) -> Result<()> {
             for remark in &rebuilt.remarks {
                 eprintln!("holdfast-coordinator: {remark}");
             }
-            let app::Rebuilt { machines, disks, points, .. } = rebuilt;
-            eprintln!("rebuilt: {machines} machines, {disks} disks, {points} points");
+            for line in &rebuilt.to_do {
+                eprintln!("holdfast-coordinator: to do: {line}");
+            }
+            let app::Rebuilt { machines, disks, points, groups, operators, .. } = rebuilt;
+            eprintln!(
+                "rebuilt: {machines} machines, {disks} disks, {points} points, {groups} groups, {operators} operators"
+            );
             Ok(())
         }
     }

@@ -282,6 +282,12 @@ fn points_of_a_machine_are_kept_attached_and_found_again() -> Result<()> {
     ensure!(plan["kept_points"] == 2 && plan["removed_points"] == 0, "{plan}");
     ensure!(plan["points"][1]["id"] == second && plan["points"][1]["reason"] == "dense", "{plan}");
 
+    let operator = site.cli(&["operator", "create", "anna", "--role", "viewer"])?;
+    let operators = site.cli(&["operator", "list"])?;
+    ensure!(operators[0]["name"] == "anna" && operator["token"].is_string(), "{operators}");
+    site.cli(&["thresholds", "web-1", "--lag", "7m,8m"])?;
+    let thresholds = site.cli(&["thresholds", "web-1"])?;
+
     let before = kept(&site)?;
     ensure!(before["points"].as_array().map(Vec::len) == Some(2), "{before}");
     site.kill_coordinator()?;
@@ -296,9 +302,15 @@ fn points_of_a_machine_are_kept_attached_and_found_again() -> Result<()> {
         .arg(site.data())
         .output()?;
     let said = String::from_utf8_lossy(&rebuilt.stderr);
-    ensure!(rebuilt.status.success() && said.contains("1 machines, 1 disks, 2 points"), "{said}");
+    ensure!(
+        rebuilt.status.success() && said.contains("1 machines, 1 disks, 2 points, 0 groups, 1 operators"),
+        "{said}"
+    );
+    ensure!(said.contains("to do: enrolment tokens") && said.contains("holdfast token create"), "{said}");
     site.start_coordinator()?;
     ensure!(kept(&site)? == before, "after the rebuild: {} was {before}", kept(&site)?);
+    ensure!(site.cli(&["operator", "list"])? == operators, "{}", site.cli(&["operator", "list"])?);
+    ensure!(site.cli(&["thresholds", "web-1"])? == thresholds, "{}", site.cli(&["thresholds", "web-1"])?);
     check_point(&site, &first, &first_content)?;
     Ok(())
 }

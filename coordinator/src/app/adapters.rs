@@ -20,7 +20,7 @@ use crate::{
     compute::port::BoxFuture,
     ingest::port::{FrameSink, FrameStore, PortError, PortFuture, ReplicaComparer},
     points::{frame_cache::FrameCache, point_view::PointView},
-    registry::{DiskLogs, LogState, description::Description},
+    registry::{DiskLogs, LogState, description::Description, operators_record::OperatorsRecord},
     store::{DiskManifest, Store},
 };
 
@@ -29,6 +29,7 @@ use crate::{
 pub(super) struct RegistryLogs {
     pub(super) logs: Arc<Logs>,
     pub(super) machines: PathBuf,
+    pub(super) operators: PathBuf,
 }
 
 impl DiskLogs for RegistryLogs {
@@ -47,6 +48,14 @@ impl DiskLogs for RegistryLogs {
             Ok(())
         })
     }
+
+    fn describe_operators(&self, operators: OperatorsRecord) -> BoxFuture<'_, Result<()>> {
+        let path = self.operators.clone();
+        Box::pin(async move {
+            tokio::task::spawn_blocking(move || write_json(&path, &serde_json::to_vec_pretty(&operators)?))
+                .await?
+        })
+    }
 }
 
 /// Makes the logs that do not exist yet, and writes the machine's file.
@@ -58,8 +67,11 @@ fn write_description(store: &Store, machines: &std::path::Path, description: &De
         }
     }
     let path = machines.join(format!("{}.json", description.machine));
-    let bytes = serde_json::to_vec_pretty(description)?;
-    durable::replace(&path, &bytes, durable::MODE_PRIVATE)
+    write_json(&path, &serde_json::to_vec_pretty(description)?)
+}
+
+fn write_json(path: &std::path::Path, bytes: &[u8]) -> Result<()> {
+    durable::replace(path, bytes, durable::MODE_PRIVATE)
         .with_context(|| format!("writing {}", path.display()))
 }
 

@@ -65,6 +65,11 @@ impl DataFolder {
         self.root.join("machines")
     }
 
+    /// Where it stands who may use the interface over the network.
+    pub(super) fn operators(&self) -> PathBuf {
+        self.root.join("operators.json")
+    }
+
     /// Descriptions of all machines; a file that cannot be read is named beside them.
     pub(super) fn descriptions(&self) -> Result<(Vec<Description>, Vec<String>)> {
         let (mut found, mut unreadable) = (Vec::new(), Vec::new());

@@ -180,7 +180,8 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
     let points = Arc::new(PointCatalog::load(Arc::clone(&shared), Arc::clone(&clock)).await?);
     let logs = Logs::new(store, Arc::clone(&points))?;
     let links = LiveLinks::default();
-    let registry_logs = RegistryLogs { logs: Arc::clone(&logs), machines: data.machines() };
+    let registry_logs =
+        RegistryLogs { logs: Arc::clone(&logs), machines: data.machines(), operators: data.operators() };
     let registry = Registry::load(RegistryParts {
         catalog: Arc::clone(&shared),
         logs: Arc::new(registry_logs),
@@ -329,6 +330,15 @@ async fn recover(registry: &Registry, logs: &Logs, recoveries: &[DiskRecovery]) 
             let name = &machine.record.name;
             trouble.push(lasting(format!("the logs of machine {name} cannot be used; see the log")));
         }
+    }
+    // Older coordinators kept no such record. Operators are never forgotten, so without any there is nothing to keep; and
+    // the record of before a database was lost stays for the rebuild.
+    if !registry.operators().is_empty()
+        && let Err(error) = registry.describe_operators().await
+    {
+        let error = format!("{:#}", anyhow::Error::from(error));
+        tracing::error!(error, "the record of operators was not written");
+        trouble.push(lasting("the record of operators cannot be written; see the log".to_owned()));
     }
     for found in recoveries {
         let disk = found.disk;

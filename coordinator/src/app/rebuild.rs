@@ -1,8 +1,9 @@
-//! Makes the catalog again: machines and disks from their descriptions, points from the logs.
+//! Makes the catalog again: machines, disks and operators from what is kept of them, points from the logs.
 //!
 //! Owns the order of it. Invariant: the old catalog is not deleted but set aside.
-//! What is not in store and descriptions is lost: tokens, jobs, the audit, voided cuts, the rules of groups, and inventories
-//! (agents send theirs at the next connect). Groups and their machines are those of the newest group cuts.
+//! What is not in store and descriptions is lost: enrolment tokens, jobs, the audit, voided cuts, the rules of groups, and
+//! inventories (agents send theirs at the next connect). Groups and their machines are those of the newest group cuts.
+//! [`Rebuilt::to_do`] says what of it an operator must make again.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,6 +29,7 @@ use crate::{
     config::Settings,
     groups::book::default_group,
     points::catalog::PointCatalog,
+    registry::operators_record::OperatorsRecord,
 };
 
 /// What was found.
@@ -41,8 +43,12 @@ pub struct Rebuilt {
     pub points: usize,
     /// Replication groups, as the newest of their cuts say.
     pub groups: usize,
+    /// Operators, those included that were revoked.
+    pub operators: usize,
     /// What was left out, and why.
     pub remarks: Vec<String>,
+    /// What an operator must make again, and how.
+    pub to_do: Vec<String>,
 }
 
 /// Rebuilds the catalog of a coordinator that is not running.
@@ -61,6 +67,10 @@ pub async fn rebuild_catalog(settings: &Settings) -> Result<Rebuilt> {
         rebuilt.disks += description.disks().len();
         catalog.apply(description.changes(clock.wall())).await.context("recording a machine")?;
     }
+    let (operators, remark) = operators(&data.operators());
+    rebuilt.operators = operators.len();
+    rebuilt.remarks.extend(remark);
+    catalog.apply(operators).await.context("recording operators")?;
     let (store, recoveries) = open_store(settings, &data).await?;
     for recovery in
         recoveries.iter().filter_map(|found| found.error.as_ref().map(|error| (found.disk, error)))
@@ -91,6 +101,7 @@ pub async fn rebuild_catalog(settings: &Settings) -> Result<Rebuilt> {
         found.extend(all.into_iter().filter(|point| point.more.group.is_some()));
     }
     let groups = groups_of(&found, clock.wall());
+    rebuilt.to_do = to_do(&groups);
     rebuilt.groups = groups.iter().filter(|change| matches!(change, Change::PutGroup(_))).count();
     shared.apply(groups).await.context("recording groups")?;
     let at = clock.wall();
@@ -103,6 +114,52 @@ pub async fn rebuild_catalog(settings: &Settings) -> Result<Rebuilt> {
     logs.stop().await;
     catalog.close().await;
     Ok(rebuilt)
+}
+
+/// The operators of the record, and what is wrong with it.
+fn operators(path: &Path) -> (Vec<Change>, Option<String>) {
+    let again = "make operators again with `holdfast operator create`";
+    if !path.exists() {
+        let text = format!("there is no record of operators; if there were any, {again}");
+        return (Vec::new(), Some(text));
+    }
+    let read = std::fs::read(path).map_err(|error| error.to_string());
+    match read.and_then(|bytes| OperatorsRecord::parse(&bytes)) {
+        Ok(record) => {
+            let (changes, strange) = record.changes();
+            let named = || {
+                format!("operators {} are left out: a newer version made them; {again}", strange.join(", "))
+            };
+            let remark = (!strange.is_empty()).then(named);
+            (changes, remark)
+        }
+        Err(error) => (Vec::new(), Some(format!("{} cannot be used: {error}; {again}", path.display()))),
+    }
+}
+
+/// What is known to be gone.
+fn to_do(groups: &[Change]) -> Vec<String> {
+    let mut to_do = vec![
+        "enrolment tokens that were not used yet are gone; make others with `holdfast token create`"
+            .to_owned(),
+    ];
+    for change in groups {
+        let Change::PutGroup(group) = change else { continue };
+        to_do.push(format!(
+            "group {} is cut by the default rules again (every {} s, no app-consistent cuts by themselves); if it had others, \
+             set them with `holdfast group set {}`, and look with `holdfast group show {}` whether its machines are right",
+            group.name,
+            group.interval_ms / 1000,
+            group.name,
+            group.name
+        ));
+    }
+    to_do.push(
+        "groups that were never cut, jobs, the audit and voided cuts are only in the old catalog, which is kept as \
+         catalog.sqlite.old; exports of jobs are no longer served: attach points again"
+            .to_owned(),
+    );
+    to_do
 }
 
 /// The groups that these points' marks name, each with the machines of its newest cut. How often they are cut is not in the

@@ -91,7 +91,7 @@ impl Registry {
     /// Records an operator. A name whose token was revoked or has expired may be given again.
     ///
     /// # Errors
-    /// The name is in use or unsuitable, the life is out of bounds, or the catalog fails.
+    /// The name is in use or unsuitable, the life is out of bounds, or the catalog or the store fails.
     pub async fn create_operator(
         &self,
         who: &str,
@@ -121,13 +121,14 @@ impl Registry {
         let detail = format!("{} for {} s", record.role.text(), new.life.as_secs());
         let audit = self.audit(who, "operator create", &record.name, detail);
         self.commit(vec![Change::PutOperator(record.clone()), audit]).await?;
+        self.describe_operators().await?;
         Ok(record)
     }
 
     /// Makes an operator's token worthless, from the next request on.
     ///
     /// # Errors
-    /// There is no such operator, or the catalog fails.
+    /// There is no such operator, or the catalog or the store fails.
     pub async fn revoke_operator(&self, who: &str, name: &str) -> Result<OperatorRecord, RegistryError> {
         let _one_at_a_time = self.changing.lock().await;
         let known = self.state().operators.get(name).cloned();
@@ -139,6 +140,7 @@ impl Registry {
         let record = OperatorRecord { revoked_at: Some(self.now()), ..known };
         let audit = self.audit(who, "operator revoke", &record.name, "");
         self.commit(vec![Change::PutOperator(record.clone()), audit]).await?;
+        self.describe_operators().await?;
         Ok(record)
     }
 

@@ -10,7 +10,7 @@ use holdfast_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::lifecycle::Lifecycle;
+use super::{lifecycle::Lifecycle, state::MachineStatus, thresholds::Thresholds};
 use crate::catalog::{
     Change,
     record::{
@@ -47,6 +47,8 @@ pub struct Description {
     application_strict: bool,
     #[serde(default)]
     lifecycle: Lifecycle,
+    #[serde(default)]
+    thresholds: Thresholds,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,13 +74,12 @@ impl Description {
     /// The description of a machine. Certificates that have expired before `now` are left out.
     #[must_use]
     pub fn new(
-        machine: &MachineRecord,
-        policy: &PolicyRecord,
-        lifecycle: Lifecycle,
+        status: &MachineStatus,
         disks: &[DiskRecord],
         certificates: &[CertificateRecord],
         now: Timestamp,
     ) -> Self {
+        let (machine, policy) = (&status.record, &status.policy);
         Self {
             version: VERSION,
             machine: machine.id,
@@ -100,7 +101,8 @@ impl Description {
                 .collect(),
             application_interval_ms: policy.application_interval_ms,
             application_strict: policy.application_strict,
-            lifecycle,
+            lifecycle: status.lifecycle.clone(),
+            thresholds: status.thresholds,
         }
     }
 
@@ -149,6 +151,11 @@ impl Description {
         // An old source stays fenced, whatever became of the jobs.
         if let Ok(lifecycle) = serde_json::to_string(&self.lifecycle) {
             changes.push(Change::PutLifecycle(self.machine, lifecycle));
+        }
+        if self.thresholds != Thresholds::default()
+            && let Ok(thresholds) = serde_json::to_string(&self.thresholds)
+        {
+            changes.push(Change::PutThresholds(self.machine, thresholds));
         }
         for disk in self.disks() {
             let (id, number) = (disk.id, disk.generation);

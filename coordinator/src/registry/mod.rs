@@ -13,6 +13,7 @@ pub mod health;
 pub mod identity;
 pub mod lifecycle;
 mod operator;
+pub mod operators_record;
 pub mod rules;
 mod state;
 pub mod thresholds;
@@ -42,6 +43,7 @@ use crate::{
 use description::Description;
 use lifecycle::LifecycleRefusal;
 pub use operator::{NewToken, Protect, Protected};
+use operators_record::OperatorsRecord;
 pub use rules::retention_rule;
 use state::State;
 pub use state::{DiskState, MachineStatus};
@@ -70,6 +72,9 @@ pub trait DiskLogs: fmt::Debug + Send + Sync + 'static {
     /// Keeps beside the logs what is needed to rebuild the catalog without its database, and makes the logs that do not
     /// exist yet; durable when it returns.
     fn describe(&self, description: Description) -> BoxFuture<'_, anyhow::Result<()>>;
+
+    /// Keeps beside the logs who may use the interface over the network; durable when it returns.
+    fn describe_operators(&self, operators: OperatorsRecord) -> BoxFuture<'_, anyhow::Result<()>>;
 }
 
 /// Machines, disks and policies, in memory and in the catalog.
@@ -206,9 +211,17 @@ impl Registry {
         let disks: Vec<_> = self.disks().into_iter().map(|disk| disk.record).collect();
         let mine: Vec<_> = disks.into_iter().filter(|disk| disk.machine == machine).collect();
         let certificates = self.catalog.certificates(machine).await?;
-        let (policy, lifecycle) = (&status.policy, status.lifecycle.clone());
-        let described = Description::new(&status.record, policy, lifecycle, &mine, &certificates, self.now());
+        let described = Description::new(&status, &mine, &certificates, self.now());
         self.logs.describe(described).await.map_err(RegistryError::Store)
+    }
+
+    /// Writes down who the operators are, beside the logs.
+    ///
+    /// # Errors
+    /// The store fails; the catalog has everything nevertheless.
+    pub async fn describe_operators(&self) -> Result<(), RegistryError> {
+        let operators = OperatorsRecord::new(&self.operators());
+        self.logs.describe_operators(operators).await.map_err(RegistryError::Store)
     }
 
     /// Makes the changes in the catalog, then in memory.

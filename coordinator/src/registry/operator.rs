@@ -159,7 +159,7 @@ impl Registry {
     /// Sets when a machine's state is worth a warning.
     ///
     /// # Errors
-    /// A value is out of its bounds, or the catalog fails.
+    /// A value is out of its bounds, or the catalog or the store fails.
     pub async fn set_thresholds(
         &self,
         who: &str,
@@ -172,7 +172,8 @@ impl Registry {
         let body =
             serde_json::to_string(&thresholds).map_err(|error| RegistryError::Setting(error.to_string()))?;
         let audit = self.audit(who, "thresholds", name, &body);
-        Ok(self.commit(vec![Change::PutThresholds(machine, body), audit]).await?)
+        self.commit(vec![Change::PutThresholds(machine, body), audit]).await?;
+        self.describe(machine).await
     }
 
     /// Ends the protection of disks; all of the machine's if none is named. Their history stays until retention ends it.

@@ -19,6 +19,7 @@ use super::{
     health::{DiskFacts, Level, MachineFacts, disk_findings, machine_findings, worst},
     identity::same_disk,
     lifecycle::LifecycleEvent,
+    operators_record::OperatorsRecord,
     thresholds::{Ages, Thresholds},
 };
 use crate::{
@@ -49,6 +50,10 @@ impl DiskLogs for FixedLogs {
     }
 
     fn describe(&self, _description: Description) -> BoxFuture<'_, anyhow::Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn describe_operators(&self, _operators: OperatorsRecord) -> BoxFuture<'_, anyhow::Result<()>> {
         Box::pin(async { Ok(()) })
     }
 }
@@ -478,16 +483,20 @@ async fn the_source_of_a_failed_over_machine_is_fenced_until_the_failover_is_tak
 }
 
 #[tokio::test]
-async fn a_rebuilt_catalog_keeps_the_fence() {
+async fn a_rebuilt_catalog_keeps_the_fence_and_the_thresholds() {
     let fixture = Fixture::connected().await;
+    let thresholds = Thresholds { voided: Some(7), ..Thresholds::default() };
+    fixture.registry.set_thresholds("operator", MACHINE, thresholds).await.unwrap();
     let (job, point) = (JobId::from_bytes([8; 16]), PointId::from_bytes([9; 16]));
     for event in [LifecycleEvent::BeginFailover(job), LifecycleEvent::Switch(job, point)] {
         fixture.registry.advance("operator", MACHINE, event).await.unwrap();
     }
     let status = fixture.registry.machine(MACHINE).unwrap();
-    let described =
-        Description::new(&status.record, &status.policy, status.lifecycle.clone(), &[], &[], Timestamp(0));
+    let described = Description::new(&status, &[], &[], Timestamp(0));
     let described = Description::parse(&serde_json::to_vec(&described).unwrap()).unwrap();
     let body = serde_json::to_string(&status.lifecycle).unwrap();
-    assert!(described.changes(Timestamp(0)).contains(&Change::PutLifecycle(MACHINE, body)));
+    let changes = described.changes(Timestamp(0));
+    assert!(changes.contains(&Change::PutLifecycle(MACHINE, body)));
+    let body = serde_json::to_string(&thresholds).unwrap();
+    assert!(changes.contains(&Change::PutThresholds(MACHINE, body)));
 }
