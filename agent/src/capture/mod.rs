@@ -18,6 +18,8 @@ pub mod rate;
 pub mod scan;
 // Whether a disk was at rest.
 pub mod quiet;
+// Which blocks are hashed at a cut, and how many.
+pub mod witness;
 // The pure engine of intervals and cuts.
 pub mod cycle;
 

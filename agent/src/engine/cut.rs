@@ -17,6 +17,7 @@ use super::{
     disk::Disk,
     group_hold::GroupHold,
     host::{Held, HoldCheck, Mechanism, trouble},
+    witness::WitnessReads,
 };
 use crate::{
     batch::{BatchShape, BufferPool, FRAME_BLOCKS, ReadFrame, SinkClosed, plan_batch, queue::Payload},
@@ -24,6 +25,7 @@ use crate::{
         CaptureError,
         cycle::{CutFailure, CutMade, Event, Trouble},
         quiet::{Watch, covered, in_flight, name_ranges},
+        witness::Field,
     },
     group::HeldTurn,
 };
@@ -92,6 +94,7 @@ impl Engine {
             pool: self.residue.pool.clone(),
             swap,
             notes: Vec::with_capacity(members.len()),
+            witness: WitnessReads::default(),
             group: turn.map(|turn| GroupHold {
                 turn,
                 point,
@@ -108,6 +111,10 @@ impl Engine {
                 "a disk of the machine is not open; the next cut is tried in its turn".into(),
             ));
         }
+        let fields = section.disks.iter().zip(&section.swap);
+        let fields: Vec<Field> =
+            fields.map(|(disk, swap)| Field { size: disk.size(), without: swap.clone() }).collect();
+        section.witness = self.witnesses.prepare(&fields, self.entropy.as_ref());
         let compared = section.disks.iter().all(|disk| disk.host.mechanism == Mechanism::Compared);
         let mut outcome = None;
         let mut at = None;
@@ -117,6 +124,7 @@ impl Engine {
         });
         let (notes, phases) = (std::mem::take(&mut section.notes), section.phases);
         let group = section.group.take();
+        let reads = std::mem::take(&mut section.witness);
         let result = match (held, outcome) {
             (Err(reason), _) => Err(CutFailure::Void(reason)),
             (Ok(_), None) => Err(CutFailure::Void("nothing was read while writes were held".into())),
@@ -137,7 +145,10 @@ impl Engine {
                 let (mark, missed) = parts_of(mark);
                 let (application, unproven) = parts_of(application);
                 let notes = notes.into_iter().chain(held.notes).chain(missed).chain(unproven).collect();
-                let more = CutMore { group: mark, application };
+                let disks: Vec<&Disk> =
+                    self.disks.values().filter(|disk| members.contains(&disk.id())).collect();
+                let witness = self.witnesses.finish(reads, &disks);
+                let more = CutMore { group: mark, application, witness };
                 let at = at.unwrap_or_else(|| self.clock.wall());
                 phases.say(held.held);
                 self.reporter.cut(at, held.held);
@@ -225,6 +236,7 @@ struct Phases {
     began: Duration,
     taken: Duration,
     read: Duration,
+    witnessed: Duration,
     marked: Duration,
     judged: Duration,
     blocks: u64,
@@ -236,11 +248,21 @@ impl Phases {
         // A log field of 128 bits would be text.
         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         let between = |from: Duration, to: Duration| micros(to.saturating_sub(from));
-        let Self { began, taken, read, marked, judged, blocks } = *self;
+        let Self { began, taken, read, witnessed, marked, judged, blocks } = *self;
         let (taking_us, reading_us) = (between(began, taken), between(taken, read));
-        let (waiting_us, judging_us) = (between(read, marked), between(marked, judged));
+        let witness_us = between(read, witnessed);
+        let (waiting_us, judging_us) = (between(witnessed, marked), between(marked, judged));
         let freezing_us = micros(held).saturating_sub(between(began, judged));
-        tracing::debug!(freezing_us, taking_us, reading_us, waiting_us, judging_us, blocks, "held");
+        tracing::debug!(
+            freezing_us,
+            taking_us,
+            reading_us,
+            witness_us,
+            waiting_us,
+            judging_us,
+            blocks,
+            "held"
+        );
     }
 }
 
@@ -253,6 +275,7 @@ struct Section<'a> {
     /// Swap areas, disk by disk.
     swap: Vec<Vec<BlockRange>>,
     notes: Vec<String>,
+    witness: WitnessReads,
     group: Option<GroupHold<'a>>,
 }
 
@@ -286,6 +309,9 @@ impl Section<'_> {
         }
         check().map_err(CutFailure::Void)?;
         self.phases.read = self.clock.monotonic();
+        let held = self.phases.read.saturating_sub(self.phases.began);
+        self.witness.read(self.clock, held, &mut self.disks);
+        self.phases.witnessed = self.clock.monotonic();
         if let Some(group) = &mut self.group {
             group.wait(self.clock, check)?;
         }

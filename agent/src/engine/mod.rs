@@ -16,6 +16,7 @@ mod incarnation;
 mod linux;
 mod report;
 mod scan;
+mod witness;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -96,6 +97,7 @@ pub struct Engine {
     entropy: Arc<dyn Entropy>,
     buffers: BufferPool,
     residue: cut::ResidueStore,
+    witnesses: witness::Witnesses,
     scan_rate: RateLimit,
     zeroes: scan::ZeroDigests,
     reporter: report::Reporter,
@@ -125,6 +127,7 @@ impl Engine {
             entropy: parts.entropy,
             buffers: BufferPool::new(ready, ready),
             residue: cut::ResidueStore::new(parts.budget.residue_buffers),
+            witnesses: witness::Witnesses::new(),
             scan_rate: RateLimit::new(0),
             zeroes: scan::ZeroDigests::default(),
             reporter: report::Reporter::new(parts.status),

@@ -154,6 +154,29 @@ fn damage_reported_by_the_coordinator_is_sent_again() {
 }
 
 #[test]
+fn cuts_are_witnessed_and_a_write_that_tracking_missed_is_found() {
+    let mut world = World::new(12, Plan::calm());
+    world.run(Duration::from_secs(20));
+    assert!(world.witnessed() > 100, "{} blocks", world.witnessed());
+    world.tolerate();
+    // A part that no writer of the model is likely to write over soon, and many blocks, since 16 are drawn of 1200.
+    world.model(|model| model.write_unseen(BlockRange::new(100, 400)));
+    world.run(Duration::from_secs(5));
+    assert!(world.differing() > 0, "of {} blocks", world.witnessed());
+}
+
+#[test]
+fn a_block_that_cannot_be_read_is_not_witnessed_and_voids_nothing() {
+    let mut world = World::new(13, Plan { writes_per_call: 0, ..Plan::calm() });
+    world.run(Duration::from_secs(5));
+    world.model(|model| model.fault = Some(Fault::ReadError));
+    let (points, witnessed) = (world.points(), world.witnessed());
+    world.run(Duration::from_secs(20));
+    assert_eq!(world.voids(), Vec::<String>::new());
+    assert!(world.points() >= points + 15 && world.witnessed() > witnessed);
+}
+
+#[test]
 fn the_model_itself_can_fail_the_oracle() {
     // Marks at issue without in-flight carry: the fault that the contract of `take` exists for.
     let mut caught = 0;

@@ -40,13 +40,51 @@ pub struct CutRecord {
 }
 
 /// What is known of a cut beyond [`CutRecord`]'s own fields. Encoded behind them, and only if there is something
-/// ([`CutRecord::encode`]); fields are only ever appended, together with a new variant of `MoreForm`.
+/// ([`CutRecord::encode`]); fields are only ever appended, together with a new variant of `MoreForm`. A record that has
+/// nothing in the newer fields keeps the older form.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CutMore {
     /// The group cut that this one was a part of: the machine was held when its mark came.
     pub group: Option<GroupMark>,
     /// How the applications were made consistent, if they were.
     pub application: Option<ApplicationFreeze>,
+    /// Blocks that the agent hashed while writes were held, for the coordinator to compare its copy with. Never in the
+    /// catalog, which keeps what came of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub witness: Option<Witness>,
+}
+
+/// Blocks of the machine's disks as they were at the cut, chosen at random among all of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Witness {
+    /// The blocks, ascending by disk and number; at most [`WITNESS_BLOCKS_MAX`].
+    pub blocks: Vec<WitnessBlock>,
+}
+
+/// One block of a witness.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WitnessBlock {
+    /// Its disk.
+    pub disk: DiskId,
+    /// The block.
+    pub block: BlockIndex,
+    /// [`witness_digest`] of its bytes.
+    pub digest: [u8; WITNESS_DIGEST_BYTES],
+}
+
+/// Most blocks of one witness.
+pub const WITNESS_BLOCKS_MAX: usize = 64;
+
+/// Bytes of a witness's digest: it tells accidents apart, not forgeries, and stands in every cut.
+pub const WITNESS_DIGEST_BYTES: usize = 16;
+
+/// The first half of the BLAKE3 digest of a block's plain bytes; what stands behind the disk's end counts as zeroes.
+#[must_use]
+pub fn witness_digest(block: &[u8]) -> [u8; WITNESS_DIGEST_BYTES] {
+    let digest = blake3::hash(block);
+    let mut first = [0; WITNESS_DIGEST_BYTES];
+    first.iter_mut().zip(digest.as_bytes()).for_each(|(to, from)| *to = *from);
+    first
 }
 
 /// Proof that a machine was held when the mark of a group cut was made. With it in the durable cut records of all
@@ -78,10 +116,30 @@ pub struct ApplicationFreeze {
     pub frozen_us: u64,
 }
 
-/// Forms in which [`CutMore`] is encoded.
+/// Forms in which [`CutMore`] is encoded: the variant's number, then its fields. History: 1, witness; 0, first.
 #[derive(Serialize, Deserialize)]
 enum MoreForm {
-    First(CutMore),
+    First { group: Option<GroupMark>, application: Option<ApplicationFreeze> },
+    Witnessed { group: Option<GroupMark>, application: Option<ApplicationFreeze>, witness: Witness },
+}
+
+impl MoreForm {
+    fn of(more: &CutMore) -> Self {
+        let CutMore { group, application, witness } = more.clone();
+        match witness {
+            None => Self::First { group, application },
+            Some(witness) => Self::Witnessed { group, application, witness },
+        }
+    }
+
+    fn into_more(self) -> CutMore {
+        match self {
+            Self::First { group, application } => CutMore { group, application, witness: None },
+            Self::Witnessed { group, application, witness } => {
+                CutMore { group, application, witness: Some(witness) }
+            }
+        }
+    }
 }
 
 impl CutRecord {
@@ -92,7 +150,7 @@ impl CutRecord {
     pub fn encode(&self) -> Result<Vec<u8>, CodecError> {
         let mut bytes = codec::encode(self)?;
         if self.more != CutMore::default() {
-            bytes.extend(codec::encode(&MoreForm::First(self.more.clone()))?);
+            bytes.extend(codec::encode(&MoreForm::of(&self.more))?);
         }
         Ok(bytes)
     }
@@ -106,8 +164,8 @@ impl CutRecord {
         match bytes.get(used..) {
             None | Some([]) => {}
             Some(rest) => {
-                let MoreForm::First(more) = codec::decode(rest)?;
-                record.more = more;
+                let form: MoreForm = codec::decode(rest)?;
+                record.more = form.into_more();
             }
         }
         Ok(record)

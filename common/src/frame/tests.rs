@@ -6,9 +6,10 @@ use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, propte
 use super::{
     ApplicationFreeze, Compression, Consistency, CutMember, CutMethod, CutMore, CutRecord, Extent, Frame,
     FrameError, FrameHeader, FrameIdentity, FrameKind, FrameSealer, GroupMark, PlainReader, ScanRecord,
-    check_in_place,
+    Witness, WitnessBlock, check_in_place,
     header::FRAME_HEADER_BYTES,
     seal::{seal_cut, seal_scan},
+    witness_digest,
 };
 use crate::{
     clock::Timestamp,
@@ -116,9 +117,24 @@ fn golden_bytes_of_what_stands_behind_a_cut_record() {
          0d31302d706f737467726573716c09"
     );
     assert_eq!(frame.cut_record().unwrap(), record);
+    let disk = DiskId::from_bytes([7; 16]);
+    let block = WitnessBlock { disk, block: BlockIndex(300), digest: [8; 16] };
+    record.more = CutMore { witness: Some(Witness { blocks: vec![block] }), ..CutMore::default() };
+    let witnessed = record.encode().unwrap();
+    assert_eq!(
+        hex(&witnessed[plain.len()..]),
+        "0100000110070707070707070707070707070707\
+         07fb2c0108080808080808080808080808080808"
+    );
+    assert_eq!(CutRecord::decode(&witnessed).unwrap(), record);
     let mut garbage = plain;
     garbage.push(9);
     assert!(CutRecord::decode(&garbage).is_err(), "a newer form is refused");
+}
+
+#[test]
+fn golden_digest_of_a_witnessed_block() {
+    assert_eq!(hex(&witness_digest(&[0; BLOCK_BYTES])), "b6fb73fc46938c981e2b0b4b1ef282ad");
 }
 
 #[test]

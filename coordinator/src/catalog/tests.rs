@@ -304,7 +304,7 @@ async fn a_point_keeps_the_mark_of_its_group_cut() {
         waited_us: 2,
         spread_us: 3,
     };
-    let marked = PointRecord { more: CutMore { group: Some(mark), application: None }, ..point(1) };
+    let marked = PointRecord { more: CutMore { group: Some(mark), ..CutMore::default() }, ..point(1) };
     catalog.apply(vec![Change::AddPoint(marked.clone()), Change::AddPoint(point(2))]).await.unwrap();
     assert_eq!(catalog.point(marked.id).await.unwrap(), Some(marked));
     assert_eq!(catalog.point(point(2).id).await.unwrap(), Some(point(2)));

@@ -78,7 +78,7 @@ fn marked_cut() -> CutRecord {
         members: Vec::new(),
         notes: Vec::new(),
         request: None,
-        more: CutMore { group: Some(mark), application: Some(application) },
+        more: CutMore { group: Some(mark), application: Some(application), witness: None },
     }
 }
 

@@ -186,6 +186,13 @@ impl Model {
         }
     }
 
+    /// Something writes to the first disk past tracking and statistics.
+    pub(super) fn write_unseen(&mut self, range: BlockRange) {
+        for block in range.start.0..range.end().0 {
+            self.disks[0].blocks[block as usize] = 777_000_000 + block;
+        }
+    }
+
     /// Writers issue nothing any more; what is in flight completes.
     pub(super) const fn pause_writers(&mut self) {
         self.is_active = false;

@@ -10,7 +10,10 @@ use bytes::Bytes;
 use holdfast_common::{
     clock::{Clock as _, ManualClock, Timestamp},
     entropy::SeededEntropy,
-    frame::{CutMethod, CutRecord, ExtentKind, Frame, FrameIdentity, FrameKind, FrameSealer, PlainReader},
+    frame::{
+        CutMethod, CutRecord, ExtentKind, Frame, FrameIdentity, FrameKind, FrameSealer, PlainReader,
+        witness_digest,
+    },
     ids::{DiskId, Generation, Interval, MachineId, PointId, Sequence},
     units::{BLOCK_BYTES, BlockIndex, BlockRange},
     wire::{
@@ -90,6 +93,8 @@ pub(super) struct World {
     holds_acknowledgements: bool,
     tolerant: bool,
     mistakes: usize,
+    witnessed: usize,
+    differing: usize,
     most_open: u64,
     interval: Duration,
     seed: u64,
@@ -134,6 +139,8 @@ impl World {
             holds_acknowledgements: false,
             tolerant: false,
             mistakes: 0,
+            witnessed: 0,
+            differing: 0,
             most_open: 0,
             interval,
             seed,
@@ -352,7 +359,30 @@ impl World {
         let good = lock(&self.model).is_a_state(point.record.at, &images);
         assert!(good || self.tolerant, "seed {}: a point is no state the disks had", self.seed);
         self.mistakes += usize::from(!good);
+        self.compare_witness(&point.record, &images);
         self.points.push(point.record);
+    }
+
+    /// What the agent witnessed is what the replica has: always, unless tracking misses something.
+    fn compare_witness(&mut self, record: &CutRecord, images: &[Vec<u64>]) {
+        let Some(witness) = &record.more.witness else { return };
+        for block in &witness.blocks {
+            let mut bytes = vec![0; BLOCK_BYTES];
+            let value = images[index_of(block.disk)][block.block.0 as usize];
+            bytes[..8].copy_from_slice(&value.to_le_bytes());
+            let same = witness_digest(&bytes) == block.digest;
+            assert!(same || self.tolerant, "seed {}: a block differs from its witness", self.seed);
+            self.witnessed += 1;
+            self.differing += usize::from(!same);
+        }
+    }
+
+    pub(super) const fn witnessed(&self) -> usize {
+        self.witnessed
+    }
+
+    pub(super) const fn differing(&self) -> usize {
+        self.differing
     }
 
     pub(super) fn model<T>(&self, change: impl FnOnce(&mut Model) -> T) -> T {

@@ -37,7 +37,7 @@ fn point(machine: u8, group: u8, name: &str, at: i64, members: &[u8]) -> PointRe
         notes: Vec::new(),
         disks: Vec::new(),
         verified_at: None,
-        more: CutMore { group: Some(mark), application: None },
+        more: CutMore { group: Some(mark), ..CutMore::default() },
     }
 }
 

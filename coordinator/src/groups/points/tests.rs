@@ -38,7 +38,7 @@ fn point(cut: u8, number: u8, members: &[u8]) -> PointRecord {
         notes: Vec::new(),
         disks: Vec::new(),
         verified_at: None,
-        more: CutMore { group: Some(mark), application: None },
+        more: CutMore { group: Some(mark), ..CutMore::default() },
     }
 }
 
