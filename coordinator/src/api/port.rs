@@ -15,7 +15,7 @@ use crate::{
     compute::port::BoxFuture,
     failover::port::PointsError,
     points::selection::{Candidate, Selection},
-    store::DiskSpace,
+    store::{Alarm, DiskSpace},
 };
 
 /// What a failover means for its source.
@@ -141,6 +141,8 @@ pub struct DiskFigures {
     pub space: DiskSpace,
     /// Why space was not given back the last time, if so.
     pub reclaim_trouble: Option<String>,
+    /// What was found to differ from the source since all was last known to be equal.
+    pub alarm: Option<Alarm>,
 }
 
 /// The background checks of stored data.

@@ -401,6 +401,9 @@ pub struct PointShape {
     /// When all data that it needs had been read and found good for the first time; none until then.
     #[serde(default)]
     pub verified_at: Option<String>,
+    /// What its witness says, if it has one.
+    #[serde(default)]
+    pub witness: Option<WitnessShape>,
     /// The group cut that it is a part of.
     #[serde(default)]
     pub group_cut: Option<String>,
@@ -410,6 +413,17 @@ pub struct PointShape {
     /// How long applications were frozen by them.
     #[serde(default)]
     pub application_frozen_us: Option<u64>,
+}
+
+/// Blocks that the agent hashed while writes were held, and what came of comparing them with the copy.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WitnessShape {
+    /// How many.
+    pub blocks: u32,
+    /// When they were compared; none until then.
+    pub compared_at: Option<String>,
+    /// Blocks that the copy has otherwise.
+    pub differed: u32,
 }
 
 /// A disk of a point.

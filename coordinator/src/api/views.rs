@@ -16,7 +16,7 @@ use super::{
     port::DiskFigures,
     shapes::{
         DiskShape, DiskStatusShape, GapShape, LinkShape, MachineShape, PointDiskShape, PointShape,
-        PolicyShape,
+        PolicyShape, WitnessShape,
     },
 };
 use crate::{
@@ -25,12 +25,17 @@ use crate::{
         consistency_text, method_text,
     },
     ingest::links::LinkFigures,
-    points::{self, gaps::Gap},
+    points::{
+        self,
+        damage::{Differing, DiskDamage},
+        gaps::Gap,
+    },
     registry::{
         DiskState, MachineStatus,
         health::{DiskFacts, Finding, Level, disk_findings, worst},
         retention_rule,
     },
+    store::Alarm,
 };
 
 /// A time as RFC 3339 text, in UTC and with microseconds, so that texts sort as times do.
@@ -112,6 +117,11 @@ pub(super) fn point(state: &ApiState, point: &PointRecord) -> PointShape {
         damage,
         disks: disks.collect(),
         verified_at: point.verified_at.map(time),
+        witness: (point.witness.blocks > 0).then(|| WitnessShape {
+            blocks: point.witness.blocks,
+            compared_at: point.witness.compared_at.map(time),
+            differed: point.witness.differed,
+        }),
         group_cut: point.more.group.as_ref().map(|mark| mark.cut.to_string()),
         hooks: application.map(|freeze| freeze.hooks.clone()).unwrap_or_default(),
         application_frozen_us: application.map(|freeze| freeze.frozen_us),
@@ -130,6 +140,8 @@ fn point_damage(state: &ApiState, point: &PointRecord) -> Option<String> {
 /// What damage of a disk means, if there is some. `points` are the machine's, newest first.
 pub(super) fn damage_finding(state: &ApiState, disk: DiskId, points: &[PointRecord]) -> Option<Finding> {
     let damage = state.damage.disk(disk);
+    // What differs from the source has a finding of its own.
+    let damage = DiskDamage { differing: Vec::new(), ..damage };
     if damage.is_empty() {
         return None;
     }
@@ -159,6 +171,33 @@ pub(super) fn damage_finding(state: &ApiState, disk: DiskId, points: &[PointReco
                   source is lost, choose a point that `holdfast points` does not call damaged; have the storage under \
                   the coordinator's data folder checked";
     Some(Finding { level: Level::Critical, reason, advice: advice.to_owned() })
+}
+
+/// What it means that the copy of a disk was found to differ from its source, until all of it was compared again.
+fn difference_finding(state: &ApiState, machine: MachineId, disk: DiskId, alarm: Alarm) -> Finding {
+    let machine = machine_name(state, machine);
+    let damage = state.damage.disk(disk);
+    let path = disk_path(state, disk);
+    let blocks = match alarm.blocks {
+        1 => "1 block".to_owned(),
+        count => format!("{count} blocks"),
+    };
+    let when = time(Timestamp(alarm.last_us));
+    let now = if damage.differing.iter().all(Differing::is_repaired) {
+        "they were sent again, and newer points are right there"
+    } else {
+        "they are being sent again, and points are damaged there until then"
+    };
+    let reason = format!(
+        "the copy of {path} is not what its source has: {blocks} differed, last found {when}; {now}. Something is written \
+         past tracking, or a read on the way was wrong, so others may differ as well"
+    );
+    let advice = format!(
+        "run `holdfast audit {machine}`: it compares every block, has sent again what differs, and ends this alarm; find \
+         what writes to the disk past the kernel that tracks it (another host, a hypervisor, a backing file); points \
+         before the alarm may be wrong in the same places"
+    );
+    Finding { level: Level::Critical, reason, advice }
 }
 
 /// Points that a finding names.
@@ -251,6 +290,8 @@ pub(super) fn disk_status(
         }
     }));
     findings.extend(damage_finding(state, disk.record.id, points));
+    let alarm = figures.alarm;
+    findings.extend(alarm.map(|alarm| difference_finding(state, disk.record.machine, disk.record.id, alarm)));
     let report = report.map(|(report, _)| report);
     DiskStatusShape {
         id: disk.record.id.to_string(),

@@ -202,6 +202,7 @@ impl StoreFigures for Figures {
             indexed: progress.processed.0,
             space,
             reclaim_trouble,
+            alarm: log.differences().alarm(),
             trouble: log.trouble().map(|text| format!("its log cannot be written: {text}")).or_else(|| {
                 self.logs.trouble(disk).map(|text| format!("its points cannot be recorded: {text}"))
             }),

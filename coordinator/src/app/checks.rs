@@ -11,6 +11,7 @@
 mod figures;
 mod pace;
 mod verify;
+mod witness;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -32,13 +33,14 @@ use pace::Pace;
 
 use super::logs::Logs;
 use crate::{
-    catalog::record::{PointRecord, PointState},
+    catalog::record::{PointRecord, PointState, WitnessRecord},
     compute::port::{Progress, Task},
     index::IndexError,
     points::{
         catalog::PointCatalog,
         checks::{CheckPolicy, CheckWork, LogFacts},
         damage::DamageLedger,
+        frame_cache::FrameCache,
     },
     store::{CheckOrder, CheckRecord, Checked, DiskLog, FrameSet, error::describe},
 };
@@ -49,6 +51,8 @@ const STEP: Duration = Duration::from_millis(200);
 const AGAIN: Duration = Duration::from_secs(30);
 /// Time between two writes of a record; what was done since is done again after a crash.
 const RECORD_EVERY: Duration = Duration::from_secs(10);
+/// Bytes of decompressed frames kept for comparing witnesses.
+const WITNESS_CACHE_BYTES: usize = 4 << 20;
 /// Hurried points of which the progress is remembered.
 const HURRIED_KEPT: usize = 64;
 
@@ -60,6 +64,8 @@ pub(super) struct Checks {
     ledger: Arc<DamageLedger>,
     clock: Arc<dyn Clock>,
     policy: CheckPolicy,
+    /// Frames that witnesses are compared with; they are others than those that clients read.
+    cache: Arc<FrameCache>,
     /// Threads of a check that somebody waits for.
     threads: usize,
     state: Mutex<State>,
@@ -72,6 +78,8 @@ pub(super) struct Checks {
 struct State {
     disks: HashMap<DiskId, DiskState>,
     hurried: BTreeMap<PointId, Hurried>,
+    /// What came of witnesses, to be recorded.
+    witnessed: HashMap<PointId, WitnessRecord>,
     turn: u64,
 }
 
@@ -115,7 +123,8 @@ impl Checks {
         threads: usize,
     ) -> Arc<Self> {
         let (state, hurry, woken) = (Mutex::default(), AtomicBool::new(false), Notify::new());
-        Arc::new(Self { logs, points, ledger, clock, policy, threads, state, hurry, woken })
+        let cache = FrameCache::new(WITNESS_CACHE_BYTES);
+        Arc::new(Self { logs, points, ledger, clock, policy, cache, threads, state, hurry, woken })
     }
 
     /// Has a point verified before everything else, with all processors.
@@ -183,7 +192,8 @@ impl Checks {
             self.verify_now(&hurried, closing);
             return true;
         }
-        let Some(work) = self.policy.next(&self.facts(), self.clock.wall()) else { return false };
+        let witnessed = self.witness_next();
+        let Some(work) = self.policy.next(&self.facts(), self.clock.wall()) else { return witnessed };
         if let Err(error) = self.work(work, closing) {
             let disk = disk_of(&work);
             tracing::warn!(%disk, error = %describe(&error), "stored data cannot be checked now; it is tried again");
@@ -268,6 +278,7 @@ impl Checks {
 
     /// Points all of whose data is read by now are recorded as verified.
     async fn settle(&self) {
+        self.settle_witnesses().await;
         let ready: Vec<PointId> = {
             let points = self.points.unverified();
             points.iter().filter(|point| self.is_verified(point)).map(|point| point.id).collect()
@@ -277,6 +288,17 @@ impl Checks {
         }
         if let Err(error) = self.points.verified(&ready).await {
             tracing::error!(%error, "that points are verified cannot be recorded; it is tried again");
+        }
+    }
+
+    /// What came of witnesses is recorded; what cannot be is compared again.
+    async fn settle_witnesses(&self) {
+        let witnessed: Vec<(PointId, WitnessRecord)> = self.state().witnessed.drain().collect();
+        if witnessed.is_empty() {
+            return;
+        }
+        if let Err(error) = self.points.witnessed(&witnessed).await {
+            tracing::error!(%error, "that points were witnessed cannot be recorded; it is tried again");
         }
     }
 
@@ -298,6 +320,9 @@ impl Checks {
         point.disks.iter().all(|member| {
             let Some(log) = self.logs.store.disk(member.disk) else { return false };
             let known = self.ledger.disk(member.disk);
+            if known.differing.iter().any(|some| some.hits(member.sequence)) {
+                return false;
+            }
             log.bad_frames().list().into_iter().filter(|bad| *bad <= member.sequence).all(|bad| {
                 let assessed = known.frames.iter().find(|frame| frame.sequence == bad);
                 assessed.is_some_and(|frame| !frame.hits(member.sequence))

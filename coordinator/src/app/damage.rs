@@ -1,4 +1,5 @@
-//! What is done about damaged frames: they are assessed, named, and sent again by the source if it lives.
+//! What is done about damaged frames, and about blocks that differ from the source: they are assessed, named, and sent again
+//! by the source if it lives.
 //!
 //! Owns the rhythm and the orders to agents, and the failed reads of attached disks. The rules are those of
 //! [`crate::points::damage`].
@@ -15,6 +16,8 @@ use std::{
 use holdfast_common::{
     clock::{Clock, Timestamp},
     ids::{DiskId, Sequence},
+    units::{BlockCount, BlockRange},
+    wire::limits::SCAN_CHUNK_BLOCKS,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -24,10 +27,11 @@ use crate::{
     index::DiskIndex,
     ingest::links::{LiveLinks, Push},
     points::{
-        damage::{DamageLedger, DamagedFrame, DiskDamage},
+        damage::{DamageLedger, DamagedFrame, Differing, DiskDamage},
         view::ViewError,
     },
     registry::Registry,
+    store::DiskLog,
 };
 
 /// Time between two looks.
@@ -58,7 +62,8 @@ impl Repair {
         let mut examined = HashSet::new();
         loop {
             for log in self.logs.store.disks() {
-                if log.bad_frames().list().is_empty() && self.ledger.disk(log.disk()).is_empty() {
+                let is_clean = log.bad_frames().list().is_empty() && log.differences().list().is_empty();
+                if is_clean && self.ledger.disk(log.disk()).is_empty() {
                     continue;
                 }
                 let Some(index) = self.logs.index(log.disk()) else { continue };
@@ -84,6 +89,9 @@ impl Repair {
                 return;
             }
         };
+        if before.differing.len() < damage.differing.len() {
+            tracing::error!(disk = %disk, %damage, "the copy differs from its source; what is wrong is marked, and asked for again");
+        }
         if before.frames.len() < damage.frames.len() {
             tracing::error!(%disk, %damage, "stored data is damaged; what needs it is marked");
         }
@@ -92,11 +100,37 @@ impl Repair {
         }
         self.ledger.set(disk, damage.clone());
         self.send_again(disk, &damage, asked);
+        self.compare_anew(disk).await;
+    }
+
+    /// More differs than can be told range by range.
+    async fn compare_anew(&self, disk: DiskId) {
+        let Some(log) = self.logs.store.disk(disk).filter(|log| log.differences().overflowed()) else {
+            return;
+        };
+        let reason = "much of its copy differs from the source".to_owned();
+        tracing::error!(%disk, reason, "the disk is compared with its source anew");
+        match self.registry.history_lost(disk, reason).await {
+            Ok(()) => {
+                log.differences().compared_anew();
+                if let Err(error) = self.links.reassign(log.manifest().machine).await {
+                    tracing::warn!(%disk, %error, "the source learns of it at its next connect");
+                }
+            }
+            Err(error) => {
+                tracing::error!(%disk, %error, "no new line of history can be begun; it is tried again")
+            }
+        }
     }
 
     /// Asks the source for what the newest state lacks.
     fn send_again(&self, disk: DiskId, damage: &DiskDamage, asked: &mut HashMap<DiskId, Duration>) {
-        let wanted: Vec<_> = damage.frames.iter().flat_map(|frame| frame.wanted.iter().copied()).collect();
+        let mut wanted: Vec<_> =
+            damage.frames.iter().flat_map(|frame| frame.wanted.iter().copied()).collect();
+        // What was missed once seldom was a single block.
+        let blocks =
+            self.logs.store.disk(disk).map_or(0, |log| BlockCount::covering(log.manifest().size_bytes).0);
+        wanted.extend(damage.differing.iter().flat_map(|some| around(&some.wanted, blocks)));
         let now = self.clock.monotonic();
         if wanted.is_empty() {
             asked.remove(&disk);
@@ -120,11 +154,60 @@ impl Repair {
     }
 }
 
-/// Brings the assessment of one disk up to date. Frames that nobody needs, or that are good again, are forgotten.
+/// What of a log differs from its source, by the cut at which it was found.
+pub(super) fn differing(log: &DiskLog) -> BTreeMap<Sequence, Vec<BlockRange>> {
+    let mut by_cut: BTreeMap<Sequence, Vec<BlockRange>> = BTreeMap::new();
+    for difference in log.differences().list() {
+        by_cut.entry(difference.at()).or_default().push(difference.range());
+    }
+    by_cut
+}
+
+/// The chunks that these blocks of a disk lie in.
+fn around(ranges: &[BlockRange], blocks: u64) -> Vec<BlockRange> {
+    let mut chunks: Vec<BlockRange> = Vec::new();
+    for range in ranges {
+        let start = range.start.0 - range.start.0 % SCAN_CHUNK_BLOCKS;
+        let end = range.end().0.next_multiple_of(SCAN_CHUNK_BLOCKS).min(blocks);
+        match chunks.last_mut().filter(|last| last.end().0 >= start) {
+            Some(last) => last.count.0 = end.max(last.end().0) - last.start.0,
+            None => chunks.push(BlockRange::new(start, end - start)),
+        }
+    }
+    chunks
+}
+
+/// Brings the assessment of one disk up to date. What nobody needs, or is good again, is forgotten.
 fn assess(index: &DiskIndex, known: DiskDamage, read_again: bool) -> DiskDamage {
+    let differing = assess_differing(index, known.differing);
+    DiskDamage { frames: assess_frames(index, known.frames, read_again), differing }
+}
+
+fn assess_differing(index: &DiskIndex, known: Vec<Differing>) -> Vec<Differing> {
+    let mut known: BTreeMap<Sequence, Differing> = known.into_iter().map(|some| (some.cut, some)).collect();
+    let mut differing_now = Vec::new();
+    for (cut, ranges) in differing(index.log()) {
+        let repaired = known.remove(&cut).filter(|some| some.is_repaired() && some.ranges == ranges);
+        if let Some(some) = repaired {
+            differing_now.push(some);
+            continue;
+        }
+        match Differing::assess(index, cut, ranges.clone()) {
+            Ok(Some(some)) => differing_now.push(some),
+            Ok(None) => index.log().differences().forget(cut),
+            Err(error) => {
+                tracing::warn!(disk = %index.log().disk(), %cut, %error, "what differs from the source cannot be assessed yet");
+                differing_now.push(Differing::unassessed(cut, ranges));
+            }
+        }
+    }
+    differing_now
+}
+
+fn assess_frames(index: &DiskIndex, known: Vec<DamagedFrame>, read_again: bool) -> Vec<DamagedFrame> {
     let bad = index.log().bad_frames();
     let mut known: BTreeMap<Sequence, DamagedFrame> =
-        known.frames.into_iter().map(|frame| (frame.sequence, frame)).collect();
+        known.into_iter().map(|frame| (frame.sequence, frame)).collect();
     let mut frames = Vec::new();
     for sequence in bad.list() {
         if read_again && index.log().read(sequence).is_ok() {
@@ -146,7 +229,7 @@ fn assess(index: &DiskIndex, known: DiskDamage, read_again: bool) -> DiskDamage 
             }
         }
     }
-    DiskDamage { frames }
+    frames
 }
 
 /// A read that failed for a client of an attachment.
@@ -195,6 +278,7 @@ impl DamageSink for FailedReads {
             ViewError::Damaged { sequence, place, .. } => {
                 format!("stored data is damaged (frame {sequence} in {place})")
             }
+            ViewError::Differs { .. } => "it is known to differ from what the source had".to_owned(),
             other => other.to_string(),
         };
         let mut reads = self.reads.lock().unwrap_or_else(PoisonError::into_inner);

@@ -19,7 +19,7 @@ use holdfast_common::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    index::{DiskIndex, Follower},
+    index::{CutHead, DiskIndex, Follower},
     journal::tables::FrameHead,
     points::{
         assembler::CutSeen,
@@ -39,6 +39,22 @@ const FOLLOW_AGAIN: Duration = Duration::from_secs(1);
 fn frame_bytes(header: &FrameHeader) -> u64 {
     let table = u64::from(header.extent_count).saturating_mul(EXTENT_BYTES as u64);
     FRAME_HEADER_BYTES as u64 + table + u64::from(header.stored_bytes)
+}
+
+/// All that a cut's frame says; what the index keeps of it if the frame cannot be read.
+async fn whole_record(log: &Arc<DiskLog>, cut: &CutHead) -> CutRecord {
+    let (reading, sequence) = (Arc::clone(log), cut.sequence);
+    let read = tokio::task::spawn_blocking(move || {
+        let frame = reading.read(sequence).map_err(anyhow::Error::from)?;
+        frame.cut_record().map_err(anyhow::Error::from)
+    });
+    match read.await.map_err(anyhow::Error::from).flatten() {
+        Ok(record) => record,
+        Err(error) => {
+            tracing::warn!(disk = %log.disk(), %sequence, error = format!("{error:#}"), "a cut's group and application are not known any more");
+            cut.record.clone()
+        }
+    }
 }
 
 /// The logs and their indexes.
@@ -158,7 +174,11 @@ impl Logs {
                 generation: cut.generation,
                 sequence: cut.sequence,
                 stored_bytes,
-                record: cut.record.clone(),
+                record: if self.points.is_known(cut.record.point) {
+                    cut.record.clone()
+                } else {
+                    whole_record(log, &cut).await
+                },
             };
             let arrival = self.arrival(&cut.record);
             self.points.observe(seen, arrival).await.context("recording a cut")?;

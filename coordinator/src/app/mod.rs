@@ -71,7 +71,7 @@ use crate::{
     points::{
         catalog::PointCatalog,
         checks::CheckPolicy,
-        damage::{DamageLedger, DamagedFrame, DiskDamage},
+        damage::{DamageLedger, DamagedFrame, Differing, DiskDamage},
         frame_cache::FrameCache,
     },
     registry::{Registry, RegistryParts},
@@ -381,7 +381,10 @@ fn ledger(logs: &Logs) -> Arc<DamageLedger> {
     let ledger = DamageLedger::default();
     for log in logs.store.disks() {
         let frames = log.bad_frames().list().into_iter().map(DamagedFrame::unassessed).collect();
-        ledger.set(log.disk(), DiskDamage { frames });
+        let differing = damage::differing(&log);
+        let differing =
+            differing.into_iter().map(|(cut, ranges)| Differing::unassessed(cut, ranges)).collect();
+        ledger.set(log.disk(), DiskDamage { frames, differing });
     }
     Arc::new(ledger)
 }

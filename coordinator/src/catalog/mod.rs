@@ -21,7 +21,7 @@ use thiserror::Error;
 use record::{
     AuditRecord, CertificateRecord, DiskRecord, GenerationRecord, GroupMemberRecord, GroupRecord,
     JobEventRow, LeaseRecord, MachineRecord, OperatorRecord, PointRecord, PointState, PolicyRecord,
-    TokenRecord, VoidedCutRecord, VoidedGroupCutRecord,
+    TokenRecord, VoidedCutRecord, VoidedGroupCutRecord, WitnessRecord,
 };
 
 pub use sqlite::SqliteCatalog;
@@ -67,6 +67,8 @@ pub enum Change {
     SetPointState(PointId, PointState, Option<String>),
     /// Says since when a point is fully verified.
     SetPointVerified(PointId, Timestamp),
+    /// What came of a point's witness.
+    SetPointWitness(PointId, WitnessRecord),
     /// Removes points that have no lease; those with one stay. Jobs and journal are not touched.
     RemovePoints(Vec<PointId>),
     /// Adds a voided cut; the oldest beyond [`VOIDED_CUTS_KEPT`] make room.

@@ -222,8 +222,30 @@ pub struct PointRecord {
     pub disks: Vec<PointDiskRecord>,
     /// When all data that it needs had been read and found good for the first time.
     pub verified_at: Option<Timestamp>,
-    /// The mark of a group cut, and how applications were made consistent.
+    /// The mark of a group cut, and how applications were made consistent; never a witness's digests.
     pub more: CutMore,
+    /// Blocks that the agent hashed at the cut, and what came of them.
+    pub witness: WitnessRecord,
+}
+
+/// What came of a point's witness. Persisted as JSON; fields are only added, and one that is missing has its default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WitnessRecord {
+    /// Blocks that the agent hashed while writes were held.
+    pub blocks: u32,
+    /// When they were compared with the copy here; none until then.
+    pub compared_at: Option<Timestamp>,
+    /// Blocks that the copy has otherwise.
+    pub differed: u32,
+}
+
+impl WitnessRecord {
+    /// Whether there are blocks to compare.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        self.blocks > 0 && self.compared_at.is_none()
+    }
 }
 
 /// A disk of a recovery point.

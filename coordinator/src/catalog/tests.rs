@@ -13,7 +13,7 @@ use super::{
     record::{
         AuditRecord, CertificateRecord, DiskRecord, GenerationRecord, GroupMemberRecord, GroupRecord,
         JobEventRow, LeaseRecord, MachineRecord, MachineState, PointDiskRecord, PointRecord, PointState,
-        PolicyRecord, RetentionTier, TokenRecord, VoidedCutRecord, VoidedGroupCutRecord,
+        PolicyRecord, RetentionTier, TokenRecord, VoidedCutRecord, VoidedGroupCutRecord, WitnessRecord,
     },
 };
 
@@ -70,6 +70,7 @@ fn point(number: u8) -> PointRecord {
             stored_bytes: 512,
         }],
         verified_at: None,
+        witness: WitnessRecord::default(),
         more: CutMore::default(),
     }
 }

@@ -331,6 +331,13 @@ pub(crate) fn points(list: &PointsShape) -> String {
                         let time = duration::show(Duration::from_micros(time_us));
                         format!("applications frozen for {time} by {}", point.hooks.join(", "))
                     }))
+                    .chain(point.witness.iter().filter_map(|witness| {
+                        witness.compared_at.as_ref()?;
+                        Some(match witness.differed {
+                            0 => format!("witnessed {} blocks", witness.blocks),
+                            differed => format!("{differed} of {} witnessed blocks DIFFER", witness.blocks),
+                        })
+                    }))
                     .chain(point.group_cut.as_ref().map(|cut| format!("group point {cut}")))
                     .chain(point.notes.clone())
                     .collect::<Vec<_>>()

@@ -14,7 +14,7 @@ use std::{
 
 use holdfast_common::{
     codec,
-    frame::{CutRecord, FrameKind},
+    frame::{CutMore, CutRecord, FrameKind},
     ids::{Generation, Sequence},
     units::BlockRange,
 };
@@ -427,7 +427,7 @@ impl DiskIndex {
     }
 
     /// Closes the interval: memory table and parts become a run of level 0.
-    fn close(&self, head: &FrameHead, record: holdfast_common::frame::CutRecord) -> Result<(), IndexError> {
+    fn close(&self, head: &FrameHead, record: CutRecord) -> Result<(), IndexError> {
         self.write().memtable.settle();
         // Only who has `working` changes anything; others may read while the run is written.
         let state = self.read();
@@ -436,7 +436,8 @@ impl DiskIndex {
             interval: head.header.interval,
             generation: head.header.generation,
             whole: state.unhealed.is_none() && !state.loss_open,
-            record,
+            // Runs do not keep it, and many cuts are in memory.
+            record: CutRecord { more: CutMore::default(), ..record },
         });
         let from = state.newest.first().map_or(Sequence(0), |run| run.to());
         let last_cut = state.last_cut + 1;

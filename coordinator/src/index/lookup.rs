@@ -94,6 +94,17 @@ pub enum PieceSource {
     },
 }
 
+impl PieceSource {
+    /// The frame that wrote the blocks; zero if none did.
+    #[must_use]
+    pub const fn sequence(&self) -> Sequence {
+        match self {
+            Self::Frame { sequence, .. } | Self::Zero(sequence) => *sequence,
+            Self::Hole => Sequence(0),
+        }
+    }
+}
+
 /// What knows where a disk's blocks are, at a cut or now.
 pub trait BlockMap: Send + Sync + std::fmt::Debug {
     /// Where the blocks of `range` are: ascending and without gaps from its start. May stop short of its end, but gives at

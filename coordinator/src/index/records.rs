@@ -25,7 +25,7 @@ pub struct CutHead {
     pub generation: Generation,
     /// Whether the log up to here is complete; if not, the point must not be offered.
     pub whole: bool,
-    /// What the agent said of it.
+    /// What the agent said of it, but for what stands behind the record's own fields (`more`): that is in the log alone.
     pub record: CutRecord,
 }
 

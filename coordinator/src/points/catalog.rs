@@ -13,7 +13,7 @@ use std::{
 
 use holdfast_common::{
     clock::{Clock, Timestamp},
-    frame::CutRecord,
+    frame::{CutMore, CutRecord, WITNESS_BLOCKS_MAX, WitnessBlock},
     ids::{DiskId, MachineId, PointId, Sequence},
 };
 use tokio::sync::watch;
@@ -26,7 +26,7 @@ use super::{
 use crate::{
     catalog::{
         Catalog, CatalogError, Change, ROWS_MAX,
-        record::{LeaseRecord, PointDiskRecord, PointRecord, PointState, VoidedCutRecord},
+        record::{LeaseRecord, PointDiskRecord, PointRecord, PointState, VoidedCutRecord, WitnessRecord},
     },
     store::NeededCuts,
 };
@@ -66,6 +66,8 @@ struct State {
     newest: HashMap<MachineId, PointRecord>,
     /// Points whose data was not all verified yet.
     unverified: BTreeMap<PointId, PointRecord>,
+    /// Points whose witness was not compared yet.
+    unwitnessed: BTreeMap<PointId, PointRecord>,
     /// How far the index is, per disk.
     indexed: HashMap<DiskId, Sequence>,
 }
@@ -173,6 +175,7 @@ impl PointCatalog {
                 state.pending.remove(point);
                 state.known.set_state(*point, PointState::Void);
                 state.unverified.remove(point);
+                state.unwitnessed.remove(point);
             }
             let newest = state.newest.iter().filter(|(_, newest)| points.contains(&newest.id));
             newest.map(|(machine, _)| *machine).collect()
@@ -287,6 +290,33 @@ impl PointCatalog {
         Ok(())
     }
 
+    /// Points whose witness was not compared yet, in the order of their ids.
+    #[must_use]
+    pub fn unwitnessed(&self) -> Vec<PointRecord> {
+        self.state().unwitnessed.values().cloned().collect()
+    }
+
+    /// What came of these points' witnesses; durable when it returns.
+    ///
+    /// # Errors
+    /// The catalog fails; they are compared again.
+    pub async fn witnessed(&self, points: &[(PointId, WitnessRecord)]) -> Result<(), CatalogError> {
+        let _one_at_a_time = self.changing.lock().await;
+        let changes =
+            points.iter().map(|(point, witness)| Change::SetPointWitness(*point, *witness)).collect();
+        self.catalog.apply(changes).await?;
+        let mut state = self.state();
+        for (point, witness) in points {
+            state.unwitnessed.remove(point);
+            if let Some(newest) = state.newest.values_mut().find(|newest| newest.id == *point) {
+                newest.witness = *witness;
+            }
+        }
+        drop(state);
+        self.tell();
+        Ok(())
+    }
+
     /// Changes whenever a point was made or has changed.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<u64> {
@@ -368,6 +398,7 @@ impl PointCatalog {
                 state.pending.remove(point);
                 state.known.remove(*point);
                 state.unverified.remove(point);
+                state.unwitnessed.remove(point);
             }
         }
         Ok(plan)
@@ -432,7 +463,11 @@ impl PointCatalog {
             notes: record.notes,
             disks: members.iter().map(|(disk, seen)| member_record(*disk, seen)).collect(),
             verified_at: None,
-            more: record.more,
+            witness: WitnessRecord {
+                blocks: record.more.witness.as_ref().map_or(0, |witness| counted(&witness.blocks)),
+                ..WitnessRecord::default()
+            },
+            more: CutMore { witness: None, ..record.more },
         }
     }
 
@@ -464,6 +499,9 @@ impl State {
             if point.verified_at.is_none() {
                 self.unverified.insert(point.id, point.clone());
             }
+            if point.witness.is_open() {
+                self.unwitnessed.insert(point.id, point.clone());
+            }
             self.newest.insert(point.machine, point);
         }
     }
@@ -474,6 +512,11 @@ impl State {
             .iter()
             .all(|member| self.indexed.get(&member.disk).is_some_and(|indexed| *indexed >= member.sequence))
     }
+}
+
+/// Blocks of a witness that are looked at.
+fn counted(blocks: &[WitnessBlock]) -> u32 {
+    u32::try_from(blocks.len().min(WITNESS_BLOCKS_MAX)).unwrap_or(u32::MAX)
 }
 
 fn member_record(disk: DiskId, seen: &MemberSeen) -> PointDiskRecord {

@@ -10,6 +10,7 @@ pub mod request;
 pub mod retention;
 pub mod selection;
 pub mod view;
+pub mod witness;
 pub mod frame_cache;
 pub mod read_ahead;
 pub mod point_view;

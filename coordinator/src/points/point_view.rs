@@ -8,9 +8,9 @@
 use std::{mem, ops::Range, sync::Arc};
 
 use holdfast_common::{
-    frame::{Extent, ExtentKind, FrameError},
+    frame::{Extent, ExtentKind, FrameError, cut::WITNESS_DIGEST_BYTES, witness_digest},
     ids::Sequence,
-    units::{BLOCK_BYTES, BlockCount, BlockRange},
+    units::{BLOCK_BYTES, BlockCount, BlockIndex, BlockRange},
     wire::limits::SCAN_CHUNK_BLOCKS,
 };
 
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     index::{BlockMap, CutMap, DiskIndex, IndexError, Piece, PieceSource},
-    store::{DiskLog, StoreError},
+    store::{Difference, DiskLog, StoreError},
 };
 
 /// A view of one disk.
@@ -33,6 +33,8 @@ pub struct PointView {
     map: Arc<dyn BlockMap>,
     log: Arc<DiskLog>,
     cache: Arc<FrameCache>,
+    /// Ranges that the source is known to have had otherwise at a cut that is no later than the view's.
+    doubts: Vec<Difference>,
     /// For views of cuts: what else the disk's history holds.
     history: Option<(HistoryPlace, Arc<DiskIndex>)>,
 }
@@ -45,7 +47,9 @@ impl PointView {
     pub fn at_cut(index: &Arc<DiskIndex>, cache: Arc<FrameCache>, cut: Sequence) -> Result<Self, IndexError> {
         let place = index.cut(cut).map(|head| HistoryPlace { point: head.record.point, cut });
         let history = place.map(|place| (place, Arc::clone(index)));
-        Ok(Self { history, ..Self::new(index, cache, Arc::new(index.at_cut(cut)?)) })
+        let mut view = Self { history, ..Self::new(index, cache, Arc::new(index.at_cut(cut)?)) };
+        view.doubts.retain(|doubt| doubt.at() <= cut);
+        Ok(view)
     }
 
     /// The newest indexed state, which moves on while it is read; for comparison with the source, never for a point.
@@ -57,7 +61,8 @@ impl PointView {
 
     fn new(index: &DiskIndex, cache: Arc<FrameCache>, map: Arc<dyn BlockMap>) -> Self {
         let log = Arc::clone(index.log());
-        Self { size_bytes: log.manifest().size_bytes, map, log, cache, history: None }
+        let doubts = log.differences().list();
+        Self { size_bytes: log.manifest().size_bytes, map, log, cache, doubts, history: None }
     }
 
     /// Where the blocks of a range are; may stop short.
@@ -66,6 +71,50 @@ impl PointView {
     /// The index cannot be read.
     pub fn pieces(&self, range: BlockRange) -> Result<Vec<Piece>, ViewError> {
         self.map.resolve(range).map_err(index_failed)
+    }
+
+    /// The first part of a piece that is known to be wrong: its version is no newer than the cut at which that was found.
+    fn doubt(&self, piece: &Piece) -> Option<(BlockRange, Sequence)> {
+        let version = piece.source.sequence();
+        let of = |doubt: &Difference| Some((doubt.range().intersection(piece.range)?, doubt.at()));
+        let doubts = self.doubts.iter().filter(|doubt| version <= doubt.at());
+        doubts.filter_map(of).min_by_key(|(range, _)| range.start)
+    }
+
+    /// Digests of witnessed blocks as they are here, each with [`witness_digest`]'s rule; `None` where a block cannot be
+    /// read, or is known to be wrong.
+    ///
+    /// # Errors
+    /// The store cannot be read at all.
+    pub fn witness_digests(
+        &self,
+        blocks: impl IntoIterator<Item = BlockIndex>,
+    ) -> Result<Vec<Option<[u8; WITNESS_DIGEST_BYTES]>>, ViewError> {
+        let mut buffer = [0; BLOCK_BYTES];
+        let mut digests = Vec::new();
+        for block in blocks {
+            let range = BlockRange::new(block.0, 1);
+            if range.end().0 > BlockCount::covering(self.size_bytes).0 {
+                digests.push(None);
+                continue;
+            }
+            digests.push(match self.read_blocks(range, &mut buffer) {
+                Ok(()) => {
+                    self.blank_behind_end(range, &mut buffer);
+                    Some(witness_digest(&buffer))
+                }
+                Err(ViewError::Damaged { .. } | ViewError::Differs { .. }) => None,
+                Err(error) => return Err(error),
+            });
+        }
+        Ok(digests)
+    }
+
+    /// What stands behind the disk's end is zero, whatever was sent with its last block.
+    fn blank_behind_end(&self, range: BlockRange, buffer: &mut [u8]) {
+        let on_disk = self.size_bytes.saturating_sub(range.start.byte_offset());
+        let behind = buffer.get_mut(usize::try_from(on_disk).unwrap_or(usize::MAX)..);
+        behind.unwrap_or_default().fill(0);
     }
 
     /// Digests of [`SCAN_CHUNK_BLOCKS`] blocks each, from the range's start; the last one covers fewer blocks at the range's
@@ -89,13 +138,10 @@ impl PointView {
             buffer.resize(usize::try_from(chunk.bytes()).unwrap_or(0), 0);
             digests.push(match self.read_blocks(chunk, &mut buffer) {
                 Ok(()) => {
-                    // What stands behind the disk's end is zero, whatever was sent with its last block.
-                    let on_disk = self.size_bytes.saturating_sub(chunk.start.byte_offset());
-                    let behind = buffer.get_mut(usize::try_from(on_disk).unwrap_or(usize::MAX)..);
-                    behind.unwrap_or_default().fill(0);
+                    self.blank_behind_end(chunk, &mut buffer);
                     Some(*blake3::hash(&buffer).as_bytes())
                 }
-                Err(ViewError::Damaged { .. }) => None,
+                Err(ViewError::Damaged { .. } | ViewError::Differs { .. }) => None,
                 Err(error) => return Err(error),
             });
             at += count;
@@ -123,6 +169,9 @@ impl PointView {
         while !left.is_empty() {
             for piece in self.pieces(left)? {
                 let end = piece.range.end().0;
+                if let Some((range, cut)) = self.doubt(&piece) {
+                    return Err(ViewError::Differs { range, cut });
+                }
                 with(piece)?;
                 left = BlockRange::new(end, range.end().0 - end);
             }
@@ -161,10 +210,7 @@ impl PointView {
     }
 
     fn damaged(&self, piece: &Piece, place: &str) -> ViewError {
-        let sequence = match piece.source {
-            PieceSource::Frame { sequence, .. } | PieceSource::Zero(sequence) => sequence,
-            PieceSource::Hole => Sequence(0),
-        };
+        let sequence = piece.source.sequence();
         tracing::error!(disk = %self.log.disk(), range = %piece.range, %sequence, place, "stored data is damaged");
         self.log.bad_frames().note([sequence]);
         ViewError::Damaged { range: piece.range, sequence, place: place.to_owned() }
@@ -204,7 +250,8 @@ impl BlockView for PointView {
     fn extents(&self, range: BlockRange) -> Result<Vec<ViewExtent>, ViewError> {
         let mut extents: Vec<ViewExtent> = Vec::new();
         for piece in self.pieces(range)? {
-            let hole = !matches!(piece.source, PieceSource::Frame { .. });
+            // Who skips holes must not skip what is known to be wrong.
+            let hole = !matches!(piece.source, PieceSource::Frame { .. }) && self.doubt(&piece).is_none();
             match extents.last_mut().filter(|last| last.hole == hole) {
                 Some(last) => last.range.count.0 += piece.range.count.0,
                 None => extents.push(ViewExtent { range: piece.range, hole }),
@@ -234,7 +281,11 @@ impl BlockView for PointView {
                 PieceSource::Hole | PieceSource::Zero(_) => None,
             },
         };
-        Ok(self.pieces(range)?.into_iter().map(stored).collect())
+        let pieces = self.pieces(range)?;
+        if let Some((range, cut)) = pieces.iter().find_map(|piece| self.doubt(piece)) {
+            return Err(ViewError::Differs { range, cut });
+        }
+        Ok(pieces.into_iter().map(stored).collect())
     }
 
     /// A bundle is a frame. It is read past the cache: who copies reads each one once.
@@ -274,7 +325,7 @@ impl BlockView for PointView {
         }
         let (older, newer) = (here.cut.min(other.cut), here.cut.max(other.cut));
         let map = index.written_between(older, newer).map_err(index_failed)?;
-        Ok(Some(Arc::new(Written { map, after: older })))
+        Ok(Some(Arc::new(Written { map, after: older, doubts: self.doubts.clone() })))
     }
 }
 
@@ -283,6 +334,8 @@ impl BlockView for PointView {
 struct Written {
     map: CutMap,
     after: Sequence,
+    /// Unchanged or not, these are looked at, so that they are not passed over.
+    doubts: Vec<Difference>,
 }
 
 impl Changes for Written {
@@ -294,6 +347,7 @@ impl Changes for Written {
             match piece.source {
                 PieceSource::Zero(sequence) | PieceSource::Frame { sequence, .. }
                     if sequence > self.after => {}
+                _ if self.doubts.iter().any(|doubt| doubt.range().intersection(piece.range).is_some()) => {}
                 _ => continue,
             }
             match changed.last_mut().filter(|last| last.end() == piece.range.start) {

@@ -195,6 +195,14 @@ pub enum ViewError {
         /// Segment file and offset.
         place: String,
     },
+    /// Stored bytes are whole, but the source is known to have had others.
+    #[error("{range} is known to differ from what the source had (found at the cut of frame {cut})")]
+    Differs {
+        /// Blocks that cannot be served.
+        range: BlockRange,
+        /// The cut at which it was found.
+        cut: Sequence,
+    },
     /// The store cannot be read.
     #[error("cannot read {place}")]
     Io {

@@ -6,6 +6,7 @@
 //! <store>/lock                                     held by the one process that writes
 //! <store>/disks/<disk>/manifest                    what the disk is
 //! <store>/disks/<disk>/damaged.json                frames known to be damaged; see `bad_frames`
+//! <store>/disks/<disk>/differs.json                ranges known to differ from the source; see `differences`
 //! <store>/disks/<disk>/checks.json                 how far the log was checked; see `check_record`
 //! <store>/disks/<disk>/journal/<first>.segment     first sequence, 16 hexadecimal digits
 //! <store>/disks/<disk>/kept, kept.copy             what is missing on purpose; see `store::kept`
@@ -94,6 +95,12 @@ impl DiskLayout {
     #[must_use]
     pub fn damaged(&self) -> PathBuf {
         self.root.join("damaged.json")
+    }
+
+    /// The list of ranges that are known to differ from the source.
+    #[must_use]
+    pub fn differs(&self) -> PathBuf {
+        self.root.join("differs.json")
     }
 
     /// The record of what is kept, and its copy.

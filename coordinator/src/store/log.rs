@@ -24,6 +24,7 @@ use holdfast_common::{
 use super::{
     append::LogSink,
     bad_frames::BadFrames,
+    differences::Differences,
     error::{StoreError, describe},
     kept::{Kept, KeptFile},
     layout::DiskLayout,
@@ -87,6 +88,7 @@ pub struct DiskLog {
     /// One opening at a time.
     opening: Mutex<()>,
     bad_frames: BadFrames,
+    differences: Differences,
     kept: KeptFile,
     /// Held while files of segments take others' places, and while they are listed.
     shaping: Mutex<()>,
@@ -126,6 +128,7 @@ impl DiskLog {
         let manifest = DiskManifest::load(&layout.manifest())?;
         let mut log = Self {
             bad_frames: BadFrames::load(layout.damaged(), Sequence(0)),
+            differences: Differences::load(layout.differs(), Sequence(0)),
             kept: KeptFile::load(layout.kept())?,
             shaping: Mutex::default(),
             census: Mutex::default(),
@@ -143,6 +146,7 @@ impl DiskLog {
         };
         let found = log.recover()?;
         log.bad_frames = BadFrames::load(log.layout.damaged(), log.tail().sequence);
+        log.differences = Differences::load(log.layout.differs(), log.tail().sequence);
         let kept = log.kept();
         let shorter = kept.up_to(log.tail().sequence);
         if shorter != *kept {
@@ -363,6 +367,12 @@ impl DiskLog {
     #[must_use]
     pub const fn bad_frames(&self) -> &BadFrames {
         &self.bad_frames
+    }
+
+    /// Ranges that are known to differ from the source.
+    #[must_use]
+    pub const fn differences(&self) -> &Differences {
+        &self.differences
     }
 
     /// The writer's thread ends; it gives the writer back.

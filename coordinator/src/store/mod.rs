@@ -21,6 +21,8 @@ pub mod log;
 pub mod append;
 // Frames that are known to be damaged.
 pub mod bad_frames;
+// Ranges that are known to differ from the source.
+pub mod differences;
 // What of a log is kept, and what may be missing.
 pub mod kept;
 // Segments lose what nobody needs.
@@ -43,6 +45,7 @@ pub use append::LogSink;
 pub use bad_frames::BadFrames;
 pub use check::{CheckOrder, Checked};
 pub use check_record::{CheckRecord, ScrubPass};
+pub use differences::{Alarm, Difference, Differences};
 pub use disks::{DiskRecovery, Store};
 pub use error::StoreError;
 pub use frame_set::FrameSet;

@@ -3,13 +3,13 @@
 use std::{os::unix::fs::FileExt as _, sync::Arc, time::Duration};
 
 use holdfast_common::{
-    clock::{ManualClock, Timestamp},
+    clock::{Clock as _, ManualClock, Timestamp},
     frame::{
         Consistency, CutMember, CutMethod, CutMore, CutRecord, Extent, Frame, FrameIdentity, FrameSealer,
-        seal::seal_cut,
+        Witness, WitnessBlock, seal::seal_cut, witness_digest,
     },
     ids::{DiskId, Generation, Interval, MachineId, PointId, Sequence},
-    units::{BLOCK_BYTES, BlockRange},
+    units::{BLOCK_BYTES, BlockIndex, BlockRange},
     wire::DiskIdentity,
 };
 use tempfile::TempDir;
@@ -21,12 +21,15 @@ use crate::{
     app::logs::Logs,
     catalog::{
         Catalog, Change, SqliteCatalog,
-        record::{DiskRecord, MachineRecord, MachineState, PointRecord},
+        record::{DiskRecord, MachineRecord, MachineState, PointRecord, WitnessRecord},
     },
     points::{
         catalog::PointCatalog,
         checks::CheckPolicy,
-        damage::{DamageLedger, DamagedFrame, DiskDamage},
+        damage::{DamageLedger, DamagedFrame, Differing, DiskDamage},
+        frame_cache::FrameCache,
+        point_view::PointView,
+        view::{BlockView as _, HistoryPlace, ViewError},
     },
     store::{DiskLog, DiskManifest, LogSink, Store, StoreSettings},
 };
@@ -50,7 +53,12 @@ struct World {
 impl World {
     async fn new() -> Self {
         let folder = TempDir::new().unwrap();
-        let catalog = SqliteCatalog::open(&folder.path().join("catalog")).await.unwrap();
+        let catalog = Self::catalog(&folder, "catalog").await;
+        Self::open(folder, Arc::new(catalog), ManualClock::default()).await
+    }
+
+    async fn catalog(folder: &TempDir, name: &str) -> SqliteCatalog {
+        let catalog = SqliteCatalog::open(&folder.path().join(name)).await.unwrap();
         let machine = MachineRecord {
             id: MACHINE,
             name: "web-1".to_owned(),
@@ -71,15 +79,33 @@ impl World {
             unprotected_at: None,
         };
         catalog.apply(vec![Change::PutMachine(machine), Change::PutDisk(disk)]).await.unwrap();
-        let clock = ManualClock::default();
+        catalog
+    }
+
+    /// The same logs with a catalog that knows none of their points.
+    async fn with_a_new_catalog(self) -> Self {
+        let Self { folder, clock, logs, points, checks, sink, .. } = self;
+        logs.stop().await;
+        drop((points, checks, sink));
+        let store = Arc::clone(&logs.store);
+        drop(logs);
+        while Arc::strong_count(&store) > 1 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        drop(store);
+        let catalog = Self::catalog(&folder, "another").await;
         Self::open(folder, Arc::new(catalog), clock).await
     }
 
     async fn open(folder: TempDir, catalog: Arc<dyn Catalog>, clock: ManualClock) -> Self {
         let settings = StoreSettings { reserve_bytes: 0, ..StoreSettings::default() };
         let (store, _) = Store::open(&folder.path().join("store"), settings).unwrap();
-        let log =
-            store.create_disk(&DiskManifest { disk: DISK, machine: MACHINE, size_bytes: 1 << 20 }).unwrap();
+        let log = match store.disk(DISK) {
+            Some(log) => log,
+            None => store
+                .create_disk(&DiskManifest { disk: DISK, machine: MACHINE, size_bytes: 1 << 20 })
+                .unwrap(),
+        };
         let points = PointCatalog::load(catalog, Arc::new(clock.clone())).await.unwrap();
         let points = Arc::new(points);
         let logs = Logs::new(store, Arc::clone(&points)).unwrap();
@@ -119,6 +145,18 @@ impl World {
 
     /// Makes a point and waits until it is in the catalog and processed.
     async fn point(&mut self, number: u8) -> PointRecord {
+        self.witnessed_point(number, &[]).await
+    }
+
+    /// The same, with blocks that the source is said to have held: each full of one byte.
+    async fn witnessed_point(&mut self, number: u8, blocks: &[(u64, u8)]) -> PointRecord {
+        let block = |(block, fill): &(u64, u8)| WitnessBlock {
+            disk: DISK,
+            block: BlockIndex(*block),
+            digest: witness_digest(&[*fill; BLOCK_BYTES]),
+        };
+        let witness = Witness { blocks: blocks.iter().map(block).collect() };
+        let witness = (!blocks.is_empty()).then_some(witness);
         let record = CutRecord {
             point: PointId::from_bytes([number; 16]),
             machine: MACHINE,
@@ -129,7 +167,7 @@ impl World {
             members: vec![CutMember { disk: DISK, generation: Generation(1) }],
             notes: Vec::new(),
             request: None,
-            more: CutMore::default(),
+            more: CutMore { witness, ..CutMore::default() },
         };
         self.append(|identity| seal_cut(identity, &record).unwrap()).await;
         self.identity.interval = self.identity.interval.next();
@@ -158,6 +196,27 @@ impl World {
                 return;
             }
         }
+    }
+
+    /// Brings what is known of differences up to date.
+    fn assess(&self) -> DiskDamage {
+        let index = self.logs.index(DISK).unwrap();
+        let differing = crate::app::damage::differing(&self.log()).into_iter();
+        let differing = differing.filter_map(|(cut, ranges)| Differing::assess(&index, cut, ranges).unwrap());
+        let damage = DiskDamage { differing: differing.collect(), ..DiskDamage::default() };
+        self.ledger.set(DISK, damage.clone());
+        damage
+    }
+
+    fn read(&self, point: &PointRecord, block: u64) -> Result<u8, ViewError> {
+        let index = self.logs.index(DISK).unwrap();
+        let view = PointView::at_cut(&index, FrameCache::new(1 << 20), point.disks[0].sequence).unwrap();
+        let mut buffer = [0; BLOCK_BYTES];
+        view.read(block * BLOCK_BYTES as u64, &mut buffer).map(|()| buffer[0])
+    }
+
+    async fn witness(&self, point: &PointRecord) -> WitnessRecord {
+        self.points.get(point.id).await.unwrap().unwrap().witness
     }
 
     async fn verified(&self) -> Vec<u8> {
@@ -192,7 +251,7 @@ async fn points_are_verified_one_after_another_and_damaged_ones_are_not() {
     assert_eq!(world.verified().await, [1]);
     let index = world.logs.index(DISK).unwrap();
     let assessed = DamagedFrame::assess(&index, needed).unwrap().unwrap();
-    world.ledger.set(DISK, DiskDamage { frames: vec![assessed] });
+    world.ledger.set(DISK, DiskDamage { frames: vec![assessed], ..DiskDamage::default() });
     world.checks.settle().await;
     assert_eq!(world.verified().await, [1, 3]);
     let figures = world.checks.figures(DISK).unwrap();
@@ -251,6 +310,95 @@ async fn a_scrub_comes_by_itself_finds_what_went_bad_and_is_remembered() {
     let (record, disk) = (std::fs::read_to_string(path).unwrap(), DISK);
     drop((logs, sink, points, checks, clock));
     assert!(record.contains("\"bad_frames\":1"), "{record} of {disk} in {folder:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_source_witnessed_is_compared_and_recorded_with_the_point() {
+    let mut world = World::new().await;
+    world.write(5).await;
+    let plain = world.point(1).await;
+    // Frame 1 filled it with its number; a block that was never written counts too, and so does one outside the disk.
+    let point = world.witnessed_point(2, &[(5, 1), (77, 0), (1 << 40, 0)]).await;
+    assert_eq!((point.witness.blocks, point.witness.compared_at), (3, None));
+    assert_eq!(point.more.witness, None, "digests are not for the catalog");
+    world.clock.advance(DAY);
+    world.work().await;
+    let witness = world.witness(&point).await;
+    assert_eq!((witness.blocks, witness.differed, witness.compared_at), (3, 1, Some(world.clock.wall())));
+    assert_eq!(world.witness(&plain).await, WitnessRecord::default());
+    assert!(world.log().differences().list().is_empty(), "what cannot be read is no difference");
+    assert!(world.points.unwitnessed().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_difference_hits_its_point_and_all_behind_it_until_the_blocks_were_sent_again() {
+    let mut world = World::new().await;
+    world.write(5).await;
+    let before = world.point(1).await;
+    let found = world.witnessed_point(2, &[(5, 99), (6, 0), (7, 99)]).await;
+    world.write(9).await;
+    let behind = world.witnessed_point(3, &[(5, 99)]).await;
+    world.work().await;
+    let alarm = world.log().differences().alarm().unwrap();
+    assert_eq!(alarm.blocks, 2, "what is known is not counted again");
+    assert_eq!(world.witness(&found).await.differed, 2);
+    assert_eq!(world.witness(&behind).await.differed, 1);
+    let damage = world.assess();
+    let cuts = [&before, &found, &behind].map(|point| point.disks[0].sequence);
+    assert_eq!(cuts.map(|cut| damage.hits(cut)), [false, true, true]);
+    assert_eq!(damage.differing[0].wanted, [BlockRange::new(5, 1), BlockRange::new(7, 1)]);
+    // Exactly these blocks give errors, also where nothing was ever written.
+    for block in [5, 7] {
+        assert!(matches!(world.read(&found, block), Err(ViewError::Differs { .. })));
+        assert!(world.read(&before, block).is_ok());
+    }
+    assert_eq!((world.read(&found, 6).unwrap(), world.read(&behind, 9).unwrap()), (0, 4));
+    // Half of it sent again is not enough for a point to be right.
+    world.write(5).await;
+    let half = world.point(4).await;
+    world.write(7).await;
+    let whole = world.witnessed_point(5, &[(5, 6), (7, 8)]).await;
+    world.work().await;
+    let damage = world.assess();
+    assert!(damage.hits(half.disks[0].sequence) && !damage.hits(whole.disks[0].sequence));
+    assert!(damage.is_repaired() && damage.differing[0].wanted.is_empty());
+    assert_eq!(world.witness(&whole).await.differed, 0);
+    assert_eq!(world.read(&half, 5).unwrap(), 6);
+    assert!(world.read(&half, 7).is_err() && world.read(&whole, 7).is_ok());
+    assert!(world.log().differences().alarm().is_some(), "the alarm stays until all was compared");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_catalog_learns_again_what_stands_behind_cut_records() {
+    let mut world = World::new().await;
+    world.write(5).await;
+    let point = world.witnessed_point(1, &[(5, 1), (6, 0)]).await;
+    // The index has the cut in a run by now, without what stands behind its record.
+    world.logs.index(DISK).unwrap().compact().unwrap();
+    let world = world.with_a_new_catalog().await;
+    let again = world.points.get(point.id).await.unwrap().unwrap();
+    assert_eq!(again.witness, WitnessRecord { blocks: 2, ..WitnessRecord::default() });
+    world.work().await;
+    assert!(world.witness(&point).await.compared_at.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_differs_is_not_skipped_as_a_hole_nor_written_out() {
+    let mut world = World::new().await;
+    world.write(5).await;
+    let older = world.point(1).await;
+    let point = world.witnessed_point(2, &[(7, 99)]).await;
+    world.work().await;
+    let index = world.logs.index(DISK).unwrap();
+    let cache = FrameCache::new(1 << 20);
+    let view = PointView::at_cut(&index, cache, point.disks[0].sequence).unwrap();
+    let hole = |block| view.extents(BlockRange::new(block, 1)).unwrap()[0].hole;
+    assert!(hole(6) && !hole(7) && hole(8));
+    assert!(view.stored(BlockRange::new(0, 20)).is_err());
+    let place = HistoryPlace { point: older.id, cut: older.disks[0].sequence };
+    let changes = view.changes_from(place).unwrap().unwrap();
+    let (changed, _) = changes.changed(BlockRange::new(0, 20)).unwrap();
+    assert!(changed.iter().any(|range| range.contains(BlockIndex(7))), "{changed:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

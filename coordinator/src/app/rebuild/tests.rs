@@ -9,7 +9,7 @@ use holdfast_common::{
 use super::groups_of;
 use crate::catalog::{
     Change,
-    record::{PointRecord, PointState},
+    record::{PointRecord, PointState, WitnessRecord},
 };
 
 fn point(machine: u8, group: u8, name: &str, at: i64, members: &[u8]) -> PointRecord {
@@ -37,6 +37,7 @@ fn point(machine: u8, group: u8, name: &str, at: i64, members: &[u8]) -> PointRe
         notes: Vec::new(),
         disks: Vec::new(),
         verified_at: None,
+        witness: WitnessRecord::default(),
         more: CutMore { group: Some(mark), ..CutMore::default() },
     }
 }

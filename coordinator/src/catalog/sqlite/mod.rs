@@ -98,6 +98,7 @@ fn migrations() -> Migrator {
     let groups = include_str!("../../../migrations/0004_groups.sql");
     let operators = include_str!("../../../migrations/0005_operators.sql");
     let lifecycles = include_str!("../../../migrations/0006_lifecycles.sql");
+    let witness = include_str!("../../../migrations/0007_witness.sql");
     let all = [
         (1, "first", first),
         (2, "retention tiers", tiers),
@@ -105,6 +106,7 @@ fn migrations() -> Migrator {
         (4, "groups", groups),
         (5, "operators", operators),
         (6, "lifecycles", lifecycles),
+        (7, "witness", witness),
     ];
     let all = all.map(|(version, name, sql)| {
         Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, sql.into_sql_str(), false)

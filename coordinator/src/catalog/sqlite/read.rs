@@ -228,6 +228,7 @@ fn point_of(
         disks: members.remove(&id).unwrap_or_default(),
         verified_at: optional_time(row, "verified_at")?,
         more: optional_json(row, "more")?,
+        witness: optional_json(row, "witness")?,
     })
 }
 

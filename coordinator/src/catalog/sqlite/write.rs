@@ -15,8 +15,8 @@ use super::{
         CatalogError, Change, VOIDED_CUTS_KEPT,
         record::{
             CertificateRecord, DiskRecord, GenerationRecord, JobEventRow, MachineRecord, OperatorRecord,
-            PointDiskRecord, PointRecord, PolicyRecord, TokenRecord, VoidedCutRecord, consistency_text,
-            method_text,
+            PointDiskRecord, PointRecord, PolicyRecord, TokenRecord, VoidedCutRecord, WitnessRecord,
+            consistency_text, method_text,
         },
     },
     groups,
@@ -75,6 +75,12 @@ fn statement(change: &Change) -> Result<Statement<'_>, CatalogError> {
         Change::SetPointVerified(point, at) => {
             sqlx::query("UPDATE points SET verified_at = $1 WHERE id = $2")
                 .bind(at.0)
+                .bind(point.into_bytes().to_vec())
+        }
+        Change::SetPointWitness(point, witness) => {
+            sqlx::query("UPDATE points SET witness = $1 WHERE id = $2")
+                // Numbers always have a text.
+                .bind(serde_json::to_string(witness).unwrap_or_default())
                 .bind(point.into_bytes().to_vec())
         }
         Change::PutLease(lease) => sqlx::query(
@@ -264,10 +270,12 @@ async fn add_point(connection: &mut SqliteConnection, point: &PointRecord) -> Re
         .map_err(|error| CatalogError::Unreadable { what: "notes", value: error.to_string() })?;
     let more = (point.more != CutMore::default()).then(|| serde_json::to_string(&point.more)).transpose();
     let more = more.map_err(|error| CatalogError::Unreadable { what: "more", value: error.to_string() })?;
+    let witness = (point.witness != WitnessRecord::default())
+        .then(|| serde_json::to_string(&point.witness).unwrap_or_default());
     let insert = sqlx::query(
         "INSERT INTO points (id, machine, state, void_reason, cut_at, durable_at, rpo_us, method, consistency, \
-         hold_us, request, notes, verified_at, more) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
+         hold_us, request, notes, verified_at, more, witness) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) \
          ON CONFLICT (id) DO NOTHING",
     )
     .bind(point.id.into_bytes().to_vec())
@@ -283,7 +291,8 @@ async fn add_point(connection: &mut SqliteConnection, point: &PointRecord) -> Re
     .bind(point.request.map(signed))
     .bind(notes)
     .bind(point.verified_at.map(|at| at.0))
-    .bind(more);
+    .bind(more)
+    .bind(witness);
     if run(connection, insert).await?.rows_affected() == 0 {
         return Ok(());
     }

@@ -29,7 +29,9 @@ pub(super) fn read_around_damage(view: &dyn BlockView, offset: u64, buffer: &mut
         let Err(error) = view.read(range.start, part) else { continue };
         let bad = match &error {
             // Damage is the view's to delimit; the rest is asked for again.
-            ViewError::Damaged { range: blocks, .. } => clip(*blocks, &range).unwrap_or(range.clone()),
+            ViewError::Damaged { range: blocks, .. } | ViewError::Differs { range: blocks, .. } => {
+                clip(*blocks, &range).unwrap_or(range.clone())
+            }
             ViewError::BeyondEnd { .. } | ViewError::Io { .. } => range.clone(),
         };
         if bad.end < range.end {

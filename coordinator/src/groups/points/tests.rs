@@ -7,7 +7,7 @@ use holdfast_common::{
 };
 
 use super::assemble;
-use crate::catalog::record::{PointRecord, PointState};
+use crate::catalog::record::{PointRecord, PointState, WitnessRecord};
 
 fn machine(number: u8) -> MachineId {
     MachineId::from_bytes([number; 16])
@@ -38,6 +38,7 @@ fn point(cut: u8, number: u8, members: &[u8]) -> PointRecord {
         notes: Vec::new(),
         disks: Vec::new(),
         verified_at: None,
+        witness: WitnessRecord::default(),
         more: CutMore { group: Some(mark), ..CutMore::default() },
     }
 }
