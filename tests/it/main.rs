@@ -12,6 +12,7 @@ mod image;
 mod link;
 mod nbd;
 mod operators;
+mod witness;
 mod oracle;
 mod postgres;
 mod split_brain;

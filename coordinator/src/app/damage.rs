@@ -55,10 +55,16 @@ pub(super) struct Repair {
     pub(super) clock: Arc<dyn Clock>,
 }
 
+/// What a source was asked for last.
+struct Asked {
+    at: Duration,
+    ranges: Vec<BlockRange>,
+}
+
 impl Repair {
     /// Works until told to end.
     pub(super) async fn run(self, closing: CancellationToken) {
-        let mut asked: HashMap<DiskId, Duration> = HashMap::new();
+        let mut asked: HashMap<DiskId, Asked> = HashMap::new();
         let mut examined = HashSet::new();
         loop {
             for log in self.logs.store.disks() {
@@ -77,7 +83,7 @@ impl Repair {
         }
     }
 
-    async fn look(&self, index: Arc<DiskIndex>, read_again: bool, asked: &mut HashMap<DiskId, Duration>) {
+    async fn look(&self, index: Arc<DiskIndex>, read_again: bool, asked: &mut HashMap<DiskId, Asked>) {
         let disk = index.log().disk();
         let known = self.ledger.disk(disk);
         let before = known.clone();
@@ -124,7 +130,7 @@ impl Repair {
     }
 
     /// Asks the source for what the newest state lacks.
-    fn send_again(&self, disk: DiskId, damage: &DiskDamage, asked: &mut HashMap<DiskId, Duration>) {
+    fn send_again(&self, disk: DiskId, damage: &DiskDamage, asked: &mut HashMap<DiskId, Asked>) {
         let mut wanted: Vec<_> =
             damage.frames.iter().flat_map(|frame| frame.wanted.iter().copied()).collect();
         // What was missed once seldom was a single block.
@@ -136,7 +142,9 @@ impl Repair {
             asked.remove(&disk);
             return;
         }
-        if asked.get(&disk).is_some_and(|at| now < *at + AGAIN) {
+        let asked_already =
+            |asked: &Asked| now < asked.at + AGAIN && wanted.iter().all(|range| asked.ranges.contains(range));
+        if asked.get(&disk).is_some_and(asked_already) {
             return;
         }
         let Some(state) = self.registry.disk(disk).filter(crate::registry::DiskState::is_protected) else {
@@ -150,7 +158,7 @@ impl Repair {
             }
         }
         tracing::info!(%disk, ranges = wanted.len(), "the source is asked to send damaged data again");
-        asked.insert(disk, now);
+        asked.insert(disk, Asked { at: now, ranges: wanted });
     }
 }
 
