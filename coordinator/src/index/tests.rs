@@ -509,6 +509,58 @@ fn with_runs_and_parts() -> World {
     world
 }
 
+/// So many parts that eight are merged, and eight of those again, each of them over what the ones before it wrote.
+#[test]
+fn parts_of_a_long_interval_are_merged_in_order_and_what_a_crash_leaves_of_them_is_passed_over() {
+    let mut world = World::new(5);
+    world.write(&[(0, BLOCKS, 1)]);
+    world.cut();
+    let mut seen = std::collections::BTreeMap::new();
+    let mut spills = 0;
+    for round in 0..100u64 {
+        // Seven extents that do not touch; every round begins elsewhere, so that parts overlap each other only in places.
+        let fill = (2 + round % 200) as u8;
+        let extents: Vec<_> = (0..7).map(|at| (if at == 0 { round * 7 % 50 } else { 19 }, 2, fill)).collect();
+        world.write(&extents);
+        world.index.catch_up().unwrap();
+        // Syncs what was written.
+        while world.index.compact().unwrap() {}
+        let before = seen.len();
+        for path in index_files(&world) {
+            let name = RunName::parse(path.file_name().unwrap().to_str().unwrap());
+            if name.is_some_and(|name| name.part) && !seen.contains_key(&path) {
+                seen.insert(path.clone(), std::fs::read(path).unwrap());
+            }
+        }
+        spills += usize::from(seen.len() > before);
+        if round == 37 || round == 80 {
+            world = world.restart();
+        }
+    }
+    let parts = |world: &World| -> Vec<RunName> {
+        let files = index_files(world);
+        let names =
+            files.iter().filter_map(|path| RunName::parse(path.file_name().unwrap().to_str().unwrap()));
+        names.filter(|name| name.part).collect()
+    };
+    let levels: Vec<_> = parts(&world).iter().map(|name| name.level).collect();
+    assert!(spills >= 64 && levels.contains(&2), "{spills} spills made parts of the levels {levels:?}");
+    world.check();
+
+    // A crash may come before what was merged is deleted.
+    for (path, bytes) in &seen {
+        std::fs::write(path, bytes).unwrap();
+    }
+    world = world.restart();
+    world.check();
+    assert_eq!(parts(&world).iter().map(|name| name.level).collect::<Vec<_>>(), levels);
+    world.cut();
+    world.check();
+    assert_eq!(parts(&world), []);
+    world = world.restart();
+    world.check();
+}
+
 /// Reads everything; what is damaged is found and made again.
 fn check_healed(world: &World) {
     let read = |world: &World| {
