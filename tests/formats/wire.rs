@@ -60,8 +60,8 @@ fn every_message_keeps_its_bytes() {
 
 #[test]
 fn variants_of_a_newer_version_are_refused() {
-    assert!(codec::decode::<wire::AgentMessage>(&[9]).is_err());
-    assert!(codec::decode::<wire::CoordinatorMessage>(&[10, 0]).is_err());
+    assert!(codec::decode::<wire::AgentMessage>(&[11]).is_err());
+    assert!(codec::decode::<wire::CoordinatorMessage>(&[12, 0]).is_err());
     assert!(codec::decode::<wire::EnrolReply>(&[2, 0]).is_err());
 }
 

@@ -8,12 +8,12 @@ use holdfast_common::{
     ids::{DiskId, Generation, GroupCutId, GroupId, Interval, MachineId, PointId, Sequence},
     units::{BlockCount, BlockIndex, BlockRange},
     wire::{
-        AgentMessage, AnswerStep, Assignment, Capture, CoordinatorMessage, CutVoided, DataStreamStart,
-        DiskHealth, DiskIdentity, DiskInventory, DiskReport, DiskStart, EnrolReply, EnrolRequest,
-        FileSystemInventory, Firmware, GroupAnswer, GroupArm, GroupOrder, Hello, Inventory, MachineSettings,
-        MarkOrder, NetworkCard, OrderStep, PartitionInventory, PartitionTable, Platform, Refusal,
-        RefusalCode, RenewReply, RenewRequest, ScanAnswer, ScanQuestion, SourceAnswer, SourceOrder,
-        SourceStep, TrustLoss, Welcome,
+        AgentMessage, AnswerStep, Assignment, AuditAnswer, AuditDigests, AuditOrder, Capture,
+        CoordinatorMessage, CutVoided, DataStreamStart, DiskHealth, DiskIdentity, DiskInventory, DiskReport,
+        DiskStart, EnrolReply, EnrolRequest, FileSystemInventory, Firmware, GroupAnswer, GroupArm,
+        GroupOrder, Hello, Inventory, MachineSettings, MarkOrder, NetworkCard, OrderStep, PartitionInventory,
+        PartitionTable, Platform, Refusal, RefusalCode, RenewReply, RenewRequest, ScanAnswer, ScanQuestion,
+        SourceAnswer, SourceOrder, SourceStep, TrustLoss, Welcome,
     },
 };
 
@@ -106,6 +106,10 @@ const fn source_order(step: SourceStep) -> CoordinatorMessage {
     CoordinatorMessage::Source(SourceOrder { request: 251, step })
 }
 
+const fn audited(result: Result<AuditDigests, String>) -> AgentMessage {
+    AgentMessage::Audited(AuditAnswer { order: 251, disk: DISK, generation: Generation(3), result })
+}
+
 /// Every message of an agent, and every state of a disk in it.
 #[must_use]
 pub fn agent_messages() -> Vec<AgentMessage> {
@@ -144,6 +148,8 @@ pub fn agent_messages() -> Vec<AgentMessage> {
         group_answer(AnswerStep::Declined { reason: "no".into() }),
         AgentMessage::Source(SourceAnswer { request: 251, result: Ok("done".into()) }),
         AgentMessage::Source(SourceAnswer { request: 251, result: Err("no".into()) }),
+        audited(Ok(AuditDigests { interval: Interval(41), digests: vec![[0xd1; 32]] })),
+        audited(Err("no".into())),
     ]
 }
 
@@ -174,6 +180,10 @@ pub const fn agent_name(message: &AgentMessage) -> &'static str {
         AgentMessage::Source(answer) => match answer.result {
             Ok(_) => "agent/source/done",
             Err(_) => "agent/source/refused",
+        },
+        AgentMessage::Audited(answer) => match answer.result {
+            Ok(_) => "agent/audited/digests",
+            Err(_) => "agent/audited/refused",
         },
     }
 }
@@ -238,6 +248,14 @@ pub fn coordinator_messages() -> Vec<CoordinatorMessage> {
         source_order(SourceStep::Stop { limit_ms: 251, hold_ms: 70_000 }),
         source_order(SourceStep::Prove { hold_ms: 60_000 }),
         source_order(SourceStep::Resume),
+        CoordinatorMessage::Audit(AuditOrder {
+            order: 251,
+            disk: DISK,
+            generation: Generation(3),
+            start: BlockIndex(128),
+            count: BlockCount(65),
+            digest_blocks: 64,
+        }),
     ]
 }
 
@@ -260,6 +278,7 @@ pub const fn coordinator_name(message: &CoordinatorMessage) -> &'static str {
             OrderStep::Cancel { .. } => "coordinator/group-cut/cancel",
         },
         CoordinatorMessage::MakeApplicationPoint { .. } => "coordinator/make-application-point",
+        CoordinatorMessage::Audit(_) => "coordinator/audit",
         CoordinatorMessage::Source(order) => match order.step {
             SourceStep::Stop { .. } => "coordinator/source/stop",
             SourceStep::Prove { .. } => "coordinator/source/prove",

@@ -22,8 +22,9 @@ use holdfast_common::{
     token::{EnrolToken, TokenHash},
     units::BlockIndex,
     wire::{
-        Assignment, Capture, CutVoided, DiskIdentity, DiskReport, Firmware, GroupAnswer, Hello, Inventory,
-        MachineSettings, Platform, Refusal, RefusalCode, ScanAnswer, ScanQuestion, SourceAnswer, TrustLoss,
+        Assignment, AuditAnswer, Capture, CutVoided, DiskIdentity, DiskReport, Firmware, GroupAnswer, Hello,
+        Inventory, MachineSettings, Platform, Refusal, RefusalCode, ScanAnswer, ScanQuestion, SourceAnswer,
+        TrustLoss,
     },
 };
 use holdfast_coordinator::{
@@ -88,6 +89,8 @@ fn refused(code: RefusalCode, text: &str) -> PortError {
 
 impl Directory for MemoryDirectory {
     fn group_answer(&self, _machine: MachineId, _answer: GroupAnswer) {}
+
+    fn audit_answer(&self, _machine: MachineId, _answer: AuditAnswer) {}
 
     fn source_answer(&self, _machine: MachineId, _answer: SourceAnswer) {}
 

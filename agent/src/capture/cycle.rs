@@ -16,6 +16,7 @@
 //! Limits: [`ROUNDS_MAX`], [`SYNCS_MAX`], [`REQUESTS_MAX`], at most two open intervals per disk.
 
 mod action;
+mod audit;
 mod disk;
 mod group;
 mod hooks;
@@ -35,7 +36,8 @@ use holdfast_common::{
     },
 };
 
-pub use action::{Action, Copied, CutFailure, CutMade, Event, Scanned, Trouble};
+pub use action::{Action, Audited, Copied, CutFailure, CutMade, Event, Scanned, Trouble};
+use audit::Audits;
 use disk::{Disk, Standing};
 use hooks::Hooks;
 use settle::{Settle, SettleStep};
@@ -94,6 +96,8 @@ pub struct Cycle {
     fenced: bool,
     /// Disk whose scan had the last turn.
     last_scanned: Option<DiskId>,
+    /// Ranges to hash for an audit.
+    audits: Audits,
 }
 
 #[derive(Debug)]
@@ -155,6 +159,7 @@ impl Cycle {
             told: None,
             fenced: false,
             last_scanned: None,
+            audits: Audits::new(),
         }
     }
 
@@ -220,6 +225,7 @@ impl Cycle {
                 self.counted(disk, result, now);
             }
             Event::Scanned { disk, result } => self.scanned(disk, result, now),
+            Event::Audited { disk, result } => self.audited(disk, result),
             Event::HoldPlanned(result) => self.hold_planned(result, now),
             Event::Synced(result) => self.synced(result, now),
             Event::Hooks(state) => self.hooks_are(state, now),
@@ -259,8 +265,12 @@ impl Cycle {
             return Action::Wait { until: now + IDLE_WAIT };
         }
         let start = if self.is_wanted_now() { now } else { self.due.saturating_sub(self.lead) };
+        if let Some(action) = self.next_audit(now, now >= start) {
+            return action;
+        }
         if now < start {
-            return Action::Wait { until: start.min(now + IDLE_WAIT) };
+            let audit = self.audit_due().unwrap_or(start);
+            return Action::Wait { until: start.min(audit).min(now + IDLE_WAIT) };
         }
         self.phase = Phase::PreCopy { round: self.round(1, 0), since: now, converged: false };
         self.pre_copy(now)

@@ -6,7 +6,7 @@ use holdfast_common::{
     frame::FrameIdentity,
     ids::{DiskId, Generation, Interval, Sequence},
     units::{BlockCount, BlockIndex},
-    wire::{Capture, ScanAnswer},
+    wire::{AuditOrder, Capture, ScanAnswer},
 };
 
 use super::host::{HostDisk, Mechanism};
@@ -33,6 +33,8 @@ pub(super) struct Disk {
     sequence: Sequence,
     /// Last sequence and plain bytes of batches that are not acknowledged.
     unacknowledged: VecDeque<(Sequence, u64)>,
+    /// Ranges to hash for an audit.
+    pub(super) audits: VecDeque<AuditOrder>,
     /// Sectors written when it was last reported.
     pub(super) sectors_reported: Option<u64>,
 }
@@ -66,6 +68,7 @@ impl Disk {
             residue: VecDeque::new(),
             sequence: capture.durable,
             unacknowledged: VecDeque::new(),
+            audits: VecDeque::new(),
             sectors_reported: None,
         }
     }

@@ -12,6 +12,7 @@ mod cut;
 mod disk;
 mod group_hold;
 mod host;
+mod audit;
 mod incarnation;
 mod linux;
 mod report;
@@ -183,6 +184,7 @@ impl Engine {
                 let Some(disk) = self.disks.get_mut(&disk) else { return };
                 ranges.into_iter().for_each(|range| disk.source.mark(range));
             }
+            Inbound::Audit(order) => self.audit_ordered(order),
             Inbound::Acknowledged { disk, sequence } => {
                 if let Some(disk) = self.disks.get_mut(&disk) {
                     disk.acknowledged(sequence);
@@ -190,10 +192,10 @@ impl Engine {
             }
             Inbound::Fenced(reason) => self.reporter.fenced(Some(reason)),
             Inbound::Connected(_) | Inbound::Disconnected => {
-                self.disks
-                    .values_mut()
-                    .filter_map(|disk| disk.scan.as_mut())
-                    .for_each(|scan| scan.disconnected());
+                for disk in self.disks.values_mut() {
+                    disk.audits.clear();
+                    disk.scan.iter_mut().for_each(|scan| scan.disconnected());
+                }
                 self.reporter.connected(matches!(inbound, Inbound::Connected(_)));
             }
             _ => {}
@@ -241,6 +243,7 @@ impl Engine {
             Action::Take { disk, interval } => Event::Taken { disk, result: self.take(disk, interval) },
             Action::Copy { disk } => Event::Copied { disk, result: self.copy(disk)? },
             Action::Scan { disk } => Event::Scanned { disk, result: self.scan(disk)? },
+            Action::Audit { disk } => Event::Audited { disk, result: self.audit(disk) },
             Action::PlanHold => Event::HoldPlanned(self.plan_hold()),
             Action::Sync => Event::Synced(self.host.sync()),
             Action::Cut { disks, bound, group, strict } => {

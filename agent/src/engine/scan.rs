@@ -157,7 +157,7 @@ impl Disk {
     }
 
     /// Digests of chunks, and how many bytes were read for them.
-    fn digest(
+    pub(super) fn digest(
         &mut self,
         buffers: &BufferPool,
         chunks: &[BlockRange],

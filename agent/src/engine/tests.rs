@@ -25,11 +25,16 @@ fn seeds(default: u64) -> Box<dyn Iterator<Item = u64>> {
 #[test]
 fn every_cut_is_a_state_that_the_disks_had() {
     let mut points = 0;
+    let mut audits = (0, 0);
     for seed in seeds(40) {
         let mut world = World::new(seed, Plan::random(seed));
         world.run(Duration::from_secs(60));
         points += world.points();
+        let (judged, changed, _) = world.audits();
+        audits = (audits.0 + judged, audits.1 + changed);
     }
+    let one_seed = std::env::var("HOLDFAST_SEED").is_ok();
+    assert!(one_seed || (audits.0 > 1000 && audits.1 > 200), "parts of audits: {audits:?}");
     assert!(std::env::var("HOLDFAST_SEED").is_ok() || points > 200, "only {points} points were made");
 }
 
@@ -163,6 +168,7 @@ fn cuts_are_witnessed_and_a_write_that_tracking_missed_is_found() {
     world.model(|model| model.write_unseen(BlockRange::new(100, 400)));
     world.run(Duration::from_secs(5));
     assert!(world.differing() > 0, "of {} blocks", world.witnessed());
+    assert!(world.audits().2 > 0, "{:?}", world.audits());
 }
 
 #[test]

@@ -9,7 +9,7 @@ use holdfast_common::{
     frame::FrameIdentity,
     ids::{DiskId, Sequence},
     units::BlockRange,
-    wire::{Assignment, GroupOrder, ScanAnswer, Welcome},
+    wire::{Assignment, AuditOrder, GroupOrder, ScanAnswer, Welcome},
 };
 
 /// Most events waiting for capture; the link stops reading control messages beyond that.
@@ -72,6 +72,8 @@ pub enum Inbound {
         /// The ranges.
         ranges: Vec<BlockRange>,
     },
+    /// Read and hash a range. Orders that were given before a disconnect are not answered.
+    Audit(AuditOrder),
     /// What a group cut wants of this machine. Marks and cancels go into the box of `group::Marks` as well.
     GroupCut(Box<GroupOrder>),
     /// The coordinator refuses this source because the machine runs elsewhere; the text is for people. Ship goes on

@@ -151,6 +151,7 @@ impl AgentSession {
             CoordinatorMessage::SendAgain { disk, ranges } => {
                 Ok(vec![Action::Deliver(Inbound::SendAgain { disk, ranges })])
             }
+            CoordinatorMessage::Audit(order) => Ok(vec![Action::Deliver(Inbound::Audit(order))]),
             CoordinatorMessage::GroupCut(order) => Ok(vec![Action::Deliver(Inbound::GroupCut(order))]),
             CoordinatorMessage::Source(order) => Ok(vec![Action::Source(order)]),
             CoordinatorMessage::Renewed(reply) => Ok(vec![Action::Renewed(reply)]),

@@ -36,6 +36,8 @@ pub enum AgentMessage {
     GroupCut(super::GroupAnswer),
     /// What the machine answers as the source of a failover.
     Source(super::SourceAnswer),
+    /// What a range of the source holds.
+    Audited(super::AuditAnswer),
 }
 
 /// What the coordinator says on the control stream. The first message is `Welcome` or `Refused`.
@@ -82,6 +84,8 @@ pub enum CoordinatorMessage {
     },
     /// What a failover wants of the machine as its source.
     Source(super::SourceOrder),
+    /// Read and hash a range of the source.
+    Audit(super::AuditOrder),
 }
 
 /// The agent's opening.

@@ -13,6 +13,12 @@ pub const SCAN_DIGESTS_MAX: usize = 256;
 /// Scan questions of one disk that may be unanswered at a time.
 pub const SCAN_QUESTIONS_MAX: usize = 4;
 
+/// Most blocks of one order of an audit (4 MiB): what the agent reads at a time, so that no cut waits long for it.
+pub const AUDIT_BLOCKS_MAX: u64 = 16 * SCAN_CHUNK_BLOCKS;
+
+/// Orders of an audit of one disk that may be unanswered at a time.
+pub const AUDIT_ORDERS_MAX: usize = 4;
+
 /// Shortest interval of cuts, in milliseconds.
 pub const CUT_INTERVAL_MS_MIN: u64 = 1_000;
 

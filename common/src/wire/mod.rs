@@ -10,6 +10,7 @@
 //! Enrolment is a connection of its own (ALPN [`ALPN_ENROL`], no client certificate) with one exchange on one stream.
 
 pub mod limits;
+pub mod audit;
 pub mod refusal;
 pub mod source;
 pub mod inventory;
@@ -19,6 +20,7 @@ pub mod envelope;
 pub mod group;
 pub mod opening;
 
+pub use audit::{AuditAnswer, AuditDigests, AuditOrder};
 pub use control::{
     AgentMessage, Assignment, Capture, CoordinatorMessage, CutVoided, DataStreamStart, DiskHealth,
     DiskReport, DiskStart, Hello, MachineSettings, ScanAnswer, ScanQuestion, TrustLoss, Welcome,
@@ -41,8 +43,8 @@ pub const ALPN_SESSION: &[u8] = b"holdfast/1";
 pub const ALPN_ENROL: &[u8] = b"holdfast-enrol/1";
 
 /// Version of the control messages; both ends must have the same, and read it before anything else ([`opening`]).
-/// History: 3, sources that stop; 2, group cuts; 1, first.
-pub const PROTOCOL_VERSION: u32 = 3;
+/// History: 4, witnessed cuts and audits; 3, sources that stop; 2, group cuts; 1, first.
+pub const PROTOCOL_VERSION: u32 = 4;
 
 #[cfg(test)]
 mod tests;

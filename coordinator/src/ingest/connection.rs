@@ -335,6 +335,7 @@ async fn obey(
             context.say(CoordinatorMessage::MakeApplicationPoint { request, strict });
         }
         Some(Order::Push(Push::Source(order))) => context.say(CoordinatorMessage::Source(order)),
+        Some(Order::Push(Push::Audit(order))) => context.say(CoordinatorMessage::Audit(order)),
         Some(Order::Push(Push::GroupCut(order))) => context.say(CoordinatorMessage::GroupCut(order)),
         Some(Order::Reassign(done)) => {
             context.reassign(tasks).await?;

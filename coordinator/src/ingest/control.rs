@@ -95,6 +95,7 @@ pub(super) async fn answer(
         Request::Compare(question) => _ = tasks.spawn(compare(Arc::clone(context), question)),
         // The agent closes the connection itself; whatever it sent before is on its way to the sinks.
         Request::Close | Request::Prepare(_) | Request::GroupCut(_) | Request::Nothing => {}
+        Request::Audited(answer) => directory.audit_answer(machine, answer),
         Request::Source(answer) => context.hall.ports.directory.source_answer(context.machine, answer),
     }
     Ok(())

@@ -16,7 +16,7 @@ use holdfast_common::{
     clock::Timestamp,
     ids::{DiskId, MachineId},
     units::BlockRange,
-    wire::{GroupOrder, Refusal, RefusalCode, SourceOrder},
+    wire::{AuditOrder, GroupOrder, Refusal, RefusalCode, SourceOrder},
 };
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
@@ -96,6 +96,8 @@ pub enum Push {
     GroupCut(Box<GroupOrder>),
     /// What a failover wants of it as its source.
     Source(SourceOrder),
+    /// Read and hash a range of a disk.
+    Audit(AuditOrder),
 }
 
 /// Why an order did not reach a session.

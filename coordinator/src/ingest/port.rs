@@ -15,8 +15,8 @@ use holdfast_common::{
     ids::{DiskId, MachineId, Sequence},
     token::TokenHash,
     wire::{
-        Assignment, CutVoided, DiskReport, GroupAnswer, Hello, Inventory, Refusal, ScanAnswer, ScanQuestion,
-        SourceAnswer, TrustLoss,
+        Assignment, AuditAnswer, CutVoided, DiskReport, GroupAnswer, Hello, Inventory, Refusal, ScanAnswer,
+        ScanQuestion, SourceAnswer, TrustLoss,
     },
 };
 use thiserror::Error;
@@ -102,6 +102,9 @@ pub trait Directory: fmt::Debug + Send + Sync + 'static {
 
     /// What a machine answers as the source of a failover.
     fn source_answer(&self, machine: MachineId, answer: SourceAnswer);
+
+    /// What a range of a machine's disk holds, for an audit.
+    fn audit_answer(&self, machine: MachineId, answer: AuditAnswer);
 
     /// A session ended; the text is for people.
     fn record_disconnected(&self, machine: MachineId, reason: String);

@@ -17,9 +17,9 @@ use holdfast_common::{
     frame::FrameHeader,
     ids::{DiskId, Generation, MachineId, Sequence},
     wire::{
-        AgentMessage, Assignment, CoordinatorMessage, CutVoided, DataStreamStart, DiskReport, GroupAnswer,
-        Hello, Inventory, PROTOCOL_VERSION, Refusal, RefusalCode, RenewRequest, ScanQuestion, SourceAnswer,
-        TrustLoss, Welcome,
+        AgentMessage, Assignment, AuditAnswer, CoordinatorMessage, CutVoided, DataStreamStart, DiskReport,
+        GroupAnswer, Hello, Inventory, PROTOCOL_VERSION, Refusal, RefusalCode, RenewRequest, ScanQuestion,
+        SourceAnswer, TrustLoss, Welcome,
         limits::{DISKS_PER_MACHINE_MAX, SCAN_CHUNK_BLOCKS, SCAN_DIGESTS_MAX, SCAN_QUESTIONS_MAX},
     },
 };
@@ -41,6 +41,8 @@ pub enum Request {
     GroupCut(GroupAnswer),
     /// Tell whoever wants something of the source.
     Source(SourceAnswer),
+    /// Tell whoever audits the disk.
+    Audited(AuditAnswer),
     /// Sign and answer.
     Renew(RenewRequest),
     /// Record the inventory.
@@ -135,6 +137,7 @@ impl CoordinatorSession {
             AgentMessage::CutVoided(voided) => Ok(Request::Voided(voided)),
             AgentMessage::GroupCut(answer) => Ok(Request::GroupCut(answer)),
             AgentMessage::Source(answer) => Ok(Request::Source(answer)),
+            AgentMessage::Audited(answer) => self.audited(answer),
             AgentMessage::Renew(renew) => Ok(Request::Renew(renew)),
             AgentMessage::Inventory(inventory) if inventory.disks.len() > DISKS_PER_MACHINE_MAX => {
                 Err(limit(format!("more than {DISKS_PER_MACHINE_MAX} disks")))
@@ -148,6 +151,15 @@ impl CoordinatorSession {
         // A loss of an older generation was answered already; the answer is on its way.
         let current = self.lines.get(&loss.disk).is_some_and(|line| line.generation == loss.generation);
         if current { Request::TrustLost(loss) } else { Request::Nothing }
+    }
+
+    fn audited(&self, answer: AuditAnswer) -> Result<Request, Refusal> {
+        let digests = answer.result.as_ref().map_or(0, |digests| digests.digests.len());
+        if digests > SCAN_DIGESTS_MAX {
+            return Err(limit(format!("an answer of an audit has {digests} digests")));
+        }
+        let current = self.lines.get(&answer.disk).is_some_and(|line| line.generation == answer.generation);
+        Ok(if current { Request::Audited(answer) } else { Request::Nothing })
     }
 
     fn question(&mut self, question: ScanQuestion) -> Result<Request, Refusal> {

@@ -2,6 +2,7 @@
 
 pub mod gaps;
 pub mod assembler;
+pub mod audit;
 pub mod catalog;
 pub mod checks;
 pub mod damage;

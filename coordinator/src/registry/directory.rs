@@ -8,8 +8,8 @@ use holdfast_common::{
     ids::MachineId,
     token::TokenHash,
     wire::{
-        Assignment, Capture, CutVoided, DiskReport, GroupAnswer, Hello, Inventory, MachineSettings, Refusal,
-        RefusalCode, SourceAnswer, TrustLoss,
+        Assignment, AuditAnswer, Capture, CutVoided, DiskReport, GroupAnswer, Hello, Inventory,
+        MachineSettings, Refusal, RefusalCode, SourceAnswer, TrustLoss,
     },
 };
 
@@ -181,6 +181,11 @@ impl Directory for Registry {
     fn source_answer(&self, machine: MachineId, answer: SourceAnswer) {
         // Nobody waits for it any more: it came too late.
         let _nobody = self.source_answers.send((machine, answer));
+    }
+
+    fn audit_answer(&self, machine: MachineId, answer: AuditAnswer) {
+        // An audit that is over needs none.
+        let _nobody = self.audit_answers.send((machine, answer));
     }
 
     fn record_disconnected(&self, machine: MachineId, reason: String) {

@@ -28,7 +28,7 @@ use holdfast_common::{
     entropy::Entropy,
     ids::{DiskId, Generation, Interval, MachineId, Sequence},
     units::BlockIndex,
-    wire::SourceAnswer,
+    wire::{AuditAnswer, SourceAnswer},
 };
 use thiserror::Error;
 use tokio::sync::broadcast;
@@ -50,6 +50,8 @@ pub use state::{DiskState, MachineStatus};
 
 /// Answers that wait for who asked; older ones are lost to who is slow.
 const SOURCE_ANSWERS_MAX: usize = 256;
+/// Answers to audits that wait for whoever listens.
+const AUDIT_ANSWERS_MAX: usize = 1024;
 
 /// How far a disk's log has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +94,8 @@ pub struct Registry {
     group_inbox: OnceLock<GroupInbox>,
     /// What machines answer as sources of failovers.
     source_answers: broadcast::Sender<(MachineId, SourceAnswer)>,
+    /// What machines answer to audits.
+    audit_answers: broadcast::Sender<(MachineId, AuditAnswer)>,
 }
 
 /// What the registry is made of.
@@ -119,8 +123,20 @@ impl Registry {
         let RegistryParts { catalog, logs, links, clock, entropy } = parts;
         let (changing, group_inbox) = (tokio::sync::Mutex::new(()), OnceLock::new());
         let source_answers = broadcast::channel(SOURCE_ANSWERS_MAX).0;
+        let audit_answers = broadcast::channel(AUDIT_ANSWERS_MAX).0;
         let state = Mutex::new(state);
-        Ok(Self { catalog, logs, links, clock, entropy, state, changing, group_inbox, source_answers })
+        Ok(Self {
+            catalog,
+            logs,
+            links,
+            clock,
+            entropy,
+            state,
+            changing,
+            group_inbox,
+            source_answers,
+            audit_answers,
+        })
     }
 
     /// From now on this one hears what machines say about group cuts, and when they are lost. Once only.
@@ -132,6 +148,12 @@ impl Registry {
     #[must_use]
     pub fn source_answers(&self) -> broadcast::Receiver<(MachineId, SourceAnswer)> {
         self.source_answers.subscribe()
+    }
+
+    /// What machines answer to audits, from now on. Whoever is too slow misses some, and asks again.
+    #[must_use]
+    pub fn audit_answers(&self) -> broadcast::Receiver<(MachineId, AuditAnswer)> {
+        self.audit_answers.subscribe()
     }
 
     /// All machines, oldest first.

@@ -39,6 +39,11 @@ pub enum Action {
         /// The disk.
         disk: DiskId,
     },
+    /// Read and hash the next range of an audit. Answered by [`Event::Audited`].
+    Audit {
+        /// The disk.
+        disk: DiskId,
+    },
     /// Find out what to freeze. Answered by [`Event::HoldPlanned`].
     PlanHold,
     /// Write out what is dirty in the file systems of the plan. Answered by [`Event::Synced`].
@@ -128,6 +133,13 @@ pub enum Event {
         /// What became of it.
         result: Result<Scanned, Trouble>,
     },
+    /// Answer to [`Action::Audit`].
+    Audited {
+        /// The disk.
+        disk: DiskId,
+        /// What became of it.
+        result: Audited,
+    },
     /// Answer to [`Action::PlanHold`]: whether there is anything to freeze.
     HoldPlanned(Result<bool, String>),
     /// Answer to [`Action::Sync`]: how long it took.
@@ -178,6 +190,20 @@ pub enum Scanned {
     Blocked,
     /// The whole disk has been compared, and that is recorded.
     Complete,
+}
+
+/// What became of a range of an audit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audited {
+    /// It was answered.
+    Done,
+    /// It waits for its rate limit, at most until then.
+    Later {
+        /// Monotonic time.
+        until: Duration,
+    },
+    /// There was no memory to read into.
+    Blocked,
 }
 
 /// Why a disk cannot be captured now.

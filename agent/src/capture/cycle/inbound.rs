@@ -30,9 +30,11 @@ impl Cycle {
             }
             Inbound::MakePoint { request, application } => self.make_point(*request, *application),
             Inbound::ScanAnswer(answer) => self.wake_scan(answer.disk),
+            Inbound::Audit(order) => self.audit_ordered(order.disk),
             Inbound::GroupCut(order) => self.group_order(order, now),
             Inbound::Disconnected => {
                 self.turn = None;
+                self.audits_forgotten();
                 let disks: Vec<DiskId> = self.disks.keys().copied().collect();
                 disks.into_iter().for_each(|disk| self.wake_scan(disk));
             }

@@ -186,6 +186,7 @@ impl Cycle {
         }
         let of_group = sending.made.more.group.is_some();
         self.phase = Phase::Sending(sending);
+        self.audit_has_turn();
         self.told = None;
         self.next_due(now);
         if of_group {

@@ -1,7 +1,7 @@
 //! The modelled machine, a link that breaks, and a modelled coordinator that applies frames and checks every point.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -15,9 +15,10 @@ use holdfast_common::{
         witness_digest,
     },
     ids::{DiskId, Generation, Interval, MachineId, PointId, Sequence},
-    units::{BLOCK_BYTES, BlockIndex, BlockRange},
+    units::{BLOCK_BYTES, BlockCount, BlockIndex, BlockRange},
     wire::{
-        AgentMessage, Assignment, Capture, DiskIdentity, MachineSettings, ScanAnswer, ScanQuestion, Welcome,
+        AgentMessage, Assignment, AuditAnswer, AuditDigests, AuditOrder, Capture, DiskIdentity,
+        MachineSettings, ScanAnswer, ScanQuestion, Welcome,
     },
 };
 
@@ -69,6 +70,10 @@ struct Replica {
     blocks: Vec<u64>,
     /// Cuts that are open for the agent: sent and not acknowledged to it.
     acknowledged: Sequence,
+    /// Blocks that frames of the open interval hold.
+    written: BTreeSet<u64>,
+    /// Ranges of audits that were read in the open interval or later, and what was read.
+    audited: Vec<(BlockRange, u64, AuditDigests)>,
 }
 
 struct OpenPoint {
@@ -93,6 +98,13 @@ pub(super) struct World {
     holds_acknowledgements: bool,
     tolerant: bool,
     mistakes: usize,
+    /// Orders of audits that are not answered.
+    audits: BTreeMap<u64, AuditOrder>,
+    next_audit: u64,
+    judged: usize,
+    changed: usize,
+    audit_differs: usize,
+    refused_audits: usize,
     witnessed: usize,
     differing: usize,
     most_open: u64,
@@ -121,6 +133,8 @@ impl World {
             },
             blocks: vec![0; BLOCKS as usize],
             acknowledged: Sequence(0),
+            written: BTreeSet::new(),
+            audited: Vec::new(),
         };
         let mut world = Self {
             model,
@@ -139,6 +153,12 @@ impl World {
             holds_acknowledgements: false,
             tolerant: false,
             mistakes: 0,
+            audits: BTreeMap::new(),
+            next_audit: 1,
+            judged: 0,
+            changed: 0,
+            audit_differs: 0,
+            refused_audits: 0,
             witnessed: 0,
             differing: 0,
             most_open: 0,
@@ -154,6 +174,7 @@ impl World {
         let end = self.clock.monotonic() + time;
         while self.clock.monotonic() < end {
             self.disturb();
+            self.ask_audit();
             self.coordinate();
             let engine = self.engine.as_mut().expect("an agent runs");
             for event in self.inbound.drain(..) {
@@ -209,7 +230,91 @@ impl World {
         }));
     }
 
+    /// Ranges of all sizes are asked for, now and then.
+    fn ask_audit(&mut self) {
+        if !self.connected || self.random.below(12) > 0 || self.audits.len() >= 8 {
+            return;
+        }
+        let at = self.random.below(self.replicas.len() as u64) as usize;
+        let start = self.random.below(BLOCKS);
+        let digest_blocks = if self.random.below(2) == 0 { 1 } else { 64 };
+        let count = (1 + self.random.below(digest_blocks * 3)).min(BLOCKS - start);
+        let capture = &self.replicas[at].capture;
+        let order = AuditOrder {
+            order: self.next_audit,
+            disk: capture.disk,
+            generation: capture.generation,
+            start: BlockIndex(start),
+            count: BlockCount(count),
+            digest_blocks,
+        };
+        self.next_audit += 1;
+        self.audits.insert(order.order, order);
+        self.inbound.push_back(Inbound::Audit(order));
+    }
+
+    fn audit_answered(&mut self, answer: AuditAnswer) {
+        let Some(order) = self.audits.remove(&answer.order) else { return };
+        let replica = &mut self.replicas[index_of(answer.disk)];
+        match answer.result {
+            Ok(_) if answer.generation != replica.capture.generation => {}
+            Ok(digests) => {
+                assert_eq!(digests.digests.len(), order.parts().len());
+                replica.audited.push((order.range(), order.digest_blocks, digests));
+            }
+            Err(_) => self.refused_audits += 1,
+        }
+    }
+
+    /// The cut of an interval has come: what was read in it, and was not written in it, is what the replica holds.
+    fn judge_audits(&mut self, disk: DiskId, interval: Interval) {
+        let replica = &mut self.replicas[index_of(disk)];
+        let written = std::mem::take(&mut replica.written);
+        let audited = std::mem::take(&mut replica.audited);
+        for (range, digest_blocks, digests) in audited {
+            if digests.interval != interval {
+                assert!(digests.interval > interval, "seed {}: an audit of a past interval", self.seed);
+                replica.audited.push((range, digest_blocks, digests));
+                continue;
+            }
+            let parts = AuditOrder {
+                order: 0,
+                disk,
+                generation: replica.capture.generation,
+                start: range.start,
+                count: range.count,
+                digest_blocks,
+            };
+            for (part, digest) in parts.parts().into_iter().zip(digests.digests) {
+                if (part.start.0..part.end().0).any(|block| written.contains(&block)) {
+                    self.changed += 1;
+                    continue;
+                }
+                let mut hasher = blake3::Hasher::new();
+                for block in part.start.0..part.end().0 {
+                    let mut bytes = vec![0; BLOCK_BYTES];
+                    bytes[..8].copy_from_slice(&replica.blocks[block as usize].to_le_bytes());
+                    hasher.update(&bytes);
+                }
+                let same = *hasher.finalize().as_bytes() == digest;
+                assert!(
+                    same || self.tolerant,
+                    "seed {}: {part} of {disk} differs from what was audited",
+                    self.seed
+                );
+                self.judged += 1;
+                self.audit_differs += usize::from(!same);
+            }
+        }
+    }
+
+    /// Parts of audits: judged, written meanwhile, differing.
+    pub(super) const fn audits(&self) -> (usize, usize, usize) {
+        (self.judged, self.changed, self.audit_differs)
+    }
+
     fn connect(&mut self) {
+        self.audits.clear();
         self.connected = true;
         let welcome = Welcome {
             protocol_version: 1,
@@ -247,6 +352,7 @@ impl World {
             match message {
                 AgentMessage::TrustLost(loss) => self.raise(loss.disk, loss.generation),
                 AgentMessage::ScanQuestion(question) => self.answer(&question),
+                AgentMessage::Audited(answer) => self.audit_answered(answer),
                 AgentMessage::CutVoided(voided) => self.voids.push(voided.reason),
                 _ => {}
             }
@@ -273,6 +379,7 @@ impl World {
         capture.generation = generation.next();
         capture.scanned_to = BlockIndex(0);
         capture.scan_complete = false;
+        self.replicas[index_of(disk)].audited.clear();
         queue(&self.window).retain(|(identity, _)| identity.disk != disk);
         let assignment = self.assignment();
         self.inbound.push_back(Inbound::Assigned(assignment));
@@ -324,6 +431,7 @@ impl World {
                             }
                         };
                         replica.blocks[block as usize] = value;
+                        replica.written.insert(block);
                     }
                 }
             }
@@ -341,6 +449,7 @@ impl World {
                 replica.capture.interval = identity.interval.next();
                 let record = frame.cut_record().expect("a record");
                 let image = replica.blocks.clone();
+                self.judge_audits(identity.disk, identity.interval);
                 let point = self.open.entry(record.point);
                 let point = point.or_insert_with(|| OpenPoint { record, images: BTreeMap::new() });
                 point.images.insert(identity.disk, image);
