@@ -6,6 +6,8 @@
 
 mod caller;
 mod checks;
+mod compare;
+pub mod compare_shapes;
 mod error;
 mod forecast;
 mod gate;
@@ -38,7 +40,7 @@ pub use caller::Peer;
 pub(crate) use caller::Who;
 pub use error::ApiError;
 use gate::Gate;
-use port::{JobControl, PointDiff, StoreChecks, StoreFigures};
+use port::{JobControl, PointDiff, SourceAudits, StoreChecks, StoreFigures};
 pub(crate) use views::time as time_text;
 
 use crate::{
@@ -74,6 +76,8 @@ pub struct ApiState {
     pub store: Arc<dyn StoreFigures>,
     /// The checks of stored data.
     pub checks: Arc<dyn StoreChecks>,
+    /// Comparisons with sources.
+    pub audits: Arc<dyn SourceAudits>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// What is damaged.
@@ -127,6 +131,9 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/jobs/{job}/retry", post(work::retry))
         .route("/v1/jobs/{job}/continue", post(work::go_on))
         .route("/v1/scrub", get(checks::show).post(checks::start))
+        .route("/v1/compare", get(compare::show))
+        .route("/v1/machines/{machine}/compare", post(compare::start))
+        .route("/v1/machines/{machine}/compare/cancel", post(compare::cancel))
         .route("/v1/audit", get(status::audit))
         .route("/v1/groups", get(groups::list).post(groups::create))
         .route("/v1/groups/{group}", get(groups::show).post(groups::change))

@@ -153,6 +153,63 @@ pub trait StoreChecks: fmt::Debug + Send + Sync {
     fn start(&self, disk: DiskId) -> bool;
 }
 
+/// Comparisons of whole disks with their sources.
+pub trait SourceAudits: fmt::Debug + Send + Sync {
+    /// Begins one of all protected disks of a machine.
+    fn start(&self, machine: MachineId) -> AuditStart;
+    /// Ends the one under way; `false` if there is none.
+    fn cancel(&self, machine: MachineId) -> bool;
+    /// How far a disk was compared; `None` if nothing is stored of it.
+    fn figures(&self, disk: DiskId) -> Option<AuditFigures>;
+}
+
+/// What came of beginning an audit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AuditStart {
+    /// It is under way.
+    Begun,
+    /// One was under way already.
+    Running,
+    /// The machine has no protected disk.
+    NothingProtected,
+    /// It cannot be recorded.
+    Failed(String),
+}
+
+/// How far a disk was compared with its source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditFigures {
+    /// The comparison under way.
+    pub pass: Option<AuditedFigures>,
+    /// The last one that ended.
+    pub last: Option<AuditedFigures>,
+    /// Size of the disk.
+    pub size_bytes: u64,
+    /// What the one under way waits for, if it does not go on.
+    pub waiting: Option<String>,
+    /// Rate of the one under way.
+    pub bytes_per_second: Option<u64>,
+}
+
+/// A comparison of a whole disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AuditedFigures {
+    /// When it began.
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// Whether it was cancelled.
+    pub cancelled: bool,
+    /// Bytes compared.
+    pub compared_bytes: u64,
+    /// Of them: written meanwhile, so that the source has sent them anew.
+    pub sent_anew_bytes: u64,
+    /// Of them: different.
+    pub differed_bytes: u64,
+    /// Of them: not readable here, or known to be wrong before.
+    pub unreadable_bytes: u64,
+}
+
 /// How far a disk's log was checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CheckFigures {

@@ -193,8 +193,8 @@ fn difference_finding(state: &ApiState, machine: MachineId, disk: DiskId, alarm:
          past tracking, or a read on the way was wrong, so others may differ as well"
     );
     let advice = format!(
-        "run `holdfast audit {machine}`: it compares every block, has sent again what differs, and ends this alarm; find \
-         what writes to the disk past the kernel that tracks it (another host, a hypervisor, a backing file); points \
+        "run `holdfast compare start {machine}`: it compares every block and has sent again what differs; one that finds \
+         nothing ends this alarm. Find what writes to the disk past the kernel that tracks it (another host, a hypervisor, a backing file); points \
          before the alarm may be wrong in the same places"
     );
     Finding { level: Level::Critical, reason, advice }

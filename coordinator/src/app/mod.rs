@@ -6,6 +6,7 @@
 //! Pools: async threads, blocking threads (files, views), `verify` threads (frames), one `index` thread; sizes are settings.
 
 mod adapters;
+mod audits;
 mod checks;
 mod damage;
 mod data;
@@ -34,6 +35,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use adapters::{Comparer, Figures, IngestStore, RegistryLogs, Trouble};
+use audits::{AuditControl, Audits};
 use checks::Checks;
 use damage::{FailedReads, Repair};
 use data::DataFolder;
@@ -92,6 +94,7 @@ struct Running {
     catalog: Arc<SqliteCatalog>,
     logs: Arc<Logs>,
     checks: Arc<Checks>,
+    audits: Arc<Audits>,
     jobs: Arc<Jobs>,
     ingest: Ingest,
     state: ApiState,
@@ -203,6 +206,7 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
         check_policy(settings),
         settings.verify_threads,
     );
+    let audits = Audits::new(Arc::clone(&logs), Arc::clone(&registry), links.clone(), Arc::clone(&clock));
     let source = Arc::new(points::Source {
         points: Arc::clone(&points),
         registry: Arc::clone(&registry),
@@ -278,6 +282,7 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
         }),
         damage,
         checks: Arc::clone(&checks) as Arc<dyn api::port::StoreChecks>,
+        audits: Arc::new(AuditControl(Arc::clone(&audits))),
         diff: source,
         store: Arc::new(Figures { logs: Arc::clone(&logs), trouble, space: Arc::clone(&space) }),
         listen: ingest.local_address()?.to_string(),
@@ -294,12 +299,13 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
         groups: book,
         group_cuts,
     };
-    Ok((Running { catalog, logs, checks, jobs, ingest, state, space }, driver))
+    Ok((Running { catalog, logs, checks, audits, jobs, ingest, state, space }, driver))
 }
 
 /// Ends everything in order: agents first, so that what they sent is durable; then what looks at it.
 async fn finish(running: Running) {
     running.ingest.shutdown().await;
+    running.audits.stop().await;
     running.jobs.stop().await;
     running.logs.stop().await;
     running.catalog.close().await;

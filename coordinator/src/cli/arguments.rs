@@ -258,6 +258,20 @@ Stored data is read again in the background: new data soon after it came, all of
         #[command(subcommand)]
         command: ScrubCommand,
     },
+    /// Compare every block of a machine's disks with its source, while it is protected
+    #[command(after_help = "\
+Examples:
+  holdfast compare start web-1
+  holdfast compare status
+  holdfast compare cancel web-1
+
+The agent reads its disks at the rate of `holdfast protect --scan-rate`; only digests travel. What is written meanwhile is
+known from tracking and sent anew. A block that differs although nothing was written to it is an alarm: it is named with the
+points it hits (`holdfast points`), never served, and sent again. A comparison goes on after a restart of either side.")]
+    Compare {
+        #[command(subcommand)]
+        command: CompareCommand,
+    },
     /// See it all work on this machine: protect a disk, make points, fail over, check
     Quickstart(QuickstartArguments),
     /// Print shell completions
@@ -458,6 +472,22 @@ point and the newest processed one are never removed.")]
         /// Try another rule than the machine's own
         #[arg(long, value_name = "RULE")]
         retention: Option<RetentionRule>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CompareCommand {
+    /// Per disk: when it was last compared, what came of it, and how far the comparison under way is
+    Status,
+    /// Begin now
+    Start {
+        /// Name or id
+        machine: String,
+    },
+    /// End the one under way; what it found stays
+    Cancel {
+        /// Name or id
+        machine: String,
     },
 }
 

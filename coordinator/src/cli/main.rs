@@ -7,6 +7,7 @@
 mod arguments;
 mod client;
 mod commands;
+mod comparisons;
 mod duration;
 mod failover;
 mod forecasts;
@@ -109,6 +110,7 @@ async fn dispatch(command: Command, client: Client, output: Output) -> Result<()
         Command::Job { command: JobCommand::Continue { job } } => {
             failover::go_on(&client, output, &job, "continue").await
         }
+        Command::Compare { command } => comparisons::run(&client, output, command).await,
         Command::Scrub { command: ScrubCommand::Status } => commands::scrub_status(&client, output).await,
         Command::Scrub { command: ScrubCommand::Start { machine } } => {
             commands::scrub_start(&client, output, machine).await

@@ -39,7 +39,7 @@ pub(crate) fn local(text: &str) -> String {
 }
 
 /// A time of an answer as local time, and how long ago it was.
-fn with_age(text: &str) -> String {
+pub(crate) fn with_age(text: &str) -> String {
     let Ok(at) = text.parse::<Timestamp>() else { return text.to_owned() };
     let age = Timestamp::now().duration_since(at);
     let age = Duration::try_from(age).unwrap_or_default();

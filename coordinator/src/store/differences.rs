@@ -85,7 +85,7 @@ impl Differences {
     pub(super) fn load(path: PathBuf, last: Sequence) -> Self {
         let mut record = match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::error!(path = %path.display(), %error, "the list of ranges that differ from the source cannot be read; run `holdfast audit`");
+                tracing::error!(path = %path.display(), %error, "the list of ranges that differ from the source cannot be read; run `holdfast compare start`");
                 Record::default()
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Record::default(),

@@ -129,6 +129,12 @@ impl DiskLayout {
         Ok(())
     }
 
+    /// How far the disk was compared with its source.
+    #[must_use]
+    pub fn audit(&self) -> PathBuf {
+        self.root.join("audit.json")
+    }
+
     /// How far the log was checked.
     #[must_use]
     pub fn checks(&self) -> PathBuf {

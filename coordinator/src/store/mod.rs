@@ -35,6 +35,7 @@ pub mod frame_set;
 pub mod check;
 // How far a log was checked.
 pub mod check_record;
+pub mod audit_record;
 // All logs of a coordinator.
 pub mod disks;
 
@@ -42,6 +43,7 @@ pub mod disks;
 mod port;
 
 pub use append::LogSink;
+pub use audit_record::{AuditRecord, AuditedPass};
 pub use bad_frames::BadFrames;
 pub use check::{CheckOrder, Checked};
 pub use check_record::{CheckRecord, ScrubPass};
