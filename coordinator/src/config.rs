@@ -11,6 +11,8 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::compute::vm::definition::{Accelerator, USER};
+
 /// Where the settings are looked for if nothing is said.
 pub const DEFAULT_FILE: &str = "/etc/holdfast/coordinator.toml";
 
@@ -26,6 +28,12 @@ pub struct Settings {
     pub api_listen: Option<SocketAddr>,
     /// Folders on this host below which operators on the network who are no admins may have images written.
     pub image_folders: Vec<PathBuf>,
+    /// Folder of what machines that run here write; `vm` in the data folder if not set.
+    pub machine_folder: Option<PathBuf>,
+    /// How the processors of machines that run here are run: `auto`, `kvm` or `tcg`.
+    pub machine_accelerator: Accelerator,
+    /// Network of machines that run here and are no tests: `user` (QEMU's own, behind this host's addresses) or a bridge's name.
+    pub machine_network: String,
     /// Folder of the operator's socket and of the exports' sockets; the data folder if not set. Paths of unix sockets are
     /// short (about 100 bytes).
     pub sockets: Option<PathBuf>,
@@ -73,6 +81,9 @@ impl Default for Settings {
             listen: SocketAddr::from(([0, 0, 0, 0], 4433)),
             api_listen: None,
             image_folders: Vec::new(),
+            machine_folder: None,
+            machine_accelerator: Accelerator::Auto,
+            machine_network: USER.to_owned(),
             sockets: None,
             certificate_days: 7,
             async_threads: processors.clamp(2, 8),
@@ -121,6 +132,12 @@ impl Settings {
         ensure!(
             self.image_folders.iter().all(|folder| folder.is_absolute()),
             "image_folders must be full paths"
+        );
+        let is_name = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
+        ensure!(
+            !self.machine_network.is_empty() && self.machine_network.chars().all(is_name),
+            "machine_network = {:?} must be `user` or the name of a bridge",
+            self.machine_network
         );
         within("certificate_days", self.certificate_days.into(), 1, 825)?;
         within("async_threads", self.async_threads as u64, 1, 64)?;

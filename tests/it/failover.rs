@@ -17,12 +17,15 @@ use holdfast_common::{
 use holdfast_coordinator::{
     compute::{
         image::writer::ImageWriter,
-        machines::NoMachines,
         nbd::{
             attach::NbdAttach,
             server::{LogDamage, Settings},
         },
         port::{BoxFuture, DiskView, ImageFormat, Task},
+        vm::{
+            MachineSettings, QemuMachines,
+            definition::{Accelerator, USER},
+        },
     },
     failover::{
         job::{FailoverSpec, JobSpec, Mode, Output, StepKind, Target},
@@ -163,11 +166,18 @@ impl JobStore for MemoryStore {
 async fn engine(store: &Arc<MemoryStore>, points: &Arc<OnePoint>, sockets: &Path) -> Jobs {
     let attach = NbdAttach::new(sockets.into(), Settings::default(), Arc::new(LogDamage));
     let images = ImageWriter::new(2);
+    let machines = QemuMachines::new(MachineSettings {
+        folder: sockets.join("vm"),
+        sockets: sockets.into(),
+        overrides: sockets.join("hardware"),
+        accelerator: Accelerator::Auto,
+        network: USER.to_owned(),
+    });
     let services = Services {
         points: points.clone(),
         attach: Arc::new(attach),
         images: Arc::new(images),
-        machines: Arc::new(NoMachines),
+        machines: Arc::new(machines),
         lifecycles: points.clone(),
         sources: points.clone(),
     };

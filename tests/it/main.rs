@@ -22,3 +22,4 @@ mod tracking;
 mod transport;
 mod machine_protect;
 mod machine_stack;
+mod machine_vm;

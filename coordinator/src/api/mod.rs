@@ -7,12 +7,14 @@
 mod caller;
 mod checks;
 mod compare;
+mod console;
 pub mod compare_shapes;
 mod error;
 mod forecast;
 mod gate;
 pub mod group_shapes;
 mod groups;
+pub mod machine_shapes;
 mod machines;
 mod operators;
 mod points;
@@ -115,6 +117,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/machines/{machine}", get(machines::show))
         .route("/v1/machines/{machine}/protect", post(machines::protect))
         .route("/v1/machines/{machine}/unprotect", post(machines::unprotect))
+        .route("/v1/machines/{machine}/console", get(console::show))
         .route("/v1/machines/{machine}/points", get(points::list).post(points::create))
         .route("/v1/machines/{machine}/retention", get(retention::plan))
         .route("/v1/machines/{machine}/points/diff", get(points::diff))

@@ -621,6 +621,9 @@ pub struct JobShape {
     pub exports: Vec<ExportShape>,
     /// Images that were written.
     pub images: Vec<ImageShape>,
+    /// The machine that runs from its point.
+    #[serde(default)]
+    pub runs: Option<super::machine_shapes::RunsShape>,
     /// From the trigger to the first byte served.
     pub rto_us: Option<u64>,
     /// How the verification of all data of its point is going, which goes on beside the steps.

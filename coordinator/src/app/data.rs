@@ -65,6 +65,16 @@ impl DataFolder {
         self.root.join("machines")
     }
 
+    /// Machines that run here.
+    pub(super) fn virtual_machines(&self) -> PathBuf {
+        self.root.join("vm")
+    }
+
+    /// What operators want of machines' hardware.
+    pub(super) fn hardware(&self) -> PathBuf {
+        self.root.join("hardware")
+    }
+
     /// Where it stands who may use the interface over the network.
     pub(super) fn operators(&self) -> PathBuf {
         self.root.join("operators.json")

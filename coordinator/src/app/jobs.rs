@@ -9,6 +9,7 @@ use holdfast_common::ids::{DiskId, JobId, MachineId, PointId};
 use super::{checks::Checks, damage::FailedReads};
 use crate::{
     api::{
+        machine_shapes::RunsShape,
         port::{FailoverMode, JobControl, JobRefusal},
         shapes::{
             ExportShape, ImageShape, JobMessageShape, JobShape, JobStepShape, ProgressShape, TargetShape,
@@ -17,7 +18,10 @@ use crate::{
         time_text,
     },
     catalog::{Catalog, CatalogError, Change, record::JobEventRow},
-    compute::port::{BoxFuture, Endpoint, ImageFormat, Progress},
+    compute::{
+        machines::StartedMachine,
+        port::{BoxFuture, Endpoint, ImageFormat, Progress},
+    },
     failover::{
         job::{FailoverSpec, Job, JobSpec, Mode, Output, StepKind, StepRecord, Target},
         machine::State,
@@ -120,6 +124,7 @@ impl Control {
             progress: view.progress.map(progress_shape),
             exports: if state == State::Holding { self.exports(job) } else { Vec::new() },
             images: self.images(job),
+            runs: job.runs().filter(|_| state != State::Cancelled).map(runs_shape),
             rto_us: job.steps.iter().find_map(|step| match &step.output {
                 Output::Attached { rto_us, .. } | Output::Started { rto_us, .. } => Some(*rto_us),
                 _ => None,
@@ -190,6 +195,14 @@ impl Control {
 
     fn path(&self, disk: DiskId) -> String {
         self.registry.disk(disk).map(|disk| disk.record.path).unwrap_or_default()
+    }
+}
+
+fn runs_shape(machine: &StartedMachine) -> RunsShape {
+    RunsShape {
+        runs_as: machine.runs_as.clone(),
+        console: machine.console.as_deref().map(text),
+        console_log: machine.console_log.as_deref().map(text),
     }
 }
 

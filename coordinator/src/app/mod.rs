@@ -48,11 +48,11 @@ use crate::{
     catalog::{Catalog, SqliteCatalog},
     compute::{
         image::writer::ImageWriter,
-        machines::NoMachines,
         nbd::{
             attach::NbdAttach,
             server::{DamageSink, Settings as NbdSettings},
         },
+        vm::{MachineSettings, QemuMachines},
     },
     config::Settings,
     failover::{
@@ -219,7 +219,7 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
         points: Arc::clone(&source) as Arc<dyn PointSource>,
         attach: Arc::new(attach(settings, Arc::clone(&failed_reads) as Arc<dyn DamageSink>)?),
         images: Arc::new(ImageWriter::new(settings.image_threads)),
-        machines: Arc::new(NoMachines),
+        machines: Arc::new(QemuMachines::new(machine_settings(settings, data))),
         lifecycles: Arc::new(sources::RegistryLifecycles(Arc::clone(&registry))),
         sources: Arc::new(sources::AgentSources {
             registry: Arc::clone(&registry),
@@ -300,6 +300,16 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
         group_cuts,
     };
     Ok((Running { catalog, logs, checks, audits, jobs, ingest, state, space }, driver))
+}
+
+fn machine_settings(settings: &Settings, data: &DataFolder) -> MachineSettings {
+    MachineSettings {
+        folder: settings.machine_folder.clone().unwrap_or_else(|| data.virtual_machines()),
+        sockets: settings.sockets().to_owned(),
+        overrides: data.hardware(),
+        accelerator: settings.machine_accelerator,
+        network: settings.machine_network.clone(),
+    }
 }
 
 /// Ends everything in order: agents first, so that what they sent is durable; then what looks at it.

@@ -427,6 +427,18 @@ pub(crate) enum MachineCommand {
         /// Name or id
         machine: String,
     },
+    /// Reach the serial console of a machine that runs from a recovery point; Ctrl-] ends it, the machine goes on
+    #[command(after_help = "\
+Examples:
+  holdfast machine console web-1                on the coordinator's host
+  holdfast machine console web-1 --log          the end of what it printed; from anywhere")]
+    Console {
+        /// Name or id
+        machine: String,
+        /// Print the end of its log instead
+        #[arg(long)]
+        log: bool,
+    },
     /// Close a machine's connection and refuse it from now on; its history stays
     Revoke {
         /// Name or id

@@ -8,6 +8,7 @@ mod arguments;
 mod client;
 mod commands;
 mod comparisons;
+mod console;
 mod duration;
 mod failover;
 mod forecasts;
@@ -109,6 +110,9 @@ async fn dispatch(command: Command, client: Client, output: Output) -> Result<()
         }
         Command::Job { command: JobCommand::Continue { job } } => {
             failover::go_on(&client, output, &job, "continue").await
+        }
+        Command::Machine { command: MachineCommand::Console { machine, log } } => {
+            console::run(&client, output, &machine, log).await
         }
         Command::Compare { command } => comparisons::run(&client, output, command).await,
         Command::Scrub { command: ScrubCommand::Status } => commands::scrub_status(&client, output).await,

@@ -7,6 +7,8 @@
 pub mod port;
 // What failover uses of a hypervisor.
 pub mod machines;
+// Machines in QEMU.
+pub mod vm;
 // Views as network block devices.
 pub mod nbd;
 // Views as image files.

@@ -542,3 +542,44 @@ impl Step for FaultyStep {
         self.step.restore(context)
     }
 }
+
+/// No hypervisor: every machine that is asked for is refused with what to do.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct NoMachines;
+
+fn none<T>() -> Result<T, ComputeError> {
+    let detail = "this coordinator runs no machines; fail over to devices (--attach) or images (--image), and start the \
+                  machine from those"
+        .to_owned();
+    Err(ComputeError::Invalid { detail })
+}
+
+impl Machines for NoMachines {
+    fn ready(&self) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(async { none() })
+    }
+
+    fn define(&self, _request: MachineRequest) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(async { none() })
+    }
+
+    fn start(&self, _owner: String) -> BoxFuture<'_, Result<StartedMachine, ComputeError>> {
+        Box::pin(async { none() })
+    }
+
+    fn is_running(&self, _owner: String) -> BoxFuture<'_, Result<bool, ComputeError>> {
+        Box::pin(async { Ok(false) })
+    }
+
+    fn stop(&self, _owner: String, _how: Stop) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn stream(&self, _owner: String, _task: Arc<Task>) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(async { none() })
+    }
+
+    fn destroy(&self, _owner: String) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(async { Ok(()) })
+    }
+}

@@ -308,6 +308,15 @@ impl Job {
         })
     }
 
+    /// The machine that it has started.
+    #[must_use]
+    pub fn runs(&self) -> Option<&StartedMachine> {
+        self.steps.iter().find_map(|step| match &step.output {
+            Output::Started { machine, .. } => Some(machine),
+            _ => None,
+        })
+    }
+
     /// Brings steps and messages up to a record that the machine has accepted.
     fn note(&mut self, record: &Record) {
         let at = record.at;

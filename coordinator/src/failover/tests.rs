@@ -14,7 +14,7 @@ use holdfast_common::{
 use tokio::runtime::{Builder, Runtime};
 
 use super::{
-    doubles::{Fault, FaultyPlans, MemoryStore, Source, World, point},
+    doubles::{Fault, FaultyPlans, MemoryStore, NoMachines, Source, World, point},
     job::{FailoverSpec, JobSpec, Mode, Output, StepKind, StepState, Target},
     machine::State,
     plans::failover::Services,
@@ -22,7 +22,7 @@ use super::{
     step::Plans as _,
 };
 use crate::{
-    compute::{machines::NoMachines, port::ImageFormat},
+    compute::port::ImageFormat,
     points::selection::Selection,
     registry::lifecycle::{Lifecycle, LifecycleEvent, Stage},
 };

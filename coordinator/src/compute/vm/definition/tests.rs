@@ -1,0 +1,201 @@
+//! Machines are made of what the guest has drivers for.
+
+use holdfast_common::{
+    ids::{DiskId, MachineId, PointId},
+    wire::{DiskIdentity, DiskInventory, NetworkCard, PartitionTable, Platform},
+};
+
+use super::*;
+
+fn inventory(drivers: &[&str], card: &str) -> Inventory {
+    Inventory {
+        host_name: "web-1".into(),
+        operating_system: String::new(),
+        kernel: String::new(),
+        boot_id: String::new(),
+        firmware: Firmware::Bios,
+        platform: Platform::Vmware,
+        hardware: String::new(),
+        hardware_uuid: "564d1111-2222-3333-4444-555566667777".into(),
+        processors: 4,
+        memory_bytes: 3 << 30,
+        network_cards: vec![NetworkCard {
+            name: "eth0".into(),
+            mac: "52:54:00:12:34:56".into(),
+            driver: card.into(),
+            addresses: Vec::new(),
+        }],
+        disks: vec![DiskInventory {
+            path: "/dev/sda".into(),
+            identity: DiskIdentity {
+                serial: Some("a serial, of some length".into()),
+                ..DiskIdentity::default()
+            },
+            size_bytes: 1 << 30,
+            logical_block_bytes: 512,
+            read_only: false,
+            model: String::new(),
+            driver: "sd".into(),
+            table: PartitionTable::Gpt,
+            partitions: Vec::new(),
+            file_systems: Vec::new(),
+        }],
+        drivers: drivers.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn request(inventory: Inventory) -> MachineRequest {
+    let disk = |name: &str| Endpoint {
+        disk: DiskId::from_bytes([1; 16]),
+        name: name.into(),
+        uri: format!("nbd+unix:///{name}?socket=/run/holdfast/{name},1.sock"),
+        size_bytes: 1 << 30,
+    };
+    MachineRequest {
+        owner: "job-1".into(),
+        machine: MachineId::from_bytes([2; 16]),
+        point: PointId::from_bytes([3; 16]),
+        name: "web-1".into(),
+        inventory,
+        disks: vec![disk("sda"), disk("sdb")],
+        isolated: false,
+    }
+}
+
+fn host() -> Host {
+    Host {
+        kvm: false,
+        processors: 2,
+        network: "br0".into(),
+        uefi: Some(("/code".into(), "/variables".into())),
+    }
+}
+
+fn files() -> Files {
+    Files { folder: "/vm/job-1".into(), control: "/s/vm.qmp".into(), console: "/s/vm.console".into() }
+}
+
+fn of(drivers: &[&str], card: &str) -> Definition {
+    Definition::of(&request(inventory(drivers, card)), &Overrides::default(), &host()).unwrap()
+}
+
+#[test]
+fn golden_arguments_of_a_virtio_guest() {
+    let definition = of(&["virtio_blk", "virtio_net"], "virtio_net");
+    let said = definition.arguments(&files(), &[true, false]).join("\n");
+    let expected = "\
+-name
+web-1
+-machine
+q35
+-accel
+tcg,thread=multi
+-cpu
+max
+-smp
+2
+-m
+3072
+-uuid
+564d1111-2222-3333-4444-555566667777
+-nodefaults
+-no-user-config
+-daemonize
+-display
+none
+-device
+VGA
+-pidfile
+/vm/job-1/qemu.pid
+-qmp
+unix:/s/vm.qmp,server=on,wait=off
+-chardev
+socket,id=console,path=/s/vm.console,server=on,wait=off,logfile=/vm/job-1/console.log,logappend=on
+-serial
+chardev:console
+-device
+virtio-rng-pci
+-blockdev
+{\"driver\":\"raw\",\"file\":{\"driver\":\"nbd\",\"export\":\"sda\",\"reconnect-delay\":3600,\"server\":{\"path\":\"/run/holdfast/sda,1.sock\",\"type\":\"unix\"}},\"node-name\":\"base0\",\"read-only\":true}
+-blockdev
+{\"backing\":\"base0\",\"discard\":\"unmap\",\"driver\":\"qcow2\",\"file\":{\"discard\":\"unmap\",\"driver\":\"file\",\"filename\":\"/vm/job-1/disk0.qcow2\"},\"node-name\":\"disk0\"}
+-device
+virtio-blk-pci,drive=disk0,serial=aserial,,ofsomelengt,bootindex=1,rerror=stop,werror=stop
+-blockdev
+{\"backing\":null,\"discard\":\"unmap\",\"driver\":\"qcow2\",\"file\":{\"discard\":\"unmap\",\"driver\":\"file\",\"filename\":\"/vm/job-1/disk1.qcow2\"},\"node-name\":\"disk1\"}
+-device
+virtio-blk-pci,drive=disk1,serial=holdfast1,bootindex=2,rerror=stop,werror=stop
+-netdev
+bridge,id=net0,br=br0
+-device
+virtio-net-pci,netdev=net0,mac=52:54:00:12:34:56,romfile=";
+    assert_eq!(said, expected.replace("ofsomelengt", "ofsomelength"));
+}
+
+#[test]
+fn disks_hang_on_what_the_guest_booted_from() {
+    for (drivers, model, device) in [
+        (&["nvme"][..], DiskModel::Nvme, "nvme,drive=disk1"),
+        (&["sd_mod", "virtio_scsi"], DiskModel::VirtioScsi, "scsi-hd,bus=disks.0,scsi-id=1,drive=disk1"),
+        (&["vmw_pvscsi", "vmxnet3"], DiskModel::Pvscsi, "scsi-hd,bus=disks.0,scsi-id=1,drive=disk1"),
+        (&["mptspi"], DiskModel::Lsi, "scsi-hd,bus=disks.0,scsi-id=1,drive=disk1"),
+        (&["ahci", "sd_mod"], DiskModel::Sata, "ide-hd,bus=disks.1,drive=disk1"),
+        (&["ata_piix"], DiskModel::Ide, "ide-hd,bus=ide.0,unit=1,drive=disk1"),
+    ] {
+        let definition = of(drivers, "vmxnet3");
+        assert_eq!(definition.disk_model, model, "{drivers:?}");
+        let arguments = definition.arguments(&files(), &[true, true]);
+        assert!(arguments.iter().any(|argument| argument.starts_with(device)), "{arguments:?}");
+        assert!(
+            arguments.iter().any(|argument| argument.starts_with("vmxnet3,netdev=net0")),
+            "{arguments:?}"
+        );
+        assert_eq!(definition.remarks, ["4 processors cannot be emulated on this host; it has 2"]);
+    }
+}
+
+#[test]
+fn what_cannot_be_kept_is_said() {
+    let definition = of(&["hv_storvsc", "hv_netvsc"], "hv_netvsc");
+    assert_eq!(definition.disk_model, DiskModel::Virtio);
+    assert_eq!(definition.cards[0].model, NetworkModel::E1000e);
+    assert!(
+        definition.remarks.iter().any(|remark| remark.contains("disk_model")),
+        "{:?}",
+        definition.remarks
+    );
+    assert!(definition.remarks.iter().any(|remark| remark.contains("hv_netvsc")), "{:?}", definition.remarks);
+
+    let mut uefi = inventory(&["nvme"], "e1000");
+    uefi.firmware = Firmware::Uefi;
+    let without = Host { uefi: None, ..host() };
+    let error = Definition::of(&request(uefi.clone()), &Overrides::default(), &without).unwrap_err();
+    assert!(error.contains("ovmf"), "{error}");
+    let definition = Definition::of(&request(uefi), &Overrides::default(), &host()).unwrap();
+    let said = definition.arguments(&files(), &[]).join(" ");
+    assert!(
+        said.contains("readonly=on,file=/code") && said.contains("/vm/job-1/uefi-variables.fd"),
+        "{said}"
+    );
+}
+
+#[test]
+fn tests_are_apart_and_operators_have_the_last_word() {
+    let overrides: Overrides = toml::from_str(
+        "processors = 1\nmemory_mib = 512\ncpu = \"Westmere\"\ndisk_model = \"sata\"\nnetwork_model = \"e1000\"\nnetworks = [\"user\"]",
+    )
+    .unwrap();
+    let mut request = request(inventory(&["virtio_blk"], "virtio_net"));
+    let definition = Definition::of(&request, &overrides, &host()).unwrap();
+    assert_eq!((definition.processors, definition.memory_mib, definition.cpu.as_str()), (1, 512, "Westmere"));
+    assert_eq!((definition.disk_model, definition.cards[0].model), (DiskModel::Sata, NetworkModel::E1000));
+    assert_eq!(definition.cards[0].network, "user");
+    assert!(definition.remarks.is_empty(), "{:?}", definition.remarks);
+    request.isolated = true;
+    let definition = Definition::of(&request, &overrides, &host()).unwrap();
+    let said = definition.arguments(&files(), &[]).join(" ");
+    assert!(said.contains("user,id=net0,restrict=on") && !said.contains("br0"), "{said}");
+
+    let error = toml::from_str::<Overrides>("memory_mib = 512\nprocesors = 1").unwrap_err().to_string();
+    assert!(error.contains("line 2") && error.contains("procesors"), "{error}");
+}

@@ -1,0 +1,485 @@
+//! Machines of recovery points in QEMU on this host.
+//!
+//! Owns processes, overlays and their folders; QEMU's own programs do the rest. A machine reads its disks from what the
+//! coordinator serves over NBD, and writes to overlays of its own, so it runs at once, whatever the size of its disks; behind its
+//! back the rest can be copied into the overlays ([`Machines::stream`]), and then it needs the coordinator no more.
+//! QEMU is a process of its own session and outlives the coordinator, which finds it again by the folder named after its owner;
+//! reads wait meanwhile. (Under systemd that takes `KillMode=process` in the coordinator's unit.)
+//!
+//! ```text
+//! FOLDER/OWNER/machine.json           what it is made of, and of which point; written last: without it there is no machine
+//! FOLDER/OWNER/disk0.qcow2 ...        what it has written, and what was copied
+//! FOLDER/OWNER/console.log, qemu.pid, uefi-variables.fd
+//! SOCKETS/vm-OWNER.qmp, .console      while it runs
+//! ```
+//! Limits: paths of sockets are short (about 100 bytes); what is asked of QEMU's programs takes [`TOOL_MAX`] at most.
+
+pub mod definition;
+pub mod qmp;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::{Output, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use holdfast_common::{durable, ids::PointId};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::{
+    process::Command,
+    time::{Instant, sleep, timeout},
+};
+
+use self::{
+    definition::{Accelerator, Definition, Files, Host, Overrides},
+    qmp::Qmp,
+};
+use super::{
+    machines::{MachineRequest, Machines, StartedMachine, Stop},
+    port::{BoxFuture, ComputeError, Task},
+};
+
+const QEMU: &str = "qemu-system-x86_64";
+const QEMU_IMG: &str = "qemu-img";
+/// Longest time for one of QEMU's programs to do what needs no copying.
+const TOOL_MAX: Duration = Duration::from_secs(60);
+/// Longest time from the start to the first block that the machine reads.
+const FIRST_READ_MAX: Duration = Duration::from_secs(60);
+/// Longest time to end after the power was taken away.
+const END_MAX: Duration = Duration::from_secs(10);
+/// Time between two looks.
+const LOOK: Duration = Duration::from_millis(20);
+/// Time between two looks at what takes long.
+const LOOK_SLOW: Duration = Duration::from_millis(200);
+/// Version of `machine.json`.
+const VERSION: u32 = 1;
+/// Longest path of a unix socket.
+const SOCKET_PATH_MAX: usize = 107;
+/// Where Debian and its kin install UEFI for guests: code, and variables to begin with.
+const UEFI: [(&str, &str); 3] = [
+    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+    ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
+    ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
+];
+
+/// Settings of machines.
+#[derive(Clone, Debug)]
+pub struct MachineSettings {
+    /// Folder of their overlays.
+    pub folder: PathBuf,
+    /// Folder of their sockets.
+    pub sockets: PathBuf,
+    /// Folder of operators' overrides.
+    pub overrides: PathBuf,
+    /// How their processors are run.
+    pub accelerator: Accelerator,
+    /// Network of those that are no tests: "user" or a bridge's name.
+    pub network: String,
+}
+
+/// QEMU on this host.
+#[derive(Debug)]
+pub struct QemuMachines {
+    settings: MachineSettings,
+}
+
+/// What stands in `machine.json`.
+#[derive(Debug, Serialize, Deserialize)]
+struct Made {
+    version: u32,
+    point: PointId,
+    definition: Definition,
+}
+
+impl QemuMachines {
+    /// Machines by these settings. Nothing is looked at yet.
+    #[must_use]
+    pub const fn new(settings: MachineSettings) -> Self {
+        Self { settings }
+    }
+
+    fn files(&self, owner: &str) -> Result<Files, ComputeError> {
+        let is_plain = |letter: char| letter.is_ascii_alphanumeric() || letter == '-';
+        if owner.is_empty() || !owner.chars().all(is_plain) {
+            return Err(invalid(format!("`{owner}` cannot name a machine")));
+        }
+        let socket = |kind: &str| self.settings.sockets.join(format!("vm-{owner}.{kind}"));
+        let files = Files {
+            folder: self.settings.folder.join(owner),
+            control: socket("qmp"),
+            console: socket("console"),
+        };
+        if files.console.as_os_str().len() > SOCKET_PATH_MAX {
+            return Err(invalid(format!(
+                "{} is too long for a socket's path; set `sockets` in the coordinator's settings to a shorter folder",
+                files.console.display()
+            )));
+        }
+        Ok(files)
+    }
+
+    fn host(&self) -> Host {
+        let kvm = match self.settings.accelerator {
+            Accelerator::Kvm => true,
+            Accelerator::Tcg => false,
+            Accelerator::Auto => has_kvm() && !is_virtual(),
+        };
+        let uefi =
+            UEFI.iter().find(|(code, variables)| Path::new(code).exists() && Path::new(variables).exists());
+        Host {
+            kvm,
+            processors: std::thread::available_parallelism()
+                .map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX)),
+            network: self.settings.network.clone(),
+            uefi: uefi.map(|(code, variables)| (PathBuf::from(code), PathBuf::from(variables))),
+        }
+    }
+
+    /// What the operator has set for a machine, by its name or else by its id.
+    fn overrides(&self, request: &MachineRequest) -> Result<Overrides, ComputeError> {
+        let by_name = (!request.name.contains('/')).then(|| request.name.clone());
+        for name in by_name.into_iter().chain([request.machine.to_string()]) {
+            let path = self.settings.overrides.join(format!("{name}.toml"));
+            let text = match fs::read_to_string(&path) {
+                Ok(text) => text,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(source) => return Err(ComputeError::Io { action: "read", path, source }),
+            };
+            return toml::from_str(&text)
+                .map_err(|error| invalid(format!("the hardware file {} is wrong: {error}", path.display())));
+        }
+        Ok(Overrides::default())
+    }
+
+    async fn ready(&self) -> Result<(), ComputeError> {
+        for program in [QEMU, QEMU_IMG] {
+            tool(program, &["--version"]).await?;
+        }
+        if self.settings.accelerator == Accelerator::Kvm && !has_kvm() {
+            return Err(invalid(
+                "KVM cannot be used on this host (/dev/kvm); set machine_accelerator to auto or tcg, or load its module".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    async fn make(&self, request: MachineRequest) -> Result<(), ComputeError> {
+        let files = self.files(&request.owner)?;
+        let (overrides, host) = (self.overrides(&request)?, self.host());
+        let definition = Definition::of(&request, &overrides, &host).map_err(invalid)?;
+        let known = read_made(&files)?;
+        let same = known.is_some_and(|known| {
+            known.point == request.point && known.definition.disks.len() == definition.disks.len()
+        });
+        if !same {
+            self.remove(&request.owner).await?;
+            let io = |action, path: &Path| {
+                let path = path.to_owned();
+                move |source| ComputeError::Io { action, path, source }
+            };
+            fs::create_dir_all(&files.folder).map_err(io("create", &files.folder))?;
+            for (number, disk) in definition.disks.iter().enumerate() {
+                let overlay = files.overlay(number).display().to_string();
+                let size = disk.size_bytes.to_string();
+                // Not opened now: the served disk is read when the machine starts.
+                let create =
+                    ["create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", &disk.served, &overlay, &size];
+                tool(QEMU_IMG, &create).await?;
+            }
+            if let Some((_, variables)) = host.uefi.filter(|_| definition.uefi_code.is_some()) {
+                let to = files.uefi_variables();
+                fs::copy(variables, &to).map_err(io("write", &to))?;
+            }
+        }
+        let made = Made { version: VERSION, point: request.point, definition };
+        let path = files.folder.join("machine.json");
+        serde_json::to_vec_pretty(&made)
+            .map_err(io::Error::other)
+            .and_then(|bytes| durable::replace(&path, &bytes, durable::MODE_PRIVATE))
+            .map_err(|source| ComputeError::Io { action: "write", path, source })
+    }
+
+    async fn run(&self, owner: String) -> Result<StartedMachine, ComputeError> {
+        let files = self.files(&owner)?;
+        let made =
+            read_made(&files)?.ok_or_else(|| invalid(format!("there is no machine of job {owner}")))?;
+        let definition = made.definition;
+        if process(&files).is_none() {
+            for stale in [&files.control, &files.console, &files.process_id()] {
+                let _none_is_fine = fs::remove_file(stale);
+            }
+            let mut backed = Vec::with_capacity(definition.disks.len());
+            for number in 0..definition.disks.len() {
+                backed.push(is_backed(&files.overlay(number)).await?);
+            }
+            let arguments = definition.arguments(&files, &backed);
+            tracing::info!(owner, arguments = arguments.join(" "), "a machine starts");
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            tool(QEMU, &arguments).await?;
+        }
+        self.first_read(&files).await?;
+        let accelerator = if definition.kvm { "KVM" } else { "TCG" };
+        let firmware = if definition.uefi_code.is_some() { "UEFI" } else { "BIOS" };
+        Ok(StartedMachine {
+            runs_as: format!(
+                "QEMU, {accelerator}, {firmware}, {} processors, {} MiB, disks on {}",
+                definition.processors,
+                definition.memory_mib,
+                serde_json::to_value(definition.disk_model).unwrap_or_default().as_str().unwrap_or("?")
+            ),
+            console: Some(files.console.clone()),
+            console_log: Some(files.console_log()),
+            remarks: definition.remarks,
+        })
+    }
+
+    /// Waits until the machine has read from one of its disks.
+    async fn first_read(&self, files: &Files) -> Result<(), ComputeError> {
+        let deadline = Instant::now() + FIRST_READ_MAX;
+        let mut qmp = None;
+        while Instant::now() < deadline {
+            if process(files).is_none() {
+                return Err(invalid(format!(
+                    "the machine ended before it read anything; its console is in {}",
+                    files.console_log().display()
+                )));
+            }
+            if qmp.is_none() {
+                qmp = Qmp::connect(&files.control).await.ok();
+            }
+            if let Some(qmp) = &mut qmp {
+                let statistics = qmp.execute("query-blockstats", json!({})).await.map_err(invalid)?;
+                let devices = statistics.as_array().map(Vec::as_slice).unwrap_or_default();
+                let read = |device: &Value| {
+                    let is_disk = device["node-name"].as_str().is_some_and(|name| name.starts_with("disk"));
+                    is_disk && device["stats"]["rd_operations"].as_u64() > Some(0)
+                };
+                if devices.iter().any(read) {
+                    return Ok(());
+                }
+            }
+            sleep(LOOK).await;
+        }
+        Err(invalid(format!(
+            "the machine runs and has read nothing from its disks for {} s; look at its console, or choose another disk_model in \
+             its hardware file",
+            FIRST_READ_MAX.as_secs()
+        )))
+    }
+
+    async fn end(&self, owner: String, how: Stop) -> Result<(), ComputeError> {
+        let files = self.files(&owner)?;
+        let Some(id) = process(&files) else { return Ok(()) };
+        let connected = Qmp::connect(&files.control).await;
+        if let (Stop::ShutDown { limit_ms }, Ok(mut qmp)) = (how, connected) {
+            let _asked = qmp.execute("system_powerdown", json!({})).await;
+            if ends(&files, Duration::from_millis(limit_ms)).await {
+                return Ok(());
+            }
+            tracing::warn!(owner, limit_ms, "the machine did not shut down; its power is taken away");
+        }
+        if let Ok(mut qmp) = Qmp::connect(&files.control).await {
+            // The connection may be lost before the answer comes.
+            let _asked = qmp.execute("quit", json!({})).await;
+            if ends(&files, END_MAX).await {
+                return Ok(());
+            }
+        }
+        if process(&files) == Some(id)
+            && let Some(id) = i32::try_from(id).ok().and_then(rustix::process::Pid::from_raw)
+        {
+            let _ended_just_now = rustix::process::kill_process(id, rustix::process::Signal::KILL);
+        }
+        if ends(&files, END_MAX).await {
+            return Ok(());
+        }
+        Err(invalid(format!("QEMU's process {id} does not end; look at it on this host")))
+    }
+
+    async fn copy(&self, owner: String, task: &Task) -> Result<(), ComputeError> {
+        let files = self.files(&owner)?;
+        let made =
+            read_made(&files)?.ok_or_else(|| invalid(format!("there is no machine of job {owner}")))?;
+        let connect = Qmp::connect(&files.control);
+        let mut qmp = connect
+            .await
+            .map_err(|error| invalid(format!("the machine does not run ({error}); start it first")))?;
+        task.set_total_bytes(made.definition.disks.iter().map(|disk| disk.size_bytes).sum());
+        for (number, disk) in made.definition.disks.iter().enumerate() {
+            if is_backed(&files.overlay(number)).await? {
+                copy_disk(&mut qmp, number, task).await?;
+            } else {
+                task.add_resumed_bytes(disk.size_bytes);
+            }
+        }
+        Ok(())
+    }
+
+    async fn remove(&self, owner: &str) -> Result<(), ComputeError> {
+        self.end(owner.to_owned(), Stop::PowerOff).await?;
+        let files = self.files(owner)?;
+        for socket in [&files.control, &files.console] {
+            let _none_is_fine = fs::remove_file(socket);
+        }
+        match fs::remove_dir_all(&files.folder) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(ComputeError::Io { action: "remove", path: files.folder, source })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Machines for QemuMachines {
+    fn ready(&self) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(Self::ready(self))
+    }
+
+    fn define(&self, request: MachineRequest) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(self.make(request))
+    }
+
+    fn start(&self, owner: String) -> BoxFuture<'_, Result<StartedMachine, ComputeError>> {
+        Box::pin(self.run(owner))
+    }
+
+    fn is_running(&self, owner: String) -> BoxFuture<'_, Result<bool, ComputeError>> {
+        Box::pin(async move { Ok(process(&self.files(&owner)?).is_some()) })
+    }
+
+    fn stop(&self, owner: String, how: Stop) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(self.end(owner, how))
+    }
+
+    fn stream(&self, owner: String, task: Arc<Task>) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(async move { self.copy(owner, &task).await })
+    }
+
+    fn destroy(&self, owner: String) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(async move { self.remove(&owner).await })
+    }
+}
+
+/// Copies what a disk's overlay does not have into it.
+async fn copy_disk(qmp: &mut Qmp, number: usize, task: &Task) -> Result<(), ComputeError> {
+    let job = format!("stream{number}");
+    let mut done = 0;
+    let mut begun = find_job(qmp, &job).await?.is_some();
+    loop {
+        if !begun {
+            let arguments = json!({"job-id": job, "device": format!("disk{number}"), "auto-dismiss": false});
+            qmp.execute("block-stream", arguments).await.map_err(invalid)?;
+            begun = true;
+        }
+        let Some(found) = find_job(qmp, &job).await? else { return Ok(()) };
+        let now = found["current-progress"].as_u64().unwrap_or(0);
+        task.add_done_bytes(now.saturating_sub(done));
+        done = done.max(now);
+        if found["status"] == "concluded" {
+            qmp.execute("job-dismiss", json!({"id": job})).await.map_err(invalid)?;
+            return match found["error"].as_str() {
+                _ if task.is_cancelled() => Err(ComputeError::Cancelled),
+                Some(error) => Err(invalid(format!(
+                    "the machine's disk {number} was not copied: {error}; see that its folder has room, and retry"
+                ))),
+                None => Ok(()),
+            };
+        }
+        if task.is_cancelled() {
+            let _may_have_ended = qmp.execute("job-cancel", json!({"id": job})).await;
+        }
+        sleep(LOOK_SLOW).await;
+    }
+}
+
+async fn find_job(qmp: &mut Qmp, job: &str) -> Result<Option<Value>, ComputeError> {
+    let jobs = qmp.execute("query-jobs", json!({})).await.map_err(invalid)?;
+    Ok(jobs.as_array().and_then(|jobs| jobs.iter().find(|found| found["id"] == job)).cloned())
+}
+
+const fn invalid(detail: String) -> ComputeError {
+    ComputeError::Invalid { detail }
+}
+
+fn read_made(files: &Files) -> Result<Option<Made>, ComputeError> {
+    let path = files.folder.join("machine.json");
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(ComputeError::Io { action: "read", path, source }),
+    };
+    let made: Made = serde_json::from_slice(&bytes)
+        .map_err(|error| invalid(format!("{} cannot be used: {error}", path.display())))?;
+    if made.version > VERSION {
+        return Err(invalid(format!("{} is of a newer version of this program", path.display())));
+    }
+    Ok(Some(made))
+}
+
+/// The process of a machine, if it runs: the one that has the file of its id among its arguments.
+fn process(files: &Files) -> Option<u32> {
+    let path = files.process_id();
+    let id: u32 = fs::read_to_string(&path).ok()?.trim().parse().ok()?;
+    let arguments = fs::read(format!("/proc/{id}/cmdline")).ok()?;
+    let path = path.display().to_string();
+    arguments.split(|byte| *byte == 0).any(|argument| argument == path.as_bytes()).then_some(id)
+}
+
+/// Whether the machine ends within this time.
+async fn ends(files: &Files, limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
+    while process(files).is_some() {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        sleep(LOOK).await;
+    }
+    true
+}
+
+/// Whether an overlay still needs what is below it.
+async fn is_backed(overlay: &Path) -> Result<bool, ComputeError> {
+    let path = overlay.display().to_string();
+    let output = tool(QEMU_IMG, &["info", "-U", "--output=json", &path]).await?;
+    let info: Value = serde_json::from_slice(&output.stdout)
+        .map_err(|error| invalid(format!("what qemu-img says of {path} is no JSON: {error}")))?;
+    Ok(info.get("backing-filename").is_some())
+}
+
+/// Runs one of QEMU's programs to its end.
+async fn tool(program: &str, arguments: &[&str]) -> Result<Output, ComputeError> {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // Signals to the coordinator's group (Ctrl-C) are not for machines.
+    command.process_group(0).kill_on_drop(true);
+    let started = command.spawn().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => invalid(format!(
+            "{program} is not installed on the coordinator's host (Debian: apt-get install qemu-system-x86 qemu-utils \
+             qemu-block-extra)"
+        )),
+        _ => ComputeError::Io { action: "start", path: program.into(), source: error },
+    })?;
+    let ended = timeout(TOOL_MAX, started.wait_with_output()).await;
+    let output = ended
+        .map_err(|_| invalid(format!("{program} did not end within {} s", TOOL_MAX.as_secs())))?
+        .map_err(|source| ComputeError::Io { action: "wait for", path: program.into(), source })?;
+    if output.status.success() {
+        return Ok(output);
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).collect();
+    Err(invalid(format!("{program} failed ({}): {}", output.status, said.join("; "))))
+}
+
+fn has_kvm() -> bool {
+    fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok()
+}
+
+/// Whether this host is a virtual machine itself.
+fn is_virtual() -> bool {
+    fs::read_to_string("/proc/cpuinfo")
+        .is_ok_and(|text| text.lines().any(|line| line.starts_with("flags") && line.contains(" hypervisor")))
+}
