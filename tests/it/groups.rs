@@ -3,6 +3,7 @@
 //! Two machines count by turns, each write telling the other: a group point in which the counters are more than one apart
 //! has an effect without its cause.
 
+mod killed;
 mod ping_pong;
 
 use std::{
@@ -130,6 +131,10 @@ fn group_points_of_two_machines_keep_cause_and_effect_together() -> Result<()> {
     ensure!(before["spread_us"].as_u64().is_some_and(|spread| spread > 0), "{before}");
     check_for(&site, &[&one, &other], &writer, Duration::from_secs(seconds() / 2), POINTS_MIN / 2)?;
 
+    let status = |site: &Site| -> Result<Value> { Ok(site.cli(&["status"])?["groups"][0].clone()) };
+    site.cli(&["group", "set", "pair", "--lag", "4s,1h"])?;
+    wait_for("a group that is well", PATIENCE, || Ok((status(&site)?["health"] == "healthy").then_some(())))?;
+
     // A machine that is not there voids group cuts only: the other's own points go on, the last common point stays.
     other.agent.kill()?;
     let refused = site.cli(&["group", "point", "create", "pair"]);
@@ -139,6 +144,14 @@ fn group_points_of_two_machines_keep_cause_and_effect_together() -> Result<()> {
     site.wait_for_new_point(&one.machine, PATIENCE)?;
     site.wait_for_new_point(&one.machine, PATIENCE)?;
     assert_eq!(group_points(&site)?.len(), points, "no group point without one of its machines");
+    let late = wait_for("a group whose newest point is old", PATIENCE, || {
+        let status = status(&site)?;
+        let is_away = status["findings"].to_string().contains("not connected");
+        Ok((status["health"] == "warning" && is_away).then_some(status))
+    })?;
+    ensure!(late["lag_ms"].as_u64() > Some(4000), "{late}");
+    let shown = site.cli(&["group", "show", "pair"])?;
+    ensure!(shown["lag"]["warning_ms"] == 4000 && shown["status"]["health"] == "warning", "{shown}");
     other.agent.start()?;
     site.wait_until_connected(PATIENCE)?;
 

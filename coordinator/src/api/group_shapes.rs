@@ -4,6 +4,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::registry::{
+    health::{Finding, Level},
+    thresholds::Ages,
+};
+
 /// Makes a group, has machines join or leave, or changes how it is cut.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -20,6 +25,8 @@ pub struct GroupRequest {
     pub wait_ms_max: Option<u64>,
     /// Time between app-consistent group cuts; zero means none by themselves.
     pub application_interval_ms: Option<u64>,
+    /// Ages of its newest point that are worth a warning, and critical; zeroes: by its interval.
+    pub lag: Option<Ages>,
 }
 
 /// A group.
@@ -35,6 +42,12 @@ pub struct GroupShape {
     pub wait_ms_max: u64,
     /// Time between app-consistent group cuts; zero means none by themselves.
     pub application_interval_ms: u64,
+    /// Ages of its newest point that are worth a warning, and critical, if they were set.
+    #[serde(default)]
+    pub lag: Option<Ages>,
+    /// How it is doing.
+    #[serde(default)]
+    pub status: GroupStatusShape,
     /// Its machines.
     pub members: Vec<GroupMemberShape>,
     /// Its newest group point.
@@ -47,6 +60,21 @@ pub struct GroupShape {
     pub voided_cuts: u64,
     /// The last void ones, newest first.
     pub last_voided: Vec<VoidedGroupCutShape>,
+}
+
+/// How a group is doing.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct GroupStatusShape {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// The worst of its findings.
+    pub health: Level,
+    /// What is wrong with it as a group; its machines have their own.
+    pub findings: Vec<Finding>,
+    /// Age of its newest point: what a failover of the whole group to one instant would lose.
+    pub lag_ms: Option<u64>,
 }
 
 /// A machine of a group.

@@ -9,14 +9,14 @@ use axum::{
     extract::{Path, Query, State},
     http::StatusCode,
 };
-use holdfast_common::{frame::Consistency, ids::MachineId};
+use holdfast_common::{clock::Timestamp, frame::Consistency, ids::MachineId};
 use serde::Deserialize;
 
 use super::{
     ApiError, ApiState, Who,
     group_shapes::{
         GroupMemberShape, GroupPointMemberShape, GroupPointRequest, GroupPointShape, GroupPointsShape,
-        GroupRequest, GroupShape, VoidedGroupCutShape,
+        GroupRequest, GroupShape, GroupStatusShape, VoidedGroupCutShape,
     },
     views,
 };
@@ -27,8 +27,11 @@ use crate::{
         cut::Outcome,
         points::{GroupPoint, assemble},
     },
+    registry::health::{GroupFacts, group_findings, worst},
 };
 
+/// The same for a look at how old it is: where group cuts are as frequent as the machines' own, it is among these.
+const FEW: u32 = 20;
 /// Points of each member that are looked through for a group's newest.
 const RECENT: u32 = 200;
 /// Voided group cuts shown with a group, and with its points.
@@ -182,6 +185,7 @@ async fn shape(state: &ApiState, group: &GroupStatus) -> Result<GroupShape, ApiE
     let application = points.iter().find(|point| point.consistency == Consistency::App);
     let figures = state.group_cuts.figures(group.record.id);
     let voided = state.catalog.voided_group_cuts(group.record.id, VOIDED_SHOWN).await?;
+    let status = status_of(state, group, points.first().map(|point| point.at), voided.first());
     let member = |machine: &MachineId| GroupMemberShape {
         machine: machine.to_string(),
         name: name_of(state, *machine),
@@ -193,6 +197,8 @@ async fn shape(state: &ApiState, group: &GroupStatus) -> Result<GroupShape, ApiE
         interval_ms: group.record.interval_ms,
         wait_ms_max: group.record.wait_ms_max,
         application_interval_ms: group.record.application_interval_ms,
+        lag: group.lag(),
+        status,
         members: group.members.iter().map(member).collect(),
         newest,
         newest_application: application.map(|point| point_shape(state, point)),
@@ -200,6 +206,58 @@ async fn shape(state: &ApiState, group: &GroupStatus) -> Result<GroupShape, ApiE
         voided_cuts: figures.voided,
         last_voided: voided.iter().map(|cut| voided_shape(state, cut)).collect(),
     })
+}
+
+/// How all groups are doing, by name.
+pub(super) async fn statuses(state: &ApiState) -> Result<Vec<GroupStatusShape>, ApiError> {
+    let mut statuses = Vec::new();
+    for group in state.groups.all() {
+        let newest = newest_at(state, &group).await?;
+        let voided = state.catalog.voided_group_cuts(group.record.id, 1).await?;
+        statuses.push(status_of(state, &group, newest, voided.first()));
+    }
+    Ok(statuses)
+}
+
+/// When the newest point of a group was cut. Its machines may have made many points of their own since.
+async fn newest_at(state: &ApiState, group: &GroupStatus) -> Result<Option<Timestamp>, ApiError> {
+    for limit in [FEW, RECENT, ROWS_MAX] {
+        let (points, _) = group_points(state, group, limit).await?;
+        if let Some(newest) = points.first() {
+            return Ok(Some(newest.at));
+        }
+    }
+    Ok(None)
+}
+
+fn status_of(
+    state: &ApiState,
+    group: &GroupStatus,
+    newest: Option<Timestamp>,
+    void: Option<&VoidedGroupCutRecord>,
+) -> GroupStatusShape {
+    let now = state.clock.wall();
+    let since = |at: Timestamp| Duration::from_micros(u64::try_from(now.0.saturating_sub(at.0)).unwrap_or(0));
+    let away = group.members.iter().filter(|machine| !state.links.is_heard(**machine));
+    let facts = GroupFacts {
+        machines: group.members.len(),
+        away: away.map(|machine| name_of(state, *machine)).collect(),
+        point_age: newest.map(since),
+        exists_for: since(group.record.created_at),
+        interval: group.interval(),
+        lag: group.lag(),
+        void_because: void
+            .filter(|void| newest.is_none_or(|at| void.at > at))
+            .map(|void| void.reason.clone()),
+    };
+    let findings = group_findings(&facts);
+    GroupStatusShape {
+        id: group.record.id.to_string(),
+        name: group.record.name.clone(),
+        health: worst(&findings),
+        findings,
+        lag_ms: facts.point_age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+    }
 }
 
 fn point_shape(state: &ApiState, point: &GroupPoint) -> GroupPointShape {
@@ -245,6 +303,7 @@ const fn rules(body: &GroupRequest) -> GroupRules {
         interval_ms: body.interval_ms,
         wait_ms_max: body.wait_ms_max,
         application_interval_ms: body.application_interval_ms,
+        lag: body.lag,
     }
 }
 

@@ -203,6 +203,9 @@ pub struct StatusShape {
     pub space: Option<SpaceShape>,
     /// The machines.
     pub machines: Vec<MachineStatusShape>,
+    /// The groups.
+    #[serde(default)]
+    pub groups: Vec<super::group_shapes::GroupStatusShape>,
 }
 
 /// Space of the data folder.

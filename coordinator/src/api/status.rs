@@ -39,8 +39,10 @@ pub(super) async fn status(State(state): State<ApiState>) -> Result<Json<StatusS
     for machine in state.registry.machines() {
         machines.push(machine_status(&state, &machine).await?);
     }
+    let groups = super::groups::statuses(&state).await?;
     let findings = own_findings(&state);
-    let health = machines.iter().map(|machine| machine.health).fold(worst(&findings), Ord::max);
+    let all = machines.iter().map(|machine| machine.health).chain(groups.iter().map(|group| group.health));
+    let health = all.fold(worst(&findings), Ord::max);
     Ok(Json(StatusShape {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: views::time(state.started_at),
@@ -52,6 +54,7 @@ pub(super) async fn status(State(state): State<ApiState>) -> Result<Json<StatusS
             .space()
             .map(|space| SpaceShape { free_bytes: space.free_bytes, total_bytes: space.total_bytes }),
         machines,
+        groups,
     }))
 }
 

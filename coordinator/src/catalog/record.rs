@@ -345,6 +345,10 @@ pub struct GroupRecord {
     pub wait_ms_max: u64,
     /// Time between app-consistent group cuts; zero means none by themselves.
     pub application_interval_ms: u64,
+    /// Age of its newest point that is worth a warning; zero if that goes by its interval.
+    pub lag_warning_ms: u64,
+    /// The same for what is critical.
+    pub lag_critical_ms: u64,
     /// When it was made.
     pub created_at: Timestamp,
 }

@@ -251,6 +251,8 @@ fn group(name: &str, number: u8) -> GroupRecord {
         interval_ms: 10_000,
         wait_ms_max: 500,
         application_interval_ms: 0,
+        lag_warning_ms: 30_000,
+        lag_critical_ms: 60_000 * u64::from(number),
         created_at: Timestamp(7),
     }
 }

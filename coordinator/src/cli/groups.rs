@@ -5,8 +5,11 @@
 use std::{fmt::Write as _, time::Duration};
 
 use clap::{Args, Subcommand};
-use holdfast_coordinator::api::group_shapes::{
-    GroupPointRequest, GroupPointShape, GroupPointsShape, GroupRequest, GroupShape, VoidedGroupCutShape,
+use holdfast_coordinator::{
+    api::group_shapes::{
+        GroupPointRequest, GroupPointShape, GroupPointsShape, GroupRequest, GroupShape, VoidedGroupCutShape,
+    },
+    registry::thresholds::Ages,
 };
 
 use crate::{
@@ -14,6 +17,7 @@ use crate::{
     duration::{self, parse_duration},
     output::{Failure, Output},
     tables,
+    thresholds::{Set, parse_ages},
 };
 
 #[derive(Debug, Subcommand)]
@@ -108,6 +112,9 @@ pub(crate) struct Rules {
     /// Time between app-consistent group points (1m to 24h; 0s means none by themselves)
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     app_consistent_interval: Option<Duration>,
+    /// Ages of the newest group point that are worth a warning, and critical ("1m,5m"; "default": 3 and 10 intervals and 5s)
+    #[arg(long, value_name = "AGE,AGE", value_parser = parse_ages)]
+    lag: Option<Set>,
 }
 
 pub(crate) async fn run(client: &Client, output: Output, command: GroupCommand) -> Result<(), Failure> {
@@ -205,7 +212,16 @@ fn one(group: &GroupShape) -> String {
         let interval = duration::show(Duration::from_millis(group.application_interval_ms));
         let _infallible = write!(text, ", app-consistent every {interval}");
     }
+    if let Some(lag) = group.lag {
+        let show = |age| duration::show(Duration::from_millis(age));
+        let _infallible =
+            write!(text, "; late from {}, critical from {}", show(lag.warning_ms), show(lag.critical_ms));
+    }
     text.push('\n');
+    for finding in &group.status.findings {
+        let _infallible =
+            writeln!(text, "  {}: {}; {}", tables::level(finding.level), finding.reason, finding.advice);
+    }
     let member = |member: &holdfast_coordinator::api::group_shapes::GroupMemberShape| {
         let state = if member.connected { "" } else { " (not connected)" };
         format!("{}{state}", member.name)
@@ -269,6 +285,7 @@ impl Rules {
             interval_ms: self.interval.map(millis),
             wait_ms_max: self.wait.map(millis),
             application_interval_ms: self.app_consistent_interval.map(millis),
+            lag: self.lag.map(|Set(lag)| lag.unwrap_or(Ages { warning_ms: 0, critical_ms: 0 })),
             ..GroupRequest::default()
         }
     }

@@ -52,7 +52,7 @@ pub(crate) fn table(header: &[&str]) -> Table {
     table
 }
 
-const fn level(level: Level) -> &'static str {
+pub(crate) const fn level(level: Level) -> &'static str {
     match level {
         Level::Healthy => "healthy",
         Level::Warning => "WARNING",
@@ -212,7 +212,21 @@ pub(crate) fn status(status: &StatusShape) -> String {
         text.push_str(&rows.to_string());
         text.push_str("\n\n");
     }
+    for group in &status.groups {
+        let lag = group.lag_ms.map(|lag| duration::show(Duration::from_millis(lag)));
+        let lag = lag.map_or_else(
+            || "no point of all machines yet".to_owned(),
+            |lag| format!("newest point of all machines {lag} old"),
+        );
+        let _infallible = writeln!(text, "Group {}: {}, {lag}", group.name, level(group.health));
+    }
+    if !status.groups.is_empty() {
+        text.push('\n');
+    }
     findings(&mut text, "coordinator", &status.findings);
+    for group in &status.groups {
+        findings(&mut text, &format!("group {}", group.name), &group.findings);
+    }
     for machine in &status.machines {
         findings(&mut text, &machine.name, &machine.findings);
         for disk in &machine.disks {

@@ -15,7 +15,7 @@ use crate::{
 
 /// A new value of an option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Set(Option<Ages>);
+pub(crate) struct Set(pub(crate) Option<Ages>);
 
 /// Reads "30s,5m" or "default".
 pub(crate) fn parse_ages(text: &str) -> Result<Set, String> {

@@ -23,9 +23,12 @@ use holdfast_common::{
 use thiserror::Error;
 use tokio::sync::watch;
 
-use crate::catalog::{
-    Catalog, CatalogError, Change,
-    record::{AuditRecord, GroupMemberRecord, GroupRecord},
+use crate::{
+    catalog::{
+        Catalog, CatalogError, Change,
+        record::{AuditRecord, GroupMemberRecord, GroupRecord},
+    },
+    registry::thresholds::{Ages, Thresholds},
 };
 
 /// Most groups.
@@ -74,6 +77,8 @@ pub struct GroupRules {
     pub wait_ms_max: Option<u64>,
     /// Time between app-consistent group cuts, in milliseconds; zero means none by themselves.
     pub application_interval_ms: Option<u64>,
+    /// Ages of its newest point that are worth a warning, and critical; zeroes: by its interval.
+    pub lag: Option<Ages>,
 }
 
 /// Why it was not done. The texts say what to do.
@@ -333,6 +338,12 @@ impl GroupStatus {
         Duration::from_millis(self.record.interval_ms)
     }
 
+    /// Ages of its newest point that are worth a warning, and critical, if they were set.
+    #[must_use]
+    pub fn lag(&self) -> Option<Ages> {
+        lag_of(&self.record)
+    }
+
     /// Longest time that a held member waits for the mark.
     #[must_use]
     pub const fn wait(&self) -> Duration {
@@ -346,6 +357,8 @@ impl GroupRules {
             interval_ms: self.interval_ms.unwrap_or(record.interval_ms),
             wait_ms_max: self.wait_ms_max.unwrap_or(record.wait_ms_max),
             application_interval_ms: self.application_interval_ms.unwrap_or(record.application_interval_ms),
+            lag_warning_ms: self.lag.map_or(record.lag_warning_ms, |lag| lag.warning_ms),
+            lag_critical_ms: self.lag.map_or(record.lag_critical_ms, |lag| lag.critical_ms),
             ..record
         };
         let out_of_range = |what, low, high, unit| {
@@ -362,8 +375,15 @@ impl GroupRules {
             let what = "the interval of app-consistent points (0 for none)";
             return out_of_range(what, APPLICATION_INTERVAL_MS_MIN, INTERVAL_MS_MAX, "ms");
         }
+        let lag = Thresholds { lag: lag_of(&record), ..Thresholds::default() };
+        lag.check().map_err(|error| GroupError::Setting(error.to_string()))?;
         Ok(record)
     }
+}
+
+fn lag_of(record: &GroupRecord) -> Option<Ages> {
+    let lag = Ages { warning_ms: record.lag_warning_ms, critical_ms: record.lag_critical_ms };
+    Some(lag).filter(|lag| *lag != Ages { warning_ms: 0, critical_ms: 0 })
 }
 
 /// A group for which nothing was said but its name.
@@ -375,6 +395,8 @@ pub fn default_group(id: GroupId, name: String, created_at: Timestamp) -> GroupR
         interval_ms: CUT_INTERVAL_MS_DEFAULT,
         wait_ms_max: GROUP_WAIT_MS_DEFAULT,
         application_interval_ms: 0,
+        lag_warning_ms: 0,
+        lag_critical_ms: 0,
         created_at,
     }
 }

@@ -150,6 +150,13 @@ impl LiveLinks {
         Some(gauge())
     }
 
+    /// Whether a machine has a session, and something was heard of it a moment ago.
+    #[must_use]
+    pub fn is_heard(&self, machine: MachineId) -> bool {
+        let ear = self.table().live.get(&machine).map(|live| Arc::clone(&live.ear));
+        ear.is_some_and(|ear| !ear.is_silent())
+    }
+
     /// Figures of all links that are up, by machine.
     #[must_use]
     pub fn all(&self) -> Vec<LinkFigures> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use holdfast_common::wire::DiskHealth;
 use serde::{Deserialize, Serialize};
 
-use super::thresholds::Thresholds;
+use super::thresholds::{Ages, Thresholds};
 
 /// A disk that is silent for longer is worth a warning, in reports' own rhythm of a few seconds.
 const SILENT: Duration = Duration::from_secs(60);
@@ -16,10 +16,11 @@ const SILENT: Duration = Duration::from_secs(60);
 const GAP_FRESH: Duration = Duration::from_hours(1);
 
 /// How well something is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
     /// All is well.
+    #[default]
     Healthy,
     /// Protection goes on, but somebody should look.
     Warning,
@@ -93,6 +94,25 @@ pub struct FailedOver {
     pub advice: String,
     /// How long ago its source was told that it is fenced.
     pub told: Option<Duration>,
+}
+
+/// What the health of a group is judged by.
+#[derive(Clone, Debug, Default)]
+pub struct GroupFacts {
+    /// Its machines.
+    pub machines: usize,
+    /// Those that are not connected, by name.
+    pub away: Vec<String>,
+    /// Age of its newest point.
+    pub point_age: Option<Duration>,
+    /// Since when there is the group.
+    pub exists_for: Duration,
+    /// Time between its cuts.
+    pub interval: Duration,
+    /// Ages that are worth a warning and critical; by its interval if none are set.
+    pub lag: Option<Ages>,
+    /// Why the last cut was void, if it was.
+    pub void_because: Option<String>,
 }
 
 /// What is wrong with a disk.
@@ -233,6 +253,30 @@ fn app(facts: &MachineFacts) -> Option<Finding> {
             older(age, ages.pair(), reason, advice)
         }
     }
+}
+
+/// What is wrong with a group of machines.
+#[must_use]
+pub fn group_findings(facts: &GroupFacts) -> Vec<Finding> {
+    if facts.machines == 0 {
+        return Vec::new();
+    }
+    let lag = Thresholds { lag: facts.lag, ..Thresholds::default() };
+    let ages = lag.lag(facts.interval);
+    let advice = if facts.away.is_empty() {
+        match &facts.void_because {
+            Some(reason) => format!("the last group cut was void: {reason}"),
+            None => "look at the group's machines in `holdfast status`".to_owned(),
+        }
+    } else {
+        let away = facts.away.join(", ");
+        format!("{away} are not connected: start their agents, or take them out with `holdfast group remove`")
+    };
+    let (age, reason) = match facts.point_age {
+        Some(age) => (age, format!("the newest point of the whole group is {} s old", age.as_secs())),
+        None => (facts.exists_for, "there is no point of the whole group yet".to_owned()),
+    };
+    older(age, ages, reason, &advice).into_iter().collect()
 }
 
 /// A point is expected every interval plus the time to send it.

@@ -16,10 +16,11 @@ use super::{
 
 pub(super) fn put(group: &GroupRecord) -> Statement<'_> {
     sqlx::query(
-        "INSERT INTO groups (id, name, interval_ms, wait_ms_max, application_interval_ms, created_at) \
-         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (id) DO UPDATE SET name = excluded.name, \
+        "INSERT INTO groups (id, name, interval_ms, wait_ms_max, application_interval_ms, created_at, lag_warning_ms, \
+         lag_critical_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (id) DO UPDATE SET name = excluded.name, \
          interval_ms = excluded.interval_ms, wait_ms_max = excluded.wait_ms_max, \
-         application_interval_ms = excluded.application_interval_ms",
+         application_interval_ms = excluded.application_interval_ms, lag_warning_ms = excluded.lag_warning_ms, \
+         lag_critical_ms = excluded.lag_critical_ms",
     )
     .bind(group.id.into_bytes().to_vec())
     .bind(group.name.as_str())
@@ -27,6 +28,8 @@ pub(super) fn put(group: &GroupRecord) -> Statement<'_> {
     .bind(signed(group.wait_ms_max))
     .bind(signed(group.application_interval_ms))
     .bind(group.created_at.0)
+    .bind(signed(group.lag_warning_ms))
+    .bind(signed(group.lag_critical_ms))
 }
 
 pub(super) fn remove(group: GroupId) -> Statement<'static> {
@@ -82,6 +85,8 @@ pub(super) async fn groups(pool: &SqlitePool) -> Result<Vec<GroupRecord>, Catalo
             interval_ms: number(row, "interval_ms")?,
             wait_ms_max: number(row, "wait_ms_max")?,
             application_interval_ms: number(row, "application_interval_ms")?,
+            lag_warning_ms: number(row, "lag_warning_ms")?,
+            lag_critical_ms: number(row, "lag_critical_ms")?,
             created_at: time(row, "created_at")?,
         })
     };

@@ -99,6 +99,7 @@ fn migrations() -> Migrator {
     let operators = include_str!("../../../migrations/0005_operators.sql");
     let lifecycles = include_str!("../../../migrations/0006_lifecycles.sql");
     let witness = include_str!("../../../migrations/0007_witness.sql");
+    let group_lag = include_str!("../../../migrations/0008_group_lag.sql");
     let all = [
         (1, "first", first),
         (2, "retention tiers", tiers),
@@ -107,6 +108,7 @@ fn migrations() -> Migrator {
         (5, "operators", operators),
         (6, "lifecycles", lifecycles),
         (7, "witness", witness),
+        (8, "group lag", group_lag),
     ];
     let all = all.map(|(version, name, sql)| {
         Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, sql.into_sql_str(), false)
