@@ -4,6 +4,7 @@ use std::{
     fs,
     path::Path,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering::SeqCst},
     time::Duration,
 };
 
@@ -11,6 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use holdfast_tests::{
     file_system::{Kind, MountPoint, MountedDisk, run},
     loop_device::{self, LoopDevice},
+    protected::Protected,
     site::Site,
 };
 
@@ -63,6 +65,40 @@ fn ext4_points_pass_e2fsck() -> Result<()> {
 #[test]
 fn xfs_points_pass_xfs_repair() -> Result<()> {
     points_are_clean(Kind::Xfs)
+}
+
+/// A flush that has nothing to write reaches a frozen disk, and the kernel counts it among the writes. Databases make many.
+#[test]
+fn who_flushes_a_clean_file_does_not_void_cuts() -> Result<()> {
+    if let Some(reason) = loop_device::unavailable() {
+        eprintln!("skipped: {reason}");
+        return Ok(());
+    }
+    let disk = MountedDisk::create(Kind::Ext4, 64 << 20)?;
+    let protected = Protected::start(&[disk.device.path()])?;
+    let path = disk.folder().join("clean");
+    fs::write(&path, b"written once")?;
+    protected.wait_for_points(1)?;
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| -> Result<()> {
+        let flusher = scope.spawn(|| -> Result<u64> {
+            let (file, mut flushes) = (fs::File::open(&path)?, 0);
+            while !stop.load(SeqCst) {
+                file.sync_all()?;
+                flushes += 1;
+            }
+            Ok(flushes)
+        });
+        let made = protected.points()?.len();
+        let waited = protected.wait_for_points(made + 6);
+        stop.store(true, SeqCst);
+        let flushes = flusher.join().map_err(|_| anyhow::anyhow!("the flusher panicked"))??;
+        ensure!(waited.is_ok() && flushes > 1000, "{flushes} flushes; {waited:?}");
+        Ok(())
+    })?;
+    let voided = protected.site.cli(&["points", &protected.machine])?["voided_cuts"].clone();
+    ensure!(voided == serde_json::json!([]), "{voided}");
+    Ok(())
 }
 
 fn points_are_clean(kind: Kind) -> Result<()> {

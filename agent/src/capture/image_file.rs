@@ -185,7 +185,7 @@ impl ChangeSource for ImageFile {
 
     fn counters(&mut self) -> Result<WriteCounters, CaptureError> {
         self.look()?;
-        Ok(WriteCounters { requests: self.changes, sectors: 0, in_flight: 0 })
+        Ok(WriteCounters { sectors: self.changes, in_flight: 0 })
     }
 
     fn guard(&mut self) -> Result<(), CaptureError> {

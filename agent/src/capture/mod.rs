@@ -57,9 +57,8 @@ pub struct Taken {
 /// Counters of the disk's writes, from the kernel's own statistics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WriteCounters {
-    /// Mutating requests completed (writes and discards).
-    pub requests: u64,
-    /// Sectors of 512 bytes in them.
+    /// Sectors of 512 bytes in completed mutating requests (writes and discards). Requests are not counted: a flush without
+    /// data counts as one, and changes nothing.
     pub sectors: u64,
     /// Requests in flight now, reads included.
     pub in_flight: u64,

@@ -33,9 +33,7 @@ impl Watch {
     /// Whether no write completed between the looks, and none was under way at the first.
     #[must_use]
     pub const fn unchanged(&self) -> bool {
-        self.before.requests == self.after.requests
-            && self.before.sectors == self.after.sectors
-            && !in_flight(self.taken, self.before)
+        self.before.sectors == self.after.sectors && !in_flight(self.taken, self.before)
     }
 
     /// Whether no write completed and none was under way between the looks. If only requests in flight at the last look
@@ -74,7 +72,7 @@ mod tests {
     use crate::capture::{Taken, WriteCounters};
 
     fn watch(before: (u64, u64), in_flight: u64, after: (u64, u64)) -> Watch {
-        let counters = |(requests, in_flight)| WriteCounters { requests, sectors: requests * 8, in_flight };
+        let counters = |(sectors, in_flight)| WriteCounters { sectors, in_flight };
         let taken = Taken { blocks: BlockCount(0), in_flight: BlockCount(in_flight) };
         Watch { before: counters(before), taken, after: counters(after) }
     }

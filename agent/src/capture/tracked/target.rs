@@ -40,7 +40,6 @@ pub(super) enum Kind {
 /// The kernel's counts for the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Statistics {
-    pub(super) requests: u64,
     pub(super) sectors: u64,
     pub(super) in_flight: u64,
 }
@@ -127,8 +126,8 @@ impl Target {
 
     /// For the caller of capture.
     pub(super) fn counters(&self) -> Result<WriteCounters, CaptureError> {
-        let Statistics { requests, sectors, in_flight } = self.statistics()?;
-        Ok(WriteCounters { requests, sectors, in_flight })
+        let Statistics { sectors, in_flight } = self.statistics()?;
+        Ok(WriteCounters { sectors, in_flight })
     }
 
     /// Size now, in sectors; zero if the device is gone, or only still there because we have it open.
@@ -173,16 +172,12 @@ impl Target {
     }
 }
 
-/// Fields of `stat`, counted from zero: 4 write requests, 6 write sectors, 8 in flight, 11 discards, 13 discard sectors.
+/// Fields of `stat`, counted from zero: 6 write sectors, 8 in flight, 13 discard sectors.
 fn parse_statistics(text: &str) -> Option<Statistics> {
     let fields: Vec<u64> = text.split_ascii_whitespace().map_while(|field| field.parse().ok()).collect();
     let field = |at: usize| fields.get(at).copied();
     // Kernels before 4.18 had no discards; they have no programs such as ours either.
-    Some(Statistics {
-        requests: field(4)?.wrapping_add(field(11).unwrap_or(0)),
-        sectors: field(6)?.wrapping_add(field(13).unwrap_or(0)),
-        in_flight: field(8)?,
-    })
+    Some(Statistics { sectors: field(6)?.wrapping_add(field(13).unwrap_or(0)), in_flight: field(8)? })
 }
 
 /// The switch of a loop device that was not set when we came.

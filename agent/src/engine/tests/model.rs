@@ -443,7 +443,7 @@ impl ChangeSource for ModelSource {
         model.live();
         let disk = &model.disks[self.disk];
         let in_flight = disk.in_flight.len() as u64;
-        Ok(WriteCounters { requests: disk.requests, sectors: disk.requests * 8, in_flight })
+        Ok(WriteCounters { sectors: disk.requests * 8, in_flight })
     }
 
     fn guard(&mut self) -> Result<(), CaptureError> {
