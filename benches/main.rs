@@ -1,5 +1,6 @@
 //! Holdfast's benches: every figure as a ratio to a limit measured in the same run.
 
+mod applications;
 mod groups;
 mod index;
 mod lifecycle;
@@ -78,6 +79,7 @@ const BENCHES: &[(&str, Bench)] = &[
     ("memory", protection::memory),
     ("hold", protection::hold),
     ("group", groups::group),
+    ("applications", applications::applications),
     ("nbd", nbd::nbd),
     ("tracking", tracking::tracking),
     ("reclaim", reclaim::reclaim),

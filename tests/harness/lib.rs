@@ -10,6 +10,8 @@ pub mod network;
 pub mod site;
 // A machine with protected disks.
 pub mod protected;
+// A PostgreSQL server and its load.
+pub mod postgres;
 // Writers under whose load points are made.
 pub mod load;
 // A disk in memory behind the view contract.

@@ -441,6 +441,14 @@ impl Agent {
         self.process.take().map_or(Ok(()), |mut process| process.stop())
     }
 
+    /// Ends the tracking that a stopped agent has left on; of every agent of this machine that does not run.
+    ///
+    /// # Errors
+    /// The command fails.
+    pub fn forget(&self) -> Result<()> {
+        run(self.command().args(["forget", "--all"])).map(drop)
+    }
+
     /// Process id, 0 if it does not run.
     #[must_use]
     pub fn process_id(&self) -> u32 {

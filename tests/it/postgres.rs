@@ -4,9 +4,8 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, Write as _},
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::Path,
+    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -20,6 +19,7 @@ use holdfast_tests::{
     file_system::{Kind, MountedDisk, run},
     load::mount_copies,
     loop_device,
+    postgres::{self, Server},
     site::{Site, wait_for},
 };
 
@@ -31,87 +31,6 @@ const REPLAY_BYTES_MAX: u64 = 16 << 20;
 /// Points of each kind; `HOLDFAST_TEST_POSTGRES_POINTS` makes it more.
 fn count() -> usize {
     std::env::var("HOLDFAST_TEST_POSTGRES_POINTS").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
-}
-
-/// The newest installed server's programs.
-fn programs() -> Option<PathBuf> {
-    let mut versions: Vec<PathBuf> =
-        fs::read_dir("/usr/lib/postgresql").ok()?.flatten().map(|entry| entry.path().join("bin")).collect();
-    versions.retain(|folder| folder.join("postgres").is_file());
-    versions.sort();
-    versions.pop()
-}
-
-/// A server with its data in one folder; stopped at once on drop.
-struct Server {
-    programs: PathBuf,
-    data: PathBuf,
-    sockets: PathBuf,
-}
-
-fn as_postgres(program: &Path) -> Command {
-    let mut command = Command::new("runuser");
-    command.args(["-u", "postgres", "--"]).arg(program).current_dir("/");
-    command
-}
-
-impl Server {
-    /// Makes a cluster and starts it.
-    fn create(programs: &Path, data: &Path, wal: &Path, sockets: &Path) -> Result<Self> {
-        for folder in [data, wal] {
-            fs::create_dir(folder)?;
-            run(Command::new("chown").arg("postgres").arg(folder))?;
-        }
-        let mut make = as_postgres(&programs.join("initdb"));
-        make.args(["--data-checksums", "--no-sync", "-A", "trust", "-D"]).arg(data).arg("--waldir").arg(wal);
-        run(&mut make)?;
-        let server = Self { programs: programs.into(), data: data.into(), sockets: sockets.into() };
-        server.start()?;
-        Ok(server)
-    }
-
-    fn start(&self) -> Result<()> {
-        let options = format!("-k {} -c listen_addresses='' -c log_checkpoints=on", self.sockets.display());
-        let mut start = as_postgres(&self.programs.join("pg_ctl"));
-        start
-            .args(["-w", "-t", "60", "-D"])
-            .arg(&self.data)
-            .arg("-l")
-            .arg(self.log())
-            .args(["-o", &options, "start"]);
-        // It leaves the server behind, which must not keep our pipes.
-        let ended = start.stdout(Stdio::null()).stderr(Stdio::null()).status()?;
-        ensure!(
-            ended.success(),
-            "the server does not start: {}",
-            fs::read_to_string(self.log()).unwrap_or_default()
-        );
-        Ok(())
-    }
-
-    fn log(&self) -> PathBuf {
-        self.sockets.join("server.log")
-    }
-
-    fn ask(&self, sql: &str) -> Result<String> {
-        run(self.client("psql").args(["-qXAt", "-d", "postgres", "-v", "ON_ERROR_STOP=1", "-c", sql]))
-    }
-
-    fn client(&self, program: &str) -> Command {
-        let mut command = as_postgres(&self.programs.join(program));
-        command.arg("-h").arg(&self.sockets);
-        command
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let mut stop = as_postgres(&self.programs.join("pg_ctl"));
-        let stopped = run(stop.args(["-w", "-m", "immediate", "-D"]).arg(&self.data).arg("stop"));
-        if let Err(error) = stopped {
-            eprintln!("{error:#}");
-        }
-    }
 }
 
 /// A client that commits number after number, and knows which commits were answered.
@@ -160,22 +79,6 @@ impl Drop for Ledger {
     }
 }
 
-/// pgbench until dropped.
-struct Load(Child);
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        let _ended = self.0.kill().and_then(|()| self.0.wait());
-    }
-}
-
-fn load(server: &Server) -> Result<Load> {
-    run(server.client("pgbench").args(["-q", "-i", "-s", "2", "postgres"]))?;
-    let mut bench = server.client("pgbench");
-    bench.args(["-c", "2", "-T", "3600", "postgres"]).stdout(Stdio::null()).stderr(Stdio::null());
-    Ok(Load(bench.spawn()?))
-}
-
 /// Starts a server on a copy of the point and looks at what is there. Returns the bytes of WAL that it replayed.
 fn check(
     site: &Site,
@@ -185,8 +88,7 @@ fn check(
     programs: &Path,
     from: u64,
 ) -> Result<u64> {
-    let folder = tempfile::TempDir::with_prefix("holdfast-postgres-")?;
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777))?;
+    let folder = postgres::open_folder()?;
     let mounted = mount_copies(site, machine, point, &disks, folder.path())?;
     let (data, wal) = (mounted[0].0.join("data"), mounted[1].0.join("wal"));
     // The link to the WAL names the source's mount.
@@ -214,7 +116,7 @@ fn check(
 
 #[test]
 fn every_answered_commit_is_in_a_point_with_data_and_wal_on_two_disks() -> Result<()> {
-    let Some(programs) = programs() else {
+    let Some(programs) = postgres::programs() else {
         eprintln!("skipped: PostgreSQL is not installed (package postgresql)");
         return Ok(());
     };
@@ -222,13 +124,8 @@ fn every_answered_commit_is_in_a_point_with_data_and_wal_on_two_disks() -> Resul
         eprintln!("skipped: {reason}");
         return Ok(());
     }
-    let folder = tempfile::TempDir::with_prefix("holdfast-postgres-")?;
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777))?;
-    let hooks = folder.path().join("freeze-hook.d");
-    fs::create_dir(&hooks)?;
-    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../agent/freeze-hook.d/postgresql");
-    fs::copy(shipped, hooks.join("50-postgresql"))?;
-    fs::set_permissions(hooks.join("50-postgresql"), fs::Permissions::from_mode(0o755))?;
+    let folder = postgres::open_folder()?;
+    let hooks = postgres::freeze_hooks(folder.path())?;
 
     let disks = [MountedDisk::create(Kind::Ext4, DISK_BYTES)?, MountedDisk::create(Kind::Ext4, DISK_BYTES)?];
     let (data, wal) = (disks[0].folder().join("data"), disks[1].folder().join("wal"));
@@ -239,7 +136,7 @@ fn every_answered_commit_is_in_a_point_with_data_and_wal_on_two_disks() -> Resul
     let machine = site.only_machine()?;
     site.protect(&machine, &[disks[0].device.path(), disks[1].device.path()], "1h")?;
     let ledger = Ledger::start(&server)?;
-    let bench = load(&server)?;
+    let bench = postgres::load(&server)?;
     site.wait_for_points(&machine, 1, PATIENCE)?;
     wait_for("some commits", PATIENCE, || Ok((ledger.answered() > 100).then_some(())))?;
 
