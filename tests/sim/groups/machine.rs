@@ -63,6 +63,8 @@ pub(super) struct Machine {
     pub(super) clock: DriftingClock,
     /// Tells lives of the agent apart: what was begun in an earlier one is forgotten.
     pub(super) life: u64,
+    /// Its freeze stops nothing: what the oracle must notice.
+    pub(super) leaks: bool,
     /// The agent does nothing until then.
     pub(super) stopped_until: u64,
     pub(super) turn: Option<Turn>,
@@ -81,6 +83,7 @@ impl Machine {
             index,
             clock,
             life: 0,
+            leaks: false,
             stopped_until: 0,
             turn: None,
             hold: None,
@@ -147,7 +150,7 @@ impl Machine {
     pub(super) fn held(&mut self, now_us: u64) -> Option<GroupAnswer> {
         let now = self.clock.at(now_us);
         let hold = self.hold.as_mut()?;
-        self.frozen = !hold.broken;
+        self.frozen = !hold.broken && !self.leaks;
         hold.image = Some(self.written.clone());
         Some(hold.turn.held(hold.point, now))
     }

@@ -142,3 +142,11 @@ fn the_same_seed_is_the_same_run() {
     assert_eq!(run(7, Faults::All), run(7, Faults::All));
     assert_ne!(run(7, Faults::All), run(8, Faults::All));
 }
+
+#[test]
+fn the_oracle_notices_holds_that_hold_nothing() {
+    let caught =
+        std::panic::catch_unwind(|| run(1, Faults::NothingHeld)).expect_err("writes went on in every hold");
+    let said = caught.downcast_ref::<String>().cloned().unwrap_or_default();
+    assert!(said.contains("has an effect of write"), "{said}");
+}

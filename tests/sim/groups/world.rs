@@ -26,6 +26,8 @@ const REMEMBERED_MAX: usize = 200;
 pub(super) enum Faults {
     None,
     All,
+    /// Nothing but that no freeze stops any write.
+    NothingHeld,
 }
 
 #[derive(Clone, Debug)]
@@ -69,7 +71,12 @@ impl World {
             origin_us: 1_000_000_000 + random.next_u64() % 1_000_000_000_000,
             drift_ppm: (random.next_u64() % 801) as i64 - 400,
         };
-        let machines = (0..count).map(|index| Machine::new(index, count, clock(&random))).collect();
+        let machine = |index| {
+            let mut machine = Machine::new(index, count, clock(&random));
+            machine.leaks = faults == Faults::NothingHeld;
+            machine
+        };
+        let machines = (0..count).map(machine).collect();
         let mut world = Self {
             now_us: 0,
             number: 0,
@@ -261,7 +268,7 @@ impl World {
     /// Something on its way: late, lost, or doubled.
     fn send(&mut self, event: Event) {
         let delay = 30 + self.below(2_000);
-        if self.faults == Faults::None {
+        if self.faults != Faults::All {
             return self.after(delay, event);
         }
         let bad = self.now_us < self.bad_network_until;
