@@ -1,7 +1,7 @@
 //! What is kept in memory of every point: enough for retention and for telling replayed cuts from new ones.
 //!
 //! Owns the entries and their order. Pure. Invariant: the entries are the points of the catalog, as of the last change.
-//! Limit: about 150 bytes per point of one disk, and 24 for each further disk.
+//! Limit: about 190 bytes per point of one disk, and 24 for each further disk.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -11,7 +11,7 @@ use holdfast_common::{
     ids::{DiskId, MachineId, PointId, Sequence},
 };
 
-use super::retention::Subject;
+use super::retention::{GroupPart, Subject};
 use crate::{
     catalog::record::{PointRecord, PointState},
     store::NeededCuts,
@@ -30,6 +30,8 @@ pub struct KnownPoint {
     pub state: PointState,
     /// What it guarantees.
     pub consistency: Consistency,
+    /// The group cut that it is a part of.
+    pub group: Option<GroupPart>,
     /// Bytes of the intervals that it ends, as stored.
     pub stored_bytes: u64,
     /// Its disks' cut frames.
@@ -53,6 +55,7 @@ impl Known {
             durable_at: point.durable_at,
             state: point.state,
             consistency: point.consistency,
+            group: point.more.group.as_ref().map(|mark| GroupPart { group: mark.group, cut: mark.cut }),
             stored_bytes: point.disks.iter().map(|member| member.stored_bytes).sum(),
             disks: point.disks.iter().map(|member| (member.disk, member.sequence)).collect(),
         };
@@ -138,6 +141,7 @@ impl KnownPoint {
             usable: self.state != PointState::Void,
             processed: self.state == PointState::Processed,
             app: self.consistency == Consistency::App,
+            group: self.group,
             intact: !self.disks.iter().any(|(disk, cut)| damaged(*disk, *cut)),
         }
     }

@@ -7,12 +7,17 @@
 //!
 //! Time is cut into stretches of a tier's spacing, counted from 1970, so that the choice in a stretch does not move with
 //! the clock. Of a stretch the best point stays: intact before damaged, app-consistent before crash-consistent, then the
-//! oldest. Since each spacing is a multiple of the finer one before, the best of a day is also the best of its hour, and is
+//! oldest. Of a machine in a group, the best part of a group point stays besides: intact before damaged, then the oldest, in
+//! stretches that are counted by the group cut's own time. That is the same for all its machines, so under one rule they keep the
+//! parts of the same group cuts, and a failover of the group to one instant goes on being possible. Since each spacing is a multiple of the finer one before, the best of a day is also the best of its hour, and is
 //! still there when the coarser tier asks for it.
 
 use std::collections::{HashMap, HashSet};
 
-use holdfast_common::{clock::Timestamp, ids::PointId};
+use holdfast_common::{
+    clock::Timestamp,
+    ids::{GroupCutId, GroupId, PointId},
+};
 
 // What an operator says.
 pub mod rule;
@@ -34,6 +39,25 @@ pub struct Subject {
     pub app: bool,
     /// Whether nothing of it is known to be damaged.
     pub intact: bool,
+    /// The group cut that it is a part of.
+    pub group: Option<GroupPart>,
+}
+
+/// A point as a part of a group cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupPart {
+    /// The group.
+    pub group: GroupId,
+    /// The group cut.
+    pub cut: GroupCutId,
+}
+
+impl GroupPart {
+    /// When the group cut was begun, by the coordinator's clock: it stands in the cut's id (UUID version 7).
+    fn at(self) -> Timestamp {
+        let (seconds, nanoseconds) = self.cut.0.get_timestamp().map_or((0, 0), |time| time.to_unix());
+        Timestamp(i64::try_from(seconds).unwrap_or(0) * 1_000_000 + i64::from(nanoseconds / 1_000))
+    }
 }
 
 /// What becomes of a point, and why.
@@ -102,8 +126,10 @@ pub fn plan(
     let newest = [newest(&|point| point.usable), newest(&|point| point.usable && point.processed)];
     let chosen: Vec<HashMap<i64, &Subject>> =
         rule.tiers().iter().map(|tier| best_of_stretches(&points, tier.every_seconds)).collect();
+    let of_groups: Vec<HashMap<(GroupId, i64), &Subject>> =
+        rule.tiers().iter().map(|tier| best_parts(&points, tier.every_seconds)).collect();
     let verdict = |point: &Subject| {
-        let verdict = by_age(point, rule, &chosen, now);
+        let verdict = by_age(point, rule, &chosen, &of_groups, now);
         match verdict {
             _ if !verdict.removes() => verdict,
             _ if newest.contains(&Some(point.id)) => Verdict::Newest,
@@ -119,6 +145,7 @@ fn by_age(
     point: &Subject,
     rule: &RetentionRule,
     chosen: &[HashMap<i64, &Subject>],
+    of_groups: &[HashMap<(GroupId, i64), &Subject>],
     now: Timestamp,
 ) -> Verdict {
     let age = now.since(point.durable_at);
@@ -128,9 +155,14 @@ fn by_age(
     if !point.usable {
         return Verdict::Void;
     }
-    let tier = rule.tiers().iter().zip(chosen).find(|(tier, _)| age.as_secs() < tier.until_seconds);
-    let Some((tier, chosen)) = tier else { return Verdict::Expired };
+    let mut tiers = rule.tiers().iter().zip(chosen.iter().zip(of_groups));
+    let tier = tiers.find(|(tier, _)| age.as_secs() < tier.until_seconds);
+    let Some((tier, (chosen, of_groups))) = tier else { return Verdict::Expired };
     let every_seconds = tier.every_seconds;
+    let part = point.group.and_then(|part| of_groups.get(&(part.group, stretch(part.at(), every_seconds))));
+    if part.is_some_and(|part| part.id == point.id) {
+        return Verdict::Chosen { every_seconds };
+    }
     match chosen.get(&stretch(point.durable_at, every_seconds)) {
         Some(best) if best.id != point.id => Verdict::Thinned { every_seconds, by: best.id },
         _ => Verdict::Chosen { every_seconds },
@@ -147,6 +179,21 @@ fn best_of_stretches<'a>(points: &[&'a Subject], every_seconds: u64) -> HashMap<
         }
     }
     best
+}
+
+/// The best part of a group point of each group and stretch.
+fn best_parts<'a>(points: &[&'a Subject], every_seconds: u64) -> HashMap<(GroupId, i64), &'a Subject> {
+    let mut best: HashMap<(GroupId, i64), (GroupPart, &Subject)> = HashMap::new();
+    for point in points.iter().filter(|point| point.usable) {
+        let Some(part) = point.group else { continue };
+        let place = (part.group, stretch(part.at(), every_seconds));
+        let (other, chosen) = best.entry(place).or_insert((part, point));
+        // Points become durable in another order than the group was cut in, if a machine's link is slow.
+        if (!point.intact, part.at(), part.cut) < (!chosen.intact, other.at(), other.cut) {
+            (*other, *chosen) = (part, point);
+        }
+    }
+    best.into_iter().map(|(place, (_, point))| (place, point)).collect()
 }
 
 /// Lower is better.

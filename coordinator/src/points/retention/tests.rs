@@ -5,10 +5,13 @@ use std::{
     time::Duration,
 };
 
-use holdfast_common::{clock::Timestamp, ids::PointId};
+use holdfast_common::{
+    clock::Timestamp,
+    ids::{GroupCutId, GroupId, PointId},
+};
 use proptest::prelude::{Just, Strategy, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest};
 
-use super::{RetentionRule, Subject, Verdict, plan};
+use super::{GroupPart, RetentionRule, Subject, Verdict, plan};
 
 const SECOND: i64 = 1_000_000;
 
@@ -18,7 +21,15 @@ fn id(number: u64) -> PointId {
 
 fn point(number: u64, seconds: i64) -> Subject {
     let durable_at = Timestamp(seconds * SECOND);
-    Subject { id: id(number), durable_at, usable: true, processed: true, app: false, intact: true }
+    Subject {
+        id: id(number),
+        durable_at,
+        usable: true,
+        processed: true,
+        app: false,
+        intact: true,
+        group: None,
+    }
 }
 
 fn rule(text: &str) -> RetentionRule {
@@ -70,6 +81,46 @@ fn of_a_stretch_the_best_stays() {
     points[1].intact = false;
     points[3].usable = false;
     check(&points, [chosen, thinned(1), thinned(1), Verdict::Void, chosen]);
+}
+
+fn part(group: u8, seconds: i64, number: u64) -> Option<GroupPart> {
+    let millis = u128::try_from(seconds * 1000).unwrap() << 80;
+    let cut = uuid::Uuid::from_u128(millis | 7 << 76 | 2 << 62 | u128::from(number));
+    Some(GroupPart { group: GroupId::from_bytes([group; 16]), cut: GroupCutId(cut) })
+}
+
+/// Two machines that make points of their own, have app-consistent ones at different times, and take part in the same group cuts; one
+/// of them has a slow link.
+#[test]
+fn machines_of_a_group_keep_the_parts_of_the_same_group_cuts() {
+    let rule = rule("1h,10m:1d,1h:30d");
+    let machine = |late: i64, app: u64| -> Vec<Subject> {
+        let mut all = Vec::new();
+        for number in 0..3 * 8_640u64 {
+            let at = number as i64 * 10;
+            let group = (number % 3 == 0).then(|| part(1, at, number)).flatten();
+            all.push(Subject { group, app: number % 50 == app, ..point(number, at + late) });
+        }
+        all
+    };
+    let now = Timestamp(3 * 86_400 * SECOND);
+    let kept = |all: &[Subject]| -> Vec<GroupCutId> {
+        let gone: HashSet<PointId> = plan(all, &HashSet::new(), &rule, now).removed().into_iter().collect();
+        let old = all.iter().filter(|point| now.since(point.durable_at) > Duration::from_hours(2));
+        let mut cuts: Vec<_> =
+            old.filter(|point| !gone.contains(&point.id)).filter_map(|p| Some(p.group?.cut)).collect();
+        cuts.sort_unstable();
+        cuts
+    };
+    let (one, other) = (machine(1, 7), machine(95, 31));
+    let others: HashSet<GroupCutId> = kept(&other).into_iter().collect();
+    let both: Vec<GroupCutId> = kept(&one).into_iter().filter(|cut| others.contains(cut)).collect();
+    // 22 hours with one in ten minutes, two days with one an hour; at the edge of a tier one may differ.
+    assert!(both.len() >= 22 * 6 + 48 - 2, "{} group points are whole", both.len());
+    // Each still has its app-consistent ones.
+    let gone: HashSet<PointId> = plan(&one, &HashSet::new(), &rule, now).removed().into_iter().collect();
+    let apps = one.iter().filter(|point| point.app && !gone.contains(&point.id)).count();
+    assert!(apps >= 22 * 6 + 48 - 2, "{apps}");
 }
 
 fn rules() -> impl Strategy<Value = RetentionRule> {
@@ -176,7 +227,8 @@ proptest! {
         let (mut now, mut all, mut kept) = (0i64, Vec::new(), Vec::new());
         for (number, (gap, app)) in gaps.iter().enumerate() {
             now += gap;
-            let point = Subject { app: *app, ..point(number as u64, now) };
+            let group = (number % 4 == 1).then(|| part((number % 8) as u8, now, number as u64)).flatten();
+            let point = Subject { app: *app, group, ..point(number as u64, now) };
             all.push(point);
             kept.push(point);
             if number % every == 0 {
