@@ -149,7 +149,8 @@ impl Scenery {
 /// Opens the point, serves it on a socket and reads its first block through that, again and again.
 fn attach_ready(folder: &Path, index: &Arc<DiskIndex>, cut: Sequence) -> Result<Times> {
     let runtime = tokio::runtime::Runtime::new()?;
-    let attach = NbdAttach::new(folder.to_owned(), Settings::default(), Arc::new(LogDamage));
+    let attach =
+        NbdAttach::new(folder.to_owned(), folder.join("branches"), Settings::default(), Arc::new(LogDamage));
     let mut times = Vec::new();
     for number in 0..TRIES {
         let name = format!("a{number}");
@@ -157,7 +158,7 @@ fn attach_ready(folder: &Path, index: &Arc<DiskIndex>, cut: Sequence) -> Result<
         index.catch_up()?;
         let view = Arc::new(PointView::at_cut(index, FrameCache::new(1 << 20), cut)?);
         let disk = DiskView { disk: history::DISK, name: "disk".into(), view };
-        runtime.block_on(attach.attach(name.clone(), vec![disk]))?;
+        runtime.block_on(attach.attach(name.clone(), vec![disk], None))?;
         times.push(started.elapsed().as_secs_f64() * 1000.0);
         runtime.block_on(attach.detach(name))?;
     }

@@ -164,7 +164,8 @@ impl JobStore for MemoryStore {
 }
 
 async fn engine(store: &Arc<MemoryStore>, points: &Arc<OnePoint>, sockets: &Path) -> Jobs {
-    let attach = NbdAttach::new(sockets.into(), Settings::default(), Arc::new(LogDamage));
+    let attach =
+        NbdAttach::new(sockets.into(), sockets.join("branches"), Settings::default(), Arc::new(LogDamage));
     let images = ImageWriter::new(2);
     let machines = QemuMachines::new(MachineSettings {
         folder: sockets.join("vm"),
@@ -248,6 +249,56 @@ async fn an_attached_point_is_served_until_it_is_cancelled() {
     assert_eq!(settled(&jobs, job).await.job.status.state, State::Cancelled);
     assert!(!run("nbdinfo", &["--size", &endpoints[0].uri]).status.success());
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "no socket is left");
+}
+
+/// What clients wrote outlives the coordinator, a change of the point gives it up, and so does a cancel.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_branch_of_a_point_keeps_what_is_written_to_it() {
+    if !installed(&["qemu-io", "nbdcopy"]) {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let (store, points) = (Arc::default(), point());
+    let jobs = engine(&store, &points, folder.path()).await;
+    let job = jobs.submit(spec(Target::Branch), "test").await.unwrap();
+    let view = settled(&jobs, job).await;
+    assert_eq!(view.job.status.state, State::Holding, "{view:?}");
+    let Some(Output::Attached { endpoints, .. }) = view.job.output(StepKind::Attach) else {
+        panic!("{view:?}")
+    };
+    let uri = &endpoints[0].uri;
+    let copied = || {
+        let copy = folder.path().join("copy");
+        let _text = run_ok("nbdcopy", &[uri, &copy.display().to_string()]);
+        let bytes = fs::read(&copy).unwrap();
+        fs::remove_file(&copy).unwrap();
+        bytes
+    };
+    let before = points.0[0].1.bytes();
+    let mut written = before.to_vec();
+    written[5000..9000].fill(0x41);
+    let _text = run_ok("qemu-io", &["-f", "raw", "-c", "write -P 0x41 5000 4000", uri]);
+    assert!(copied() == written);
+
+    jobs.stop().await;
+    drop(jobs);
+    let jobs = engine(&store, &points, folder.path()).await;
+    for () in std::iter::repeat_n((), 200) {
+        if run("nbdinfo", &["--size", uri]).status.success() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(copied() == written, "after a restart");
+
+    let same = Selection::Point(view.job.point().unwrap());
+    jobs.command(job, Command::ChangePoint(same), "test").await.unwrap();
+    assert_eq!(settled(&jobs, job).await.job.status.state, State::Holding);
+    assert!(copied() == before, "a change of the point gives up what was written");
+
+    jobs.command(job, Command::Cancel, "test").await.unwrap();
+    assert_eq!(settled(&jobs, job).await.job.status.state, State::Cancelled);
+    assert_eq!(fs::read_dir(folder.path().join("branches")).unwrap().count(), 0, "no branch is left");
 }
 
 #[tokio::test(flavor = "multi_thread")]

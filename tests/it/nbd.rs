@@ -10,10 +10,13 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use holdfast_common::units::BlockRange;
+use holdfast_common::{ids::PointId, units::BlockRange};
 use holdfast_coordinator::{
-    compute::nbd::server::{DamageSink, ExportHandle, Listening, NbdServer, Settings},
-    points::view::ViewError,
+    compute::{
+        branch::{Branch, Origin},
+        nbd::server::{DamageSink, ExportHandle, Listening, NbdServer, Settings},
+    },
+    points::view::{BlockView as _, ViewError},
 };
 use holdfast_tests::{
     memory_view::MemoryView,
@@ -70,6 +73,68 @@ impl Served {
         fs::write(&path, self.view.bytes()).unwrap();
         path.display().to_string()
     }
+}
+
+/// QEMU and libnbd write to a branch, in small pieces, in large ones, and from several connections at once.
+#[test]
+fn clients_write_to_a_branch() {
+    if !installed(&["nbdinfo", "nbdcopy", "qemu-io"]) {
+        return;
+    }
+    let served = Served::start(MemoryView::patchy(3, DISK_BYTES));
+    let origin = Origin { point: PointId::from_bytes([1; 16]), turn: Some(0) };
+    let path = served.folder.path().join("disk.branch");
+    let branch = Arc::new(Branch::open(&path, origin, served.view.clone(), "boot").unwrap());
+    let _handle = served.server.export_writable("branch", "a branch", branch.clone()).unwrap();
+    let uri = format!("nbd+unix:///branch?socket={}", served.socket().display());
+    let info: serde_json::Value = serde_json::from_str(&run_ok("nbdinfo", &["--json", &uri])).unwrap();
+    let info = &info["exports"][0];
+    assert_eq!(info["is_read_only"], false);
+    for can in ["can_flush", "can_fua", "can_multi_conn", "can_trim", "can_zero", "can_df"] {
+        assert_eq!(info[can], true, "{can}");
+    }
+    let plain = fs::read(served.plain()).unwrap();
+    let mut expected = plain.clone();
+    expected[512..5632].fill(0x11);
+    expected[1 << 20..(9 << 20) + 512].fill(0x22);
+    expected[10 << 20..12 << 20].fill(0);
+    expected[(12 << 20) + 1024..13 << 20].fill(0);
+    let _text = run_ok(
+        "qemu-io",
+        &[
+            "-f",
+            "raw",
+            "-c",
+            "write -P 0x11 512 5120",
+            "-c",
+            "write -f -P 0x22 1M 8389120",
+            "-c",
+            "write -z -u 10M 2M",
+            "-c",
+            "discard 12583936 1047552",
+            "-c",
+            "flush",
+            &uri,
+        ],
+    );
+    let copy = served.folder.path().join("copy").display().to_string();
+    let _text = run_ok("nbdcopy", &[&uri, &copy]);
+    assert!(fs::read(&copy).unwrap() == expected);
+    assert!(served.view.bytes() == plain, "the point is as it was");
+    // The flush was heard: another boot finds the same.
+    let blocks = branch.written();
+    let known =
+        Branch::open(&path, Origin { turn: None, ..origin }, served.view.clone(), "other boot").unwrap();
+    assert_eq!(known.written(), blocks);
+
+    // From four connections.
+    let other = MemoryView::patchy(4, DISK_BYTES);
+    fs::write(&copy, other.bytes()).unwrap();
+    let _text = run_ok("nbdcopy", &["--connections=4", "--flush", &copy, &uri]);
+    let mut found = vec![0; DISK_BYTES];
+    branch.read(0, &mut found).unwrap();
+    assert!(found == other.bytes());
+    assert!(run("qemu-io", &["-f", "raw", "-c", "write 0 512", &served.uri()]).status.code() != Some(0));
 }
 
 const DISK_BYTES: usize = (24 << 20) + 4096 * 3;

@@ -542,6 +542,8 @@ pub enum TargetShape {
         #[serde(default)]
         stream: bool,
     },
+    /// Devices that are written to, served until the job is cancelled; what is written is given up then.
+    Branch,
 }
 
 /// What a failover means for its source.

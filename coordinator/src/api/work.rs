@@ -106,7 +106,7 @@ const fn fixed(selection: Selection, choice: &Choice) -> Selection {
 /// The target of one machine of several.
 fn below(target: &TargetShape, name: &str) -> TargetShape {
     match target {
-        TargetShape::Attach | TargetShape::Machine { .. } => target.clone(),
+        TargetShape::Attach | TargetShape::Branch | TargetShape::Machine { .. } => target.clone(),
         TargetShape::Image { folder, format, update } => {
             let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
             let name: String = name.chars().map(plain).collect();
@@ -165,6 +165,7 @@ fn may_write(peer: &Peer, allowed: &[PathBuf], folder: &Path) -> bool {
 fn target_text(target: &TargetShape) -> String {
     match target {
         TargetShape::Attach => "attach".to_owned(),
+        TargetShape::Branch => "attach, writable".to_owned(),
         TargetShape::Machine { .. } => "machine".to_owned(),
         TargetShape::Image { folder, format, update } => {
             let how = if *update { "onto what is in" } else { "into" };

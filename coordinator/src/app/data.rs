@@ -65,6 +65,11 @@ impl DataFolder {
         self.root.join("machines")
     }
 
+    /// What is written to attached disks.
+    pub(super) fn branches(&self) -> PathBuf {
+        self.root.join("branches")
+    }
+
     /// Machines that run here.
     pub(super) fn virtual_machines(&self) -> PathBuf {
         self.root.join("vm")

@@ -218,6 +218,7 @@ impl JobControl for Control {
         Box::pin(async move {
             let target = match target {
                 TargetShape::Attach => Target::Attach,
+                TargetShape::Branch => Target::Branch,
                 TargetShape::Machine { stream } => Target::Machine { stream },
                 TargetShape::Image { folder, format, update } => {
                     let format = if format == "qcow2" { ImageFormat::Qcow2 } else { ImageFormat::Raw };
@@ -366,6 +367,7 @@ const fn title(kind: StepKind) -> &'static str {
 fn target_shape(target: &Target) -> TargetShape {
     match target {
         Target::Attach => TargetShape::Attach,
+        Target::Branch => TargetShape::Branch,
         Target::Machine { stream } => TargetShape::Machine { stream: *stream },
         Target::Image { folder, format, update } => {
             let format = match format {

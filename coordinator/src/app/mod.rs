@@ -217,7 +217,7 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
     });
     let services = Services {
         points: Arc::clone(&source) as Arc<dyn PointSource>,
-        attach: Arc::new(attach(settings, Arc::clone(&failed_reads) as Arc<dyn DamageSink>)?),
+        attach: Arc::new(attach(settings, data, Arc::clone(&failed_reads) as Arc<dyn DamageSink>)?),
         images: Arc::new(ImageWriter::new(settings.image_threads)),
         machines: Arc::new(QemuMachines::new(machine_settings(settings, data))),
         lifecycles: Arc::new(sources::RegistryLifecycles(Arc::clone(&registry))),
@@ -428,13 +428,13 @@ fn ingest_settings(settings: &Settings) -> IngestSettings {
 }
 
 /// Serves exports on sockets in a folder that only the coordinator's user may enter.
-fn attach(settings: &Settings, alarm: Arc<dyn DamageSink>) -> Result<NbdAttach> {
+fn attach(settings: &Settings, data: &DataFolder, alarm: Arc<dyn DamageSink>) -> Result<NbdAttach> {
     let folder = settings.sockets().join("nbd");
     let made = holdfast_common::durable::create_folder(&folder);
     made.with_context(|| format!("making the folder {}", folder.display()))?;
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
     std::fs::set_permissions(&folder, mode)?;
-    Ok(NbdAttach::new(folder, NbdSettings::default(), alarm))
+    Ok(NbdAttach::new(folder, data.branches(), NbdSettings::default(), alarm))
 }
 
 /// Lets operators in over the network.

@@ -132,8 +132,8 @@ Examples:
 Examples:
   holdfast failover web-1 db-1 --point latest-multi-vm --dry-run
       shows what each machine would get and lose, and changes nothing
-  holdfast failover web-1 --point latest --attach
-      serves the disks as read-only NBD exports at once: put an overlay over them and start the machine
+  holdfast failover web-1 --point latest --attach --writable
+      serves the disks as NBD exports at once, for a machine that writes to them
   holdfast failover web-1 --point latest-processed --image /srv/images --format qcow2
       writes verified images into a folder on the coordinator's host, and switches when they are complete
   holdfast failover web-1 --point latest --image /srv/images --update
@@ -593,9 +593,12 @@ pub(crate) struct FailoverOptions {
     /// Show what each machine would get and lose, and why newer cuts would not be used; change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Serve the disks as read-only NBD exports, until the job is cancelled
+    /// Serve the disks as NBD exports, read-only, until the job is cancelled
     #[arg(long)]
     pub(crate) attach: bool,
+    /// Let clients write to them: what they write is kept beside the point until the job is cancelled or the point changed
+    #[arg(long, requires = "attach")]
+    pub(crate) writable: bool,
     /// Write images into this folder on the coordinator's host; of several machines into a folder each
     #[arg(long, value_name = "DIR")]
     pub(crate) image: Option<PathBuf>,
@@ -631,9 +634,12 @@ pub(crate) struct TestFailoverOptions {
     /// Remove what the test has made
     #[arg(long)]
     pub(crate) cleanup: bool,
-    /// Serve the disks as read-only NBD exports, until the test is cleaned up
+    /// Serve the disks as NBD exports, read-only, until the test is cleaned up
     #[arg(long)]
     pub(crate) attach: bool,
+    /// Let clients write to them: what they write is kept beside the point until the job is cancelled or the point changed
+    #[arg(long, requires = "attach")]
+    pub(crate) writable: bool,
     /// Write images into this folder on the coordinator's host; of several machines into a folder each
     #[arg(long, value_name = "DIR")]
     pub(crate) image: Option<PathBuf>,
@@ -660,9 +666,12 @@ pub(crate) struct PlannedFailoverOptions {
     /// Names or ids
     #[arg(required = true, value_name = "MACHINE")]
     pub(crate) machines: Vec<String>,
-    /// Serve the disks as read-only NBD exports
+    /// Serve the disks as NBD exports, read-only
     #[arg(long)]
     pub(crate) attach: bool,
+    /// Let clients write to them: what they write is kept beside the point until the job is cancelled or the point changed
+    #[arg(long, requires = "attach")]
+    pub(crate) writable: bool,
     /// Write images into this folder on the coordinator's host; of several machines into a folder each
     #[arg(long, value_name = "DIR")]
     pub(crate) image: Option<PathBuf>,

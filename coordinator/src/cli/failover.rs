@@ -34,8 +34,12 @@ pub(crate) async fn failover(
     if options.dry_run {
         return dry_run(client, output, &options.machines, &point).await;
     }
-    let target =
-        target(client, made(options.image, options.vm, options.stream), options.format, options.update)?;
+    let target = target(
+        client,
+        made(options.image, options.vm, options.stream, options.writable),
+        options.format,
+        options.update,
+    )?;
     let (mode, stop_source) = (ModeShape::Failover, options.shutdown);
     let request = SetFailoverRequest { machines: options.machines, point, target, mode, stop_source };
     begin(client, output, &request, options.no_wait).await
@@ -54,8 +58,12 @@ pub(crate) async fn test_failover(
         }
         return output.answer(&ended, |ended| format!("Cleaned up: {} test failover(s).", ended.len()));
     }
-    let target =
-        target(client, made(options.image, options.vm, options.stream), options.format, options.update)?;
+    let target = target(
+        client,
+        made(options.image, options.vm, options.stream, options.writable),
+        options.format,
+        options.update,
+    )?;
     let point = with_zone(&options.point);
     let mode = ModeShape::Test;
     let request = SetFailoverRequest { machines: options.machines, point, target, mode, stop_source: false };
@@ -67,7 +75,12 @@ pub(crate) async fn planned_failover(
     output: Output,
     options: PlannedFailoverOptions,
 ) -> Result<(), Failure> {
-    let target = target(client, made(options.image, options.vm, options.stream), options.format, false)?;
+    let target = target(
+        client,
+        made(options.image, options.vm, options.stream, options.writable),
+        options.format,
+        false,
+    )?;
     let (mode, point) = (ModeShape::Planned, "latest".to_owned());
     let request = SetFailoverRequest { machines: options.machines, point, target, mode, stop_source: true };
     begin(client, output, &request, options.no_wait).await
@@ -111,22 +124,23 @@ pub(crate) async fn resume(client: &Client, output: Output, machine: &str, yes: 
 
 /// What the operator wants of the point.
 enum Made {
-    Devices,
+    Devices { writable: bool },
     Images(PathBuf),
     Machine { stream: bool },
 }
 
-fn made(image: Option<PathBuf>, vm: bool, stream: bool) -> Made {
+fn made(image: Option<PathBuf>, vm: bool, stream: bool, writable: bool) -> Made {
     match image {
         Some(folder) => Made::Images(folder),
         None if vm => Made::Machine { stream },
-        None => Made::Devices,
+        None => Made::Devices { writable },
     }
 }
 
 fn target(client: &Client, made: Made, format: ImageFormat, update: bool) -> Result<TargetShape, Failure> {
     let folder = match made {
-        Made::Devices => return Ok(TargetShape::Attach),
+        Made::Devices { writable: false } => return Ok(TargetShape::Attach),
+        Made::Devices { writable: true } => return Ok(TargetShape::Branch),
         Made::Machine { stream } => return Ok(TargetShape::Machine { stream }),
         Made::Images(folder) => folder,
     };

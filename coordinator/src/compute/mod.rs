@@ -9,6 +9,8 @@ pub mod port;
 pub mod machines;
 // Machines in QEMU.
 pub mod vm;
+// Writable branches of views.
+pub mod branch;
 // Views as network block devices.
 pub mod nbd;
 // Views as image files.

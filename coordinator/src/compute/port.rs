@@ -19,6 +19,7 @@ use holdfast_common::ids::{DiskId, PointId};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::branch::Origin;
 use crate::points::view::BlockView;
 
 /// A future of a contract that is used behind `dyn`.
@@ -51,15 +52,20 @@ pub struct Endpoint {
 /// Serves views as devices.
 pub trait Attach: fmt::Debug + Send + Sync {
     /// Serves these disks under this name until [`detach`](Self::detach), and has read the first block of each
-    /// through the device when it returns. Repeated: the same endpoints again.
+    /// through the device when it returns. Repeated: the same endpoints again. With `writable` clients may write to them:
+    /// what they write is kept until [`discard`](Self::discard), over restarts, and goes on where the origin says the same.
     fn attach(
         &self,
         name: String,
         disks: Vec<DiskView>,
+        writable: Option<Origin>,
     ) -> BoxFuture<'_, Result<Vec<Endpoint>, ComputeError>>;
 
     /// Ends serving; clients lose their connections. Nothing to do is success.
     fn detach(&self, name: String) -> BoxFuture<'_, Result<(), ComputeError>>;
+
+    /// Ends serving, and gives up what was written. Nothing to do is success.
+    fn discard(&self, name: String) -> BoxFuture<'_, Result<(), ComputeError>>;
 }
 
 /// Formats of images. Persisted in jobs' logs: variants are only ever appended.

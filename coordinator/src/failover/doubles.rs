@@ -30,6 +30,7 @@ use super::{
 };
 use crate::{
     compute::{
+        branch::Origin,
         machines::{MachineRequest, Machines, StartedMachine, Stop},
         port::{
             Attach, BoxFuture, ComputeError, DiskView, Endpoint, ImageFile, ImageRequest, Task, WriteImage,
@@ -114,6 +115,8 @@ pub(super) struct Things {
     pub leases: BTreeSet<(JobId, PointId)>,
     pub processed: BTreeSet<PointId>,
     pub served: BTreeSet<String>,
+    /// Branches of served disks: the point, and the turn that began it.
+    pub branches: BTreeMap<String, (PointId, u32)>,
     pub images: BTreeMap<PathBuf, String>,
     pub newest: u8,
     /// Defined machines, with their points.
@@ -158,7 +161,10 @@ impl World {
     /// Whether nothing of any job is left.
     pub(super) fn is_clean(&self) -> bool {
         let things = self.things();
-        let made = things.served.is_empty() && things.images.is_empty() && things.machines.is_empty();
+        let made = things.served.is_empty()
+            && things.branches.is_empty()
+            && things.images.is_empty()
+            && things.machines.is_empty();
         made && things.running.is_empty()
             && things.leases.is_empty()
             && things.lifecycle == Lifecycle::default()
@@ -262,6 +268,7 @@ impl Attach for World {
         &self,
         name: String,
         disks: Vec<DiskView>,
+        writable: Option<Origin>,
     ) -> BoxFuture<'_, Result<Vec<Endpoint>, ComputeError>> {
         Box::pin(async move {
             let endpoint = |disk: DiskView| Endpoint {
@@ -271,7 +278,17 @@ impl Attach for World {
                 size_bytes: 4096,
             };
             let endpoints = disks.into_iter().map(endpoint).collect();
-            self.things().served.insert(name);
+            let mut things = self.things();
+            if let Some(Origin { point, turn }) = writable {
+                let found = things.branches.get(&name).copied();
+                match (found, turn) {
+                    (Some((of, _)), None) => assert_eq!(of, point, "a branch goes on over another point"),
+                    (None, None) => panic!("what was written is gone"),
+                    (_, Some(turn)) => _ = things.branches.insert(name.clone(), (point, turn)),
+                }
+            }
+            things.served.insert(name);
+            drop(things);
             Ok(endpoints)
         })
     }
@@ -279,6 +296,15 @@ impl Attach for World {
     fn detach(&self, name: String) -> BoxFuture<'_, Result<(), ComputeError>> {
         Box::pin(async move {
             self.things().served.remove(&name);
+            Ok(())
+        })
+    }
+
+    fn discard(&self, name: String) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(async move {
+            let mut things = self.things();
+            things.served.remove(&name);
+            things.branches.remove(&name);
             Ok(())
         })
     }

@@ -85,6 +85,8 @@ pub enum Target {
         #[serde(default)]
         stream: bool,
     },
+    /// Devices that are written to, served until the job is cancelled; what is written is given up then.
+    Branch,
 }
 
 impl JobSpec {

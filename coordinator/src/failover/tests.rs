@@ -297,6 +297,7 @@ fn cancelled_after_kill(spec: &JobSpec, appends: usize) {
     let things = site.world.things().clone();
     assert_eq!(things.lifecycle, Lifecycle::default(), "the machine is protected and replicates");
     assert!(things.leases.is_empty() && things.served.is_empty() && things.machines.is_empty(), "{things:?}");
+    assert!(things.branches.is_empty(), "{things:?}");
     assert!(state == State::Succeeded || things.images.is_empty(), "{things:?}");
 }
 
@@ -377,6 +378,21 @@ fn attach_survives_everything() {
         walk(&spec(mode, Target::Attach), &|view, world| {
             usable(view, world, mode);
             assert_eq!(world.things().served.iter().collect::<Vec<_>>(), [&view.job.id.to_string()]);
+        });
+    }
+}
+
+#[test]
+fn a_writable_attachment_survives_everything() {
+    for mode in MODES {
+        walk(&spec(mode, Target::Branch), &|view, world| {
+            usable(view, world, mode);
+            let (things, job) = (world.things(), view.job.id.to_string());
+            assert!(things.served.contains(&job));
+            assert_eq!(
+                things.branches.get(&job),
+                view.job.point().map(|point| (point, view.job.changes)).as_ref()
+            );
         });
     }
 }

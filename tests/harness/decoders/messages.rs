@@ -120,6 +120,7 @@ impl ExportList for OneExport {
             name: NBD_EXPORT.to_owned(),
             size_bytes: NBD_BYTES,
             text: String::new(),
+            writable: true,
         })
     }
 
@@ -153,9 +154,15 @@ pub(super) fn nbd(bytes: &[u8]) {
         let Ok(request) = transmission::decode(header) else { return };
         let Ok(payload) = transmission::payload_bytes(request) else { return };
         let (structured, contexts) = (agreement.structured_replies, agreement.allocation_context);
-        let action = transmission::check(request, NBD_BYTES, structured, contexts);
-        if matches!(action, transmission::Action::Read | transmission::Action::BlockStatus) {
-            assert!(request.offset + u64::from(request.length) <= NBD_BYTES, "a read beyond the end");
+        let terms = transmission::Terms {
+            size_bytes: NBD_BYTES,
+            writable: true,
+            structured,
+            allocation_context: contexts,
+        };
+        use transmission::Action::{BlockStatus, Read, Write, Zero};
+        if matches!(transmission::check(request, terms), Read | BlockStatus | Write | Zero) {
+            assert!(request.offset + u64::from(request.length) <= NBD_BYTES, "beyond the end");
         }
         input = rest.get(payload..).unwrap_or_default();
     }

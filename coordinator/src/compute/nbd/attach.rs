@@ -1,6 +1,6 @@
 //! `Attach` over NBD: one unix socket per name, one export per disk.
 //!
-//! Owns the running servers and their sockets' folder. Does not know jobs: names come from the caller.
+//! Owns the running servers, their sockets' folder and that of branches: `NAME/DISK.branch` of each that is written to. Does not know jobs: names come from the caller.
 //! Invariant: a name is served by at most one server; a repeated attach gives the same endpoints.
 //! Limit: a socket's path has at most `SOCKET_PATH_BYTES_MAX` bytes.
 
@@ -21,14 +21,21 @@ use super::{
     server::{DamageSink, ExportHandle, Listening, NbdServer, Settings},
 };
 use crate::{
-    compute::port::{Attach, BoxFuture, ComputeError, DiskView, Endpoint},
-    points::{read_ahead::ReadAhead, view::ViewError},
+    compute::{
+        branch::{Branch, Origin},
+        port::{Attach, BoxFuture, ComputeError, DiskView, Endpoint},
+    },
+    points::{
+        read_ahead::ReadAhead,
+        view::{BlockView, ViewError},
+    },
 };
 
 /// Serves views on unix sockets in one folder.
 #[derive(Debug)]
 pub struct NbdAttach {
     folder: PathBuf,
+    branches: PathBuf,
     settings: Settings,
     alarm: Arc<dyn DamageSink>,
     served: Mutex<HashMap<String, Served>>,
@@ -43,10 +50,32 @@ struct Served {
 }
 
 impl NbdAttach {
-    /// Sockets go into `folder`, which must exist and be open only to those who may read the disks.
+    /// Sockets go into `folder`, which must exist and be open only to those who may read the disks. What is written to
+    /// disks goes into `branches`, which is made when it is needed.
     #[must_use]
-    pub fn new(folder: PathBuf, settings: Settings, alarm: Arc<dyn DamageSink>) -> Self {
-        Self { folder, settings, alarm, served: Mutex::default() }
+    pub fn new(folder: PathBuf, branches: PathBuf, settings: Settings, alarm: Arc<dyn DamageSink>) -> Self {
+        Self { folder, branches, settings, alarm, served: Mutex::default() }
+    }
+
+    /// The branch of a disk.
+    async fn branch(
+        &self,
+        name: &str,
+        disk: &str,
+        base: Arc<dyn BlockView>,
+        origin: Origin,
+    ) -> Result<Arc<Branch>, ComputeError> {
+        let folder = self.branches.join(name);
+        let path = folder.join(format!("{disk}.branch"));
+        let opened = tokio::task::spawn_blocking(move || {
+            let made = holdfast_common::durable::create_folder(&folder);
+            made.map_err(|source| cannot("make the folder", &folder, source))?;
+            // Where it cannot be read, what was not flushed counts as lost.
+            let boot = std::fs::read_to_string(BOOT_ID).unwrap_or_default();
+            Branch::open(&path, origin, base, boot.trim())
+        });
+        let opened = opened.await.map_err(|error| ComputeError::Invalid { detail: error.to_string() })?;
+        opened.map(Arc::new)
     }
 
     fn socket_path(&self, name: &str) -> Result<PathBuf, ComputeError> {
@@ -65,7 +94,12 @@ impl NbdAttach {
         Ok(path)
     }
 
-    async fn start(&self, name: &str, disks: Vec<DiskView>) -> Result<Served, ComputeError> {
+    async fn start(
+        &self,
+        name: &str,
+        disks: Vec<DiskView>,
+        writable: Option<Origin>,
+    ) -> Result<Served, ComputeError> {
         let path = self.socket_path(name)?;
         let alarm = Named { attachment: name.to_owned(), alarm: Arc::clone(&self.alarm) };
         let server = NbdServer::new(self.settings.clone(), Arc::new(alarm));
@@ -80,9 +114,15 @@ impl NbdAttach {
             let uri = format!("nbd+unix:///{}?socket={}", disk.name, path.display());
             let text = format!("disk {} of {name}", disk.disk);
             let view = ReadAhead::new(disk.view).map_err(|source| cannot("read ahead for", &path, source))?;
-            let handle = server
-                .export(&disk.name, &text, Arc::new(view))
-                .map_err(|error| ComputeError::Invalid { detail: error.to_string() })?;
+            let view: Arc<dyn BlockView> = Arc::new(view);
+            let added = match writable {
+                None => server.export(&disk.name, &text, view),
+                Some(origin) => {
+                    let branch = self.branch(name, &disk.name, view, origin).await?;
+                    server.export_writable(&disk.name, &text, branch)
+                }
+            };
+            let handle = added.map_err(|error| ComputeError::Invalid { detail: error.to_string() })?;
             handles.push(handle);
             endpoints.push(Endpoint { disk: disk.disk, name: disk.name, uri, size_bytes });
         }
@@ -125,13 +165,14 @@ impl Attach for NbdAttach {
         &self,
         name: String,
         disks: Vec<DiskView>,
+        writable: Option<Origin>,
     ) -> BoxFuture<'_, Result<Vec<Endpoint>, ComputeError>> {
         Box::pin(async move {
             if let Some(served) = self.served.lock().await.get(&name) {
                 return Ok(served.endpoints.clone());
             }
             // Not under the lock: a slow first read must not hold up other jobs. A job attaches its own name only.
-            let started = self.start(&name, disks).await?;
+            let started = self.start(&name, disks, writable).await?;
             let endpoints = started.endpoints.clone();
             self.served.lock().await.insert(name, started);
             Ok(endpoints)
@@ -145,6 +186,23 @@ impl Attach for NbdAttach {
                 handle.remove().await;
             }
             Ok(())
+        })
+    }
+
+    fn discard(&self, name: String) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(async move {
+            self.detach(name.clone()).await?;
+            if !is_plain(&name) {
+                // Nothing is ever kept under such a name, and the path would lead elsewhere.
+                return Ok(());
+            }
+            let folder = self.branches.join(name);
+            let path = folder.clone();
+            let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(folder)).await;
+            match removed.map_err(io::Error::other).flatten() {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(cannot("remove", &path, error)),
+                _ => Ok(()),
+            }
         })
     }
 }
@@ -161,5 +219,7 @@ fn is_plain(name: &str) -> bool {
 
 /// What the system allows (`sun_path` with its closing zero).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// Identity of the system's present boot.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Names of disks and sockets.
 const NAME_BYTES_MAX: usize = 64;

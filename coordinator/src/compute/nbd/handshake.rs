@@ -25,6 +25,14 @@ pub struct ExportDescription {
     pub size_bytes: u64,
     /// A text for people.
     pub text: String,
+    /// Whether it can be written to.
+    pub writable: bool,
+}
+
+impl ExportDescription {
+    const fn flags(&self) -> u16 {
+        if self.writable { export_flag::OF_WRITABLE } else { export_flag::OF_READ_ONLY }
+    }
 }
 
 /// The exports of a server, as a negotiation sees them.
@@ -198,7 +206,7 @@ impl Handshake {
         let name = valid_name(data).ok_or(HandshakeError::ExportUnknown)?;
         let export = exports.find(name).ok_or(HandshakeError::ExportUnknown)?;
         output.extend_from_slice(&export.size_bytes.to_be_bytes());
-        output.extend_from_slice(&export_flag::ALL.to_be_bytes());
+        output.extend_from_slice(&export.flags().to_be_bytes());
         if !self.no_zeroes {
             output.extend_from_slice(&[0; 124]);
         }
@@ -283,7 +291,7 @@ fn parse_meta_context(data: &[u8]) -> Option<(&str, Vec<&str>)> {
 fn push_info(output: &mut Vec<u8>, option: u32, export: &ExportDescription, wanted: &[u16]) {
     let mut data = info::EXPORT.to_be_bytes().to_vec();
     data.extend_from_slice(&export.size_bytes.to_be_bytes());
-    data.extend_from_slice(&export_flag::ALL.to_be_bytes());
+    data.extend_from_slice(&export.flags().to_be_bytes());
     push_reply(output, option, reply::INFO, &data);
     for (kind, text) in [(info::NAME, &export.name), (info::DESCRIPTION, &export.text)] {
         if wanted.contains(&kind) {

@@ -1,4 +1,4 @@
-//! NBD: views as network block devices, read-only.
+//! NBD: views as network block devices, read-only, and branches of views, writable.
 //!
 //! Owns the protocol ("The NBD protocol", doc/proto.md of the NetworkBlockDevice project) and its server. Does not know
 //! jobs or where blocks come from.

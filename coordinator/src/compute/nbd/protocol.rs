@@ -79,12 +79,23 @@ pub mod export_flag {
     pub const HAS_FLAGS: u16 = 1;
     /// Writes are refused.
     pub const READ_ONLY: u16 = 1 << 1;
+    /// Flush is understood.
+    pub const SEND_FLUSH: u16 = 1 << 2;
+    /// Writes may ask to be durable before they are answered.
+    pub const SEND_FUA: u16 = 1 << 3;
+    /// Ranges can be given up.
+    pub const SEND_TRIM: u16 = 1 << 5;
+    /// Zeroes can be written without sending them.
+    pub const SEND_WRITE_ZEROES: u16 = 1 << 6;
     /// Reads may ask not to be split.
     pub const SEND_DF: u16 = 1 << 7;
     /// Several connections see the same bytes.
     pub const CAN_MULTI_CONN: u16 = 1 << 8;
-    /// What every export here has: it is read-only, so all connections agree at all times.
-    pub const ALL: u16 = HAS_FLAGS | READ_ONLY | SEND_DF | CAN_MULTI_CONN;
+    /// What a read-only export has; all connections agree at all times.
+    pub const OF_READ_ONLY: u16 = HAS_FLAGS | READ_ONLY | SEND_DF | CAN_MULTI_CONN;
+    /// What a writable export has. A flush on one connection covers what was answered on all, so several may be used.
+    pub const OF_WRITABLE: u16 =
+        HAS_FLAGS | SEND_FLUSH | SEND_FUA | SEND_TRIM | SEND_WRITE_ZEROES | SEND_DF | CAN_MULTI_CONN;
 }
 
 /// Commands.
@@ -107,6 +118,10 @@ pub mod command {
 
 /// Flags of a command.
 pub mod command_flag {
+    /// Make it durable before answering.
+    pub const FUA: u16 = 1 << 0;
+    /// Keep the space of zeroes.
+    pub const NO_HOLE: u16 = 1 << 1;
     /// Do not split the answer to a read.
     pub const DONT_FRAGMENT: u16 = 1 << 2;
     /// One extent is enough.
@@ -139,6 +154,8 @@ pub mod error {
     pub const IO: u32 = 5;
     /// The request makes no sense.
     pub const INVALID: u32 = 22;
+    /// There is no space left to write to.
+    pub const NO_SPACE: u32 = 28;
     /// The answer would not fit unsplit.
     pub const OVERFLOW: u32 = 75;
 }

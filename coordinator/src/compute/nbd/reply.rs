@@ -11,10 +11,9 @@ use super::{
     transmission,
     worker::BATCH_BYTES,
 };
-use crate::points::view::BlockView;
+use crate::{compute::branch::WriteError, points::view::BlockView};
 
 /// Chunks to be sent together. Reused from reply to reply.
-#[derive(Default)]
 pub(super) struct Batch {
     /// Bytes read; allocated on first use and kept.
     data: Vec<u8>,
@@ -26,6 +25,15 @@ pub(super) struct Batch {
     inserts: Vec<(usize, Range<usize>)>,
     /// Where the header of the present reply's last chunk starts in `heads`.
     last_head: Option<usize>,
+    /// What came of the pieces of the present request that were written while it was read.
+    pub(super) written: Result<(), WriteError>,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        let (data, heads, inserts) = (Vec::new(), Vec::new(), Vec::new());
+        Self { data, filled: 0, heads, inserts, last_head: None, written: Ok(()) }
+    }
 }
 
 impl Batch {

@@ -32,12 +32,24 @@ use super::{
     handshake::{Agreement, ExportDescription, ExportList, Handshake, Next},
     worker::Connection,
 };
-use crate::points::view::{BlockView, ViewError};
+use crate::{
+    compute::branch::{Branch, WriteError},
+    points::view::{BlockView, ViewError},
+};
 
 /// Told of every range that could not be read for a client.
 pub trait DamageSink: fmt::Debug + Send + Sync {
     /// The client got an error for these bytes of the export.
     fn cannot_read(&self, export: &str, bytes: Range<u64>, error: &ViewError);
+
+    /// The client got an error for a change to the export.
+    fn cannot_write(&self, export: &str, error: &WriteError) {
+        tracing::error!(
+            export,
+            error = error as &dyn std::error::Error,
+            "client got an error for what it wrote"
+        );
+    }
 }
 
 /// A sink that writes to the log.
@@ -91,6 +103,8 @@ struct Inner {
 struct Export {
     text: String,
     view: Arc<dyn BlockView>,
+    /// The same, if it can be written to.
+    branch: Option<Arc<Branch>>,
     connections: HashMap<u64, std::sync::Weak<Connection>>,
     over: mpsc::Sender<()>,
 }
@@ -125,6 +139,29 @@ impl NbdServer {
         text: &str,
         view: Arc<dyn BlockView>,
     ) -> Result<ExportHandle, ExportError> {
+        self.add(name, text, view, None)
+    }
+
+    /// Like [`export`](Self::export), for clients that write.
+    ///
+    /// # Errors
+    /// The name is taken or not fit.
+    pub fn export_writable(
+        &self,
+        name: &str,
+        text: &str,
+        branch: Arc<Branch>,
+    ) -> Result<ExportHandle, ExportError> {
+        self.add(name, text, Arc::clone(&branch) as Arc<dyn BlockView>, Some(branch))
+    }
+
+    fn add(
+        &self,
+        name: &str,
+        text: &str,
+        view: Arc<dyn BlockView>,
+        branch: Option<Arc<Branch>>,
+    ) -> Result<ExportHandle, ExportError> {
         if name.is_empty() || name.len() > super::protocol::STRING_BYTES_MAX || name.contains('\0') {
             return Err(ExportError::Name);
         }
@@ -134,7 +171,7 @@ impl NbdServer {
         }
         let (over, when_over) = mpsc::channel(1);
         let connections = HashMap::new();
-        exports.insert(name.into(), Export { text: text.into(), view, connections, over });
+        exports.insert(name.into(), Export { text: text.into(), view, branch, connections, over });
         Ok(ExportHandle { inner: Arc::clone(&self.inner), name: name.into(), when_over: Some(when_over) })
     }
 
@@ -275,7 +312,7 @@ impl Inner {
             let connection = Connection::new(
                 socket,
                 agreement,
-                (Arc::clone(&export.view), Arc::clone(&self.alarm)),
+                (Arc::clone(&export.view), export.branch.clone(), Arc::clone(&self.alarm)),
                 (self.settings.threads_per_connection_max, input),
                 (export.over.clone(), place),
             );
@@ -311,6 +348,7 @@ impl ExportList for Inner {
             name: name.clone(),
             size_bytes: export.view.size_bytes(),
             text: export.text.clone(),
+            writable: export.branch.is_some(),
         })
     }
 

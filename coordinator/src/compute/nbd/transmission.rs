@@ -2,7 +2,7 @@
 //!
 //! Owns the decoding of requests, the check of each against its export, and the layouts of replies. Knows no socket and
 //! no view. Invariant: a request that `check` lets pass lies inside the export and within the limits.
-//! Limits: reads of `REQUEST_BYTES_MAX` bytes; a write's payload of the same size is read over, a larger one ends the connection.
+//! Limits: reads and writes of `REQUEST_BYTES_MAX` bytes; a write with a larger payload ends the connection.
 
 use thiserror::Error;
 
@@ -40,6 +40,12 @@ pub enum Action {
     Read,
     /// Answer with the extents of the range.
     BlockStatus,
+    /// Write the bytes that came with the request.
+    Write,
+    /// Write zeroes to the range.
+    Zero,
+    /// Make durable what was written.
+    Flush,
     /// Answer with success.
     Succeed,
     /// Answer with this error number and text.
@@ -79,7 +85,7 @@ pub fn decode(header: &[u8; REQUEST_HEADER_BYTES]) -> Result<Request, Transmissi
     })
 }
 
-/// Bytes that follow the request's header on the wire and have to be read over.
+/// Bytes that follow the request's header on the wire and have to be taken off it.
 ///
 /// # Errors
 /// They are too many.
@@ -93,20 +99,39 @@ pub fn payload_bytes(request: Request) -> Result<usize, TransmissionError> {
     Ok(request.length as usize)
 }
 
-/// Decides what to do with a request for an export of `size_bytes`.
+/// What was agreed on for an export, and what it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// Its size.
+    pub size_bytes: u64,
+    /// Whether it can be written to.
+    pub writable: bool,
+    /// Whether replies may come in chunks.
+    pub structured: bool,
+    /// Whether block status may be asked for.
+    pub allocation_context: bool,
+}
+
+/// Decides what to do with a request for an export.
 #[must_use]
-pub fn check(request: Request, size_bytes: u64, structured: bool, allocation_context: bool) -> Action {
+pub fn check(request: Request, terms: Terms) -> Action {
+    let Terms { size_bytes, writable, structured, allocation_context } = terms;
     let known = match request.command {
         command::READ => command_flag::DONT_FRAGMENT,
         command::BLOCK_STATUS => command_flag::REQUEST_ONE,
         command::DISCONNECT => return Action::Disconnect,
+        command::FLUSH if writable => return Action::Flush,
         // Nothing is ever dirty here.
         command::FLUSH => return Action::Succeed,
+        command::WRITE | command::TRIM if writable => 0,
+        command::WRITE_ZEROES if writable => command_flag::NO_HOLE,
         command::WRITE | command::TRIM | command::WRITE_ZEROES => {
             return Action::Refuse(error::PERMISSION, "the export is read-only");
         }
         _ => return Action::Refuse(error::INVALID, "unknown command"),
     };
+    // Who offers durable writes has to understand the flag everywhere; a read has nothing to make durable.
+    let known = if writable { known | command_flag::FUA } else { known };
     let end = request.offset.checked_add(u64::from(request.length));
     if request.flags & !known != 0 {
         Action::Refuse(error::INVALID, "unknown flags")
@@ -120,8 +145,12 @@ pub fn check(request: Request, size_bytes: u64, structured: bool, allocation_con
         } else {
             Action::Refuse(error::INVALID, "no metadata context was agreed on")
         }
+    } else if matches!(request.command, command::TRIM | command::WRITE_ZEROES) {
+        Action::Zero
     } else if request.length > REQUEST_BYTES_MAX {
         Action::Refuse(error::INVALID, "the range is longer than 32 MiB")
+    } else if request.command == command::WRITE {
+        Action::Write
     } else if request.flags & command_flag::DONT_FRAGMENT != 0 && request.length > UNSPLIT_BYTES_MAX {
         Action::Refuse(error::OVERFLOW, "an unsplit answer is at most 1 MiB")
     } else if request.flags & command_flag::DONT_FRAGMENT != 0 && !structured {

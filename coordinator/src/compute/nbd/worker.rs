@@ -2,7 +2,8 @@
 //!
 //! Owns the connection's socket from the end of negotiation on. A few threads take turns: one takes the next request,
 //! hands the reading on and serves its request to the end, answer included. Of short reads that have come in together it takes
-//! its share at once and answers them with one system call. So no request crosses a queue, what is in flight is bounded
+//! its share at once and answers them with one system call. What a write brings goes into the thread's own buffer, piece by
+//! piece if it is longer, each written before the next one is taken. So no request crosses a queue, what is in flight is bounded
 //! by the number of threads, and each thread reuses one buffer. Knows no listening and no set of exports.
 //! Invariant: chunks of different replies may interleave, bytes of one chunk never do (the writing lock).
 //! Limits: `Settings::threads_per_connection_max` turns of `TURN_REQUESTS_MAX` requests in flight; memory of
@@ -27,15 +28,20 @@ use super::{
     protocol::{REQUEST_BYTES_MAX, command, command_flag, error},
     reply::Batch,
     server::DamageSink,
-    transmission::{self, Action, REQUEST_HEADER_BYTES, Request},
+    transmission::{self, Action, REQUEST_HEADER_BYTES, Request, Terms},
 };
-use crate::points::view::BlockView;
+use crate::{
+    compute::branch::{Branch, WriteError},
+    points::view::BlockView,
+};
 
 /// A connection in transmission.
 pub(super) struct Connection {
     socket: Socket,
     agreement: Agreement,
     view: Arc<dyn BlockView>,
+    /// The same, if it can be written to.
+    branch: Option<Arc<Branch>>,
     alarm: Arc<dyn DamageSink>,
     threads_max: usize,
     /// Held by the thread that reads the next request.
@@ -56,7 +62,7 @@ impl Connection {
     pub(super) fn new(
         socket: Socket,
         agreement: Agreement,
-        (view, alarm): (Arc<dyn BlockView>, Arc<dyn DamageSink>),
+        (view, branch, alarm): (Arc<dyn BlockView>, Option<Arc<Branch>>, Arc<dyn DamageSink>),
         (threads_max, input): (usize, Vec<u8>),
         over: (mpsc::Sender<()>, OwnedSemaphorePermit),
     ) -> Arc<Self> {
@@ -64,6 +70,7 @@ impl Connection {
             socket,
             agreement,
             view,
+            branch,
             alarm,
             threads_max,
             input: Mutex::new(Input { bytes: input, start: 0 }),
@@ -105,7 +112,7 @@ impl Connection {
     fn run_thread(self: &Arc<Self>) {
         let (mut batch, mut requests) = (Batch::default(), Vec::with_capacity(TURN_REQUESTS_MAX));
         loop {
-            match self.next_requests(&mut requests) {
+            match self.next_requests(&mut requests, &mut batch) {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) => {
@@ -140,13 +147,13 @@ impl Connection {
 
     /// Takes the next request that needs an answer, and this thread's share of the short reads that came in right behind
     /// it. `false` when the client has gone or said goodbye.
-    fn next_requests(&self, requests: &mut Vec<Request>) -> io::Result<bool> {
+    fn next_requests(&self, requests: &mut Vec<Request>, batch: &mut Batch) -> io::Result<bool> {
         requests.clear();
         let mut input = lock(&self.input);
         if self.ended.load(Ordering::Acquire) {
             return Ok(false);
         }
-        match self.read_request(&mut input) {
+        match self.read_request(&mut input, batch) {
             Ok(Some(request)) => requests.push(request),
             other => {
                 // Seen by the next thread before it would read on.
@@ -162,11 +169,30 @@ impl Connection {
         Ok(true)
     }
 
-    fn read_request(&self, input: &mut Input) -> io::Result<Option<Request>> {
+    /// Reads a request; what it brings is written, but for the last piece, which is left in the batch's buffer for
+    /// [`write`](Self::write).
+    fn read_request(&self, input: &mut Input, batch: &mut Batch) -> io::Result<Option<Request>> {
         let Some(header) = input.header(&self.socket)? else { return Ok(None) };
         let request = transmission::decode(&header).map_err(io::Error::other)?;
         let payload = transmission::payload_bytes(request).map_err(io::Error::other)?;
-        input.skip(&self.socket, payload)?;
+        match &self.branch {
+            Some(branch) if transmission::check(request, self.terms()) == Action::Write => {
+                batch.written = Ok(());
+                let (mut offset, mut left) = (request.offset, payload);
+                while left > 0 {
+                    let part = left.min(BATCH_BYTES);
+                    let buffer = batch.buffer().get_mut(..part).unwrap_or_default();
+                    input.take(&self.socket, buffer)?;
+                    left -= part;
+                    if left > 0 && batch.written.is_ok() {
+                        let buffer = batch.buffer().get(..part).unwrap_or_default();
+                        batch.written = branch.write(offset, buffer);
+                        offset += part as u64;
+                    }
+                }
+            }
+            _ => input.skip(&self.socket, payload)?,
+        }
         Ok((request.command != command::DISCONNECT).then_some(request))
     }
 
@@ -180,9 +206,23 @@ impl Connection {
 
     /// Serves a request; the end of its answer may stay in the batch.
     fn serve(&self, request: Request, batch: &mut Batch) -> io::Result<()> {
-        let Agreement { structured_replies, allocation_context, .. } = self.agreement;
-        let size_bytes = self.view.size_bytes();
-        match transmission::check(request, size_bytes, structured_replies, allocation_context) {
+        let structured_replies = self.agreement.structured_replies;
+        match transmission::check(request, self.terms()) {
+            Action::Write => {
+                let written = self.write(request, batch);
+                self.answer_change(request, written)
+            }
+            Action::Zero => {
+                let keep_space = request.flags & command_flag::NO_HOLE != 0;
+                let zero = |branch: &Branch| {
+                    branch.write_zeroes(request.offset, u64::from(request.length), keep_space)
+                };
+                self.answer_change(request, self.branch.as_deref().map_or(Ok(()), zero))
+            }
+            Action::Flush => {
+                let flushed = self.branch.as_deref().map_or(Ok(()), Branch::flush);
+                self.answer_change(request, flushed)
+            }
             Action::Read if structured_replies => self.read_structured(request, batch),
             Action::Read => self.read_simple(request, batch),
             Action::BlockStatus => self.block_status(request, batch),
@@ -196,6 +236,40 @@ impl Connection {
             Action::Refuse(number, _) => self.send_simple(request.cookie, number),
             Action::Disconnect => Ok(()),
         }
+    }
+
+    fn terms(&self) -> Terms {
+        let Agreement { structured_replies, allocation_context, .. } = self.agreement;
+        let (size_bytes, writable) = (self.view.size_bytes(), self.branch.is_some());
+        Terms { size_bytes, writable, structured: structured_replies, allocation_context }
+    }
+
+    /// Writes the last piece of what a request brought.
+    fn write(&self, request: Request, batch: &mut Batch) -> Result<(), WriteError> {
+        std::mem::replace(&mut batch.written, Ok(()))?;
+        let Some(branch) = &self.branch else { return Ok(()) };
+        let length = request.length as usize;
+        // All pieces but the last one are full.
+        let before = (length - 1) / BATCH_BYTES * BATCH_BYTES;
+        let piece = batch.buffer().get(..length - before).unwrap_or_default();
+        branch.write(request.offset + before as u64, piece)
+    }
+
+    /// Answers a change, made durable first if the client wants that.
+    fn answer_change(&self, request: Request, made: Result<(), WriteError>) -> io::Result<()> {
+        let wants_durable = request.flags & command_flag::FUA != 0;
+        let made = made.and_then(|()| match &self.branch {
+            Some(branch) if wants_durable => branch.flush(),
+            _ => Ok(()),
+        });
+        let Err(error) = made else { return self.send_simple(request.cookie, 0) };
+        self.alarm.cannot_write(&self.agreement.export, &error);
+        let number = match error {
+            WriteError::NoSpace { .. } => error::NO_SPACE,
+            WriteError::BeyondEnd { .. } => error::INVALID,
+            WriteError::View(_) | WriteError::Io { .. } | WriteError::Failed { .. } => error::IO,
+        };
+        self.send_simple(request.cookie, number)
     }
 
     /// Answers in chunks: data, holes, and an error for each range that cannot be read.
@@ -362,6 +436,17 @@ impl Input {
         let request = transmission::decode(header).ok().filter(fits)?;
         self.start += REQUEST_HEADER_BYTES;
         Some(request)
+    }
+
+    /// Fills `buffer`.
+    fn take(&mut self, mut socket: &Socket, buffer: &mut [u8]) -> io::Result<()> {
+        let here = self.bytes.get(self.start..).unwrap_or_default();
+        let count = here.len().min(buffer.len());
+        let (front, rest) = buffer.split_at_mut(count);
+        front.copy_from_slice(here.get(..count).unwrap_or_default());
+        self.start += count;
+        // Not through the small buffer: each byte is copied once.
+        socket.read_exact(rest)
     }
 
     /// Reads over `count` bytes.

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use super::failover::{Services, compute_failed, rto_us, spec};
 use crate::{
-    compute::port::{BoxFuture, Endpoint, ImageRequest},
+    compute::{
+        branch::Origin,
+        port::{BoxFuture, Endpoint, ImageRequest},
+    },
     failover::{
         job::{Output, Target},
         step::{Context, Outcome, Step, StepError},
@@ -12,10 +15,13 @@ use crate::{
 };
 
 impl Services {
-    /// Serves the disks of the chosen point under the job's id; what is served of another point is ended first.
-    pub(super) async fn serve(&self, context: &Context) -> Result<Vec<Endpoint>, StepError> {
-        let (_, disks) = self.open(context).await?;
-        let attached = self.attach.attach(context.job.id.to_string(), disks).await;
+    /// Serves the disks of the chosen point under the job's id; what is served of another point is ended first. `begins`
+    /// if what may have been written after an earlier choice of the point is given up, else it is there and goes on.
+    pub(super) async fn serve(&self, context: &Context, begins: bool) -> Result<Vec<Endpoint>, StepError> {
+        let (point, disks) = self.open(context).await?;
+        let origin = Origin { point, turn: begins.then_some(context.job.changes) };
+        let writable = matches!(spec(context).target, Target::Branch).then_some(origin);
+        let attached = self.attach.attach(context.job.id.to_string(), disks, writable).await;
         attached.map_err(compute_failed)
     }
 
@@ -34,18 +40,20 @@ impl Step for AttachDisks {
             if context.job.changes > 0 {
                 self.0.end_serving(context).await?;
             }
-            let endpoints = self.0.serve(context).await?;
+            let endpoints = self.0.serve(context, true).await?;
             self.0.keep_chosen(context).await?;
             Ok(Outcome::Done(Output::Attached { endpoints, rto_us: rto_us(context) }))
         })
     }
 
     fn undo<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<(), StepError>> {
-        Box::pin(self.0.end_serving(context))
+        Box::pin(
+            async move { self.0.attach.discard(context.job.id.to_string()).await.map_err(compute_failed) },
+        )
     }
 
     fn restore<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<(), StepError>> {
-        Box::pin(async move { self.0.serve(context).await.map(drop) })
+        Box::pin(async move { self.0.serve(context, false).await.map(drop) })
     }
 }
 

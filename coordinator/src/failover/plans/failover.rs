@@ -19,7 +19,7 @@
 //! | process-point | the point is processed | nothing: a processed point harms nobody | hold |
 //! | write-images | images; goes on where it stopped | removes those it made | hold |
 //! | switch | the source is fenced; planned: only if it has proved that the point has everything | lets it in again | hold; planned: undo |
-//! | attach | devices, until undone; again after a restart | ends them | hold |
+//! | attach | devices, and of writable ones what is written to them, until undone; again after a restart | ends them, gives that up | hold |
 //! | define-machine | devices, overlays, a definition | removes them | hold |
 //! | start-machine | the machine runs; again after a restart | stops it | hold |
 //! | verify | nothing | nothing | hold |
@@ -91,7 +91,7 @@ impl Plans for Services {
         steps.extend([StepKind::SelectPoint, StepKind::ProcessPoint]);
         let switch = (spec.mode != Mode::Test).then_some(StepKind::Switch);
         match spec.target {
-            Target::Attach => {
+            Target::Attach | Target::Branch => {
                 steps.extend(switch);
                 steps.push(StepKind::Attach);
             }

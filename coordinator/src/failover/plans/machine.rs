@@ -46,7 +46,7 @@ impl DefineMachine {
             point: chosen(context)?,
             name,
             inventory,
-            disks: self.0.serve(context).await?,
+            disks: self.0.serve(context, true).await?,
             isolated: spec(context).mode == Mode::Test,
         };
         self.0.machines.define(request).await.map_err(compute_failed)
@@ -70,7 +70,7 @@ impl Step for DefineMachine {
     }
 
     fn restore<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<(), StepError>> {
-        Box::pin(async move { self.0.serve(context).await.map(drop) })
+        Box::pin(async move { self.0.serve(context, false).await.map(drop) })
     }
 }
 

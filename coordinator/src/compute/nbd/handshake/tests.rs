@@ -15,6 +15,7 @@ impl ExportList for OneDisk {
             name: "sda".into(),
             size_bytes: 1 << 20,
             text: "a disk".into(),
+            writable: false,
         })
     }
 

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::{
-    Action, REQUEST_HEADER_BYTES, Request, TransmissionError, check, decode, payload_bytes, push_error,
+    Action, REQUEST_HEADER_BYTES, Request, Terms, TransmissionError, check, decode, payload_bytes, push_error,
 };
 use crate::compute::nbd::protocol::{MAGIC_REQUEST, REQUEST_BYTES_MAX, command, command_flag, error};
 
@@ -13,8 +13,12 @@ fn request(command: u16, offset: u64, length: u32) -> Request {
     Request { flags: 0, command, cookie: 7, offset, length }
 }
 
+fn terms(structured: bool, allocation_context: bool) -> Terms {
+    Terms { size_bytes: SIZE, writable: false, structured, allocation_context }
+}
+
 fn refused(request: Request, structured: bool, context: bool) -> u32 {
-    match check(request, SIZE, structured, context) {
+    match check(request, terms(structured, context)) {
         Action::Refuse(number, _) => number,
         other => panic!("{other:?}"),
     }
@@ -22,10 +26,10 @@ fn refused(request: Request, structured: bool, context: bool) -> u32 {
 
 #[test]
 fn ranges_inside_the_export_are_read() {
-    assert_eq!(check(request(command::READ, 0, 1), SIZE, false, false), Action::Read);
-    assert_eq!(check(request(command::READ, SIZE - 5, 5), SIZE, true, false), Action::Read);
-    assert_eq!(check(request(command::READ, 0, REQUEST_BYTES_MAX), SIZE, true, false), Action::Read);
-    assert_eq!(check(request(command::BLOCK_STATUS, 0, 1 << 30), SIZE, true, true), Action::BlockStatus);
+    assert_eq!(check(request(command::READ, 0, 1), terms(false, false)), Action::Read);
+    assert_eq!(check(request(command::READ, SIZE - 5, 5), terms(true, false)), Action::Read);
+    assert_eq!(check(request(command::READ, 0, REQUEST_BYTES_MAX), terms(true, false)), Action::Read);
+    assert_eq!(check(request(command::BLOCK_STATUS, 0, 1 << 30), terms(true, true)), Action::BlockStatus);
 }
 
 #[test]
@@ -63,6 +67,34 @@ fn an_error_says_where() {
     assert_eq!(output, expected);
 }
 
+#[test]
+fn a_writable_export_takes_changes_inside_it() {
+    let terms = Terms { writable: true, ..terms(true, true) };
+    let flagged = |flags, request| Request { flags, ..request };
+    for (command, most, expected) in [
+        (command::WRITE, REQUEST_BYTES_MAX, Action::Write),
+        (command::TRIM, u32::MAX, Action::Zero),
+        (command::WRITE_ZEROES, u32::MAX, Action::Zero),
+    ] {
+        let longest = request(command, 0, most.min(u32::try_from(SIZE).unwrap()));
+        assert_eq!(check(longest, terms), expected);
+        assert_eq!(check(flagged(command_flag::FUA, longest), terms), expected);
+        for bad in [
+            request(command, SIZE - 5, 6),
+            request(command, 0, 0),
+            flagged(command_flag::DONT_FRAGMENT, longest),
+        ] {
+            assert!(matches!(check(bad, terms), Action::Refuse(error::INVALID, _)), "{bad:?}");
+        }
+    }
+    assert_eq!(
+        check(flagged(command_flag::NO_HOLE, request(command::WRITE_ZEROES, 0, 1)), terms),
+        Action::Zero
+    );
+    assert_eq!(check(request(command::FLUSH, 0, 0), terms), Action::Flush);
+    assert_eq!(check(flagged(command_flag::FUA, request(command::READ, 0, 1)), terms), Action::Read);
+}
+
 proptest! {
     /// Arbitrary headers are decoded to what they say or refused, and what passes the check lies inside the export.
     #[test]
@@ -75,8 +107,11 @@ proptest! {
         }
         let header: [u8; REQUEST_HEADER_BYTES] = header;
         let Ok(request) = decode(&header) else { return Ok(()) };
-        if matches!(check(request, SIZE, true, true), Action::Read | Action::BlockStatus) {
-            prop_assert!(request.length > 0 && request.offset + u64::from(request.length) <= SIZE);
+        for writable in [false, true] {
+            let action = check(request, Terms { writable, ..terms(true, true) });
+            if matches!(action, Action::Read | Action::BlockStatus | Action::Write | Action::Zero) {
+                prop_assert!(request.length > 0 && request.offset + u64::from(request.length) <= SIZE);
+            }
         }
     }
 }
