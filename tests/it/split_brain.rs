@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     io::Write as _,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{FileExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -160,6 +160,82 @@ fn a_source_that_comes_back_is_fenced_and_a_cancel_lets_it_in() {
         return;
     }
     split_brain().unwrap();
+}
+
+/// Both sides write after the failover: each keeps to its own line, over a coordinator that is killed, and what the target wrote
+/// is given up with a resume and not before.
+fn both_sides_write() -> Result<()> {
+    const MIB: usize = 1 << 20;
+    let source = LoopDevice::create(DISK_BYTES)?;
+    let written = |at: usize, byte: u8| {
+        let file = File::options().write(true).open(source.path())?;
+        file.write_all_at(&[byte; 8192], at as u64)?;
+        file.sync_all()
+    };
+    let mut protected = Protected::start(&[source.path()])?;
+    let machine = protected.machine.clone();
+    protected.wait_for_points(1)?;
+    written(MIB, 1)?;
+    protected.site.wait_for_new_point(&machine, PATIENCE)?;
+    protected.agent.kill()?;
+    let mut target = fs::read(source.path())?;
+    let job = protected.site.cli(&["failover", &machine, "--point", "latest", "--attach", "--writable"])?;
+    let uri = export(&job)?;
+
+    written(MIB, 2)?;
+    written(3 * MIB, 2)?;
+    run(Command::new("qemu-io").args([
+        "-f",
+        "raw",
+        "-c",
+        "write -P 3 1049600 1024",
+        "-c",
+        "write -P 3 2M 1M",
+        &uri,
+    ]))?;
+    for (at, bytes) in [(MIB + 1024, 1024), (2 * MIB, MIB)] {
+        target.get_mut(at..at + bytes).context("inside")?.fill(3);
+    }
+    let folder = tempfile::TempDir::with_prefix("holdfast-branch-")?;
+    let copy = folder.path().join("copy.img");
+    let is_the_target_s = || -> Result<()> {
+        run(Command::new("nbdcopy").arg(&uri).arg(&copy))?;
+        let same = fs::read(&copy)? == target;
+        fs::remove_file(&copy)?;
+        ensure!(
+            same,
+            "the failed-over machine does not hold what was written to it, or holds something else"
+        );
+        Ok(())
+    };
+    is_the_target_s()?;
+    protected.agent.start()?;
+    wait_until_told(&protected.agent)?;
+    protected.site.kill_coordinator()?;
+    protected.site.start_coordinator()?;
+    wait_for("the branch to be served again", PATIENCE, || {
+        Ok(Command::new("nbdinfo").args(["--size", &uri]).output()?.status.success().then_some(()))
+    })?;
+    protected.site.cli(&["commit", &machine])?;
+    written(5 * MIB, 2)?;
+    is_the_target_s()?;
+
+    protected.site.cli(&["resume", &machine, "--yes"])?;
+    protected.site.wait_until_connected(PATIENCE)?;
+    let point = protected.site.wait_for_new_point(&machine, PATIENCE)?;
+    let copies = protected.site.copy_point(&machine, &point.id, folder.path())?;
+    ensure!(fs::read(&copies.first().context("a copy")?.1)? == fs::read(source.path())?, "not the source's");
+    ensure!(fs::read_dir(protected.site.data().join("branches"))?.next().is_none(), "a branch is left");
+    Ok(())
+}
+
+#[test]
+fn both_sides_write_after_a_failover_and_neither_sees_the_other() {
+    if let Some(reason) = loop_device::unavailable() {
+        eprintln!("skipped: {reason}");
+        return;
+    }
+    both_sides_write().unwrap();
 }
 
 /// Writes records durably until it is told to end; the file system may stand still meanwhile.

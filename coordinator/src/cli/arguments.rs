@@ -597,7 +597,7 @@ pub(crate) struct FailoverOptions {
     #[arg(long)]
     pub(crate) attach: bool,
     /// Let clients write to them: what they write is kept beside the point until the job is cancelled or the point changed
-    #[arg(long, requires = "attach")]
+    #[arg(long, requires = "attach", conflicts_with_all = ["image", "vm"])]
     pub(crate) writable: bool,
     /// Write images into this folder on the coordinator's host; of several machines into a folder each
     #[arg(long, value_name = "DIR")]
@@ -606,13 +606,13 @@ pub(crate) struct FailoverOptions {
     #[arg(long)]
     pub(crate) vm: bool,
     /// Move the running machine to images of its own behind its back
-    #[arg(long, requires = "vm")]
+    #[arg(long, requires = "vm", conflicts_with_all = ["attach", "image"])]
     pub(crate) stream: bool,
     /// Format of the images
     #[arg(long, value_enum, default_value_t = ImageFormat::Raw)]
     pub(crate) format: ImageFormat,
     /// Where DIR holds an unchanged raw image of another point, write only what differs onto it
-    #[arg(long, requires = "image")]
+    #[arg(long, requires = "image", conflicts_with_all = ["attach", "vm"])]
     pub(crate) update: bool,
     /// Ask the source to stop first (see `holdfast planned-failover --help`); go on whether it does or not
     #[arg(long)]
@@ -638,7 +638,7 @@ pub(crate) struct TestFailoverOptions {
     #[arg(long)]
     pub(crate) attach: bool,
     /// Let clients write to them: what they write is kept beside the point until the job is cancelled or the point changed
-    #[arg(long, requires = "attach")]
+    #[arg(long, requires = "attach", conflicts_with_all = ["image", "vm"])]
     pub(crate) writable: bool,
     /// Write images into this folder on the coordinator's host; of several machines into a folder each
     #[arg(long, value_name = "DIR")]
@@ -647,13 +647,13 @@ pub(crate) struct TestFailoverOptions {
     #[arg(long)]
     pub(crate) vm: bool,
     /// Move the running machine to images of its own behind its back
-    #[arg(long, requires = "vm")]
+    #[arg(long, requires = "vm", conflicts_with_all = ["attach", "image"])]
     pub(crate) stream: bool,
     /// Format of the images
     #[arg(long, value_enum, default_value_t = ImageFormat::Raw)]
     pub(crate) format: ImageFormat,
     /// Where DIR holds an unchanged raw image of another point, write only what differs onto it
-    #[arg(long, requires = "image")]
+    #[arg(long, requires = "image", conflicts_with_all = ["attach", "vm"])]
     pub(crate) update: bool,
     /// Return at once, without waiting for the job
     #[arg(long)]
@@ -670,7 +670,7 @@ pub(crate) struct PlannedFailoverOptions {
     #[arg(long)]
     pub(crate) attach: bool,
     /// Let clients write to them: what they write is kept beside the point until the job is cancelled or the point changed
-    #[arg(long, requires = "attach")]
+    #[arg(long, requires = "attach", conflicts_with_all = ["image", "vm"])]
     pub(crate) writable: bool,
     /// Write images into this folder on the coordinator's host; of several machines into a folder each
     #[arg(long, value_name = "DIR")]
@@ -679,7 +679,7 @@ pub(crate) struct PlannedFailoverOptions {
     #[arg(long)]
     pub(crate) vm: bool,
     /// Move the running machine to images of its own behind its back
-    #[arg(long, requires = "vm")]
+    #[arg(long, requires = "vm", conflicts_with_all = ["attach", "image"])]
     pub(crate) stream: bool,
     /// Format of the images
     #[arg(long, value_enum, default_value_t = ImageFormat::Raw)]
@@ -727,12 +727,31 @@ pub(crate) struct DiffOptions {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
+    use clap::{CommandFactory as _, Parser as _};
 
     use super::Arguments;
 
     #[test]
     fn the_command_line_is_well_formed() {
         Arguments::command().debug_assert();
+    }
+
+    /// A requirement is waived where what is required cannot be there; the conflict has to be named too.
+    #[test]
+    fn what_belongs_to_another_target_is_refused() {
+        let parse = |options: &str| {
+            let words = format!("holdfast failover web-1 --point latest {options}");
+            Arguments::try_parse_from(words.split_whitespace()).map(drop)
+        };
+        for good in ["--attach", "--attach --writable", "--vm --stream", "--image /i --update"] {
+            assert!(parse(good).is_ok(), "{good}");
+        }
+        for bad in ["--writable", "--stream", "--update"] {
+            for target in ["--attach", "--vm", "--image /i"] {
+                let fits = [("--writable", "--attach"), ("--stream", "--vm"), ("--update", "--image /i")];
+                let both = format!("{target} {bad}");
+                assert_eq!(parse(&both).is_ok(), fits.contains(&(bad, target)), "{both}");
+            }
+        }
     }
 }
