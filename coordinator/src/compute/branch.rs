@@ -488,9 +488,9 @@ impl BlockView for Branch {
             let (part, behind) =
                 rest.split_at_mut(usize::try_from(until - position).unwrap_or(0).min(rest.len()));
             if has {
-                self.file.read_exact_at(part, self.layout.data() + position).map_err(|source| {
-                    ViewError::Io { place: self.path.display().to_string(), source: source.into() }
-                })?;
+                self.file
+                    .read_exact_at(part, self.layout.data() + position)
+                    .map_err(|source| ViewError::Io { place: self.path.display().to_string(), source })?;
             } else {
                 self.base.read(position, part)?;
             }

@@ -13,7 +13,11 @@ use holdfast_common::{
 use holdfast_coordinator::{
     compute::nbd::{
         handshake::{ExportDescription, ExportList, Handshake, Next},
-        transmission::{self, REQUEST_HEADER_BYTES},
+        transmission::{
+            self,
+            Action::{BlockStatus, Read, Write, Zero},
+            REQUEST_HEADER_BYTES,
+        },
     },
     ingest::cutter::FrameCutter,
     journal::tables::FrameHead,
@@ -160,7 +164,6 @@ pub(super) fn nbd(bytes: &[u8]) {
             structured,
             allocation_context: contexts,
         };
-        use transmission::Action::{BlockStatus, Read, Write, Zero};
         if matches!(transmission::check(request, terms), Read | BlockStatus | Write | Zero) {
             assert!(request.offset + u64::from(request.length) <= NBD_BYTES, "beyond the end");
         }

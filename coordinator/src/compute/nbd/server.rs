@@ -30,7 +30,7 @@ use tokio::{
 
 use super::{
     handshake::{Agreement, ExportDescription, ExportList, Handshake, Next},
-    worker::Connection,
+    worker::{Connection, Exported},
 };
 use crate::{
     compute::branch::{Branch, WriteError},
@@ -312,7 +312,11 @@ impl Inner {
             let connection = Connection::new(
                 socket,
                 agreement,
-                (Arc::clone(&export.view), export.branch.clone(), Arc::clone(&self.alarm)),
+                Exported {
+                    view: Arc::clone(&export.view),
+                    branch: export.branch.clone(),
+                    alarm: Arc::clone(&self.alarm),
+                },
                 (self.settings.threads_per_connection_max, input),
                 (export.over.clone(), place),
             );

@@ -35,6 +35,14 @@ use crate::{
     points::view::BlockView,
 };
 
+/// What a connection serves.
+pub(super) struct Exported {
+    pub(super) view: Arc<dyn BlockView>,
+    /// The same, if it can be written to.
+    pub(super) branch: Option<Arc<Branch>>,
+    pub(super) alarm: Arc<dyn DamageSink>,
+}
+
 /// A connection in transmission.
 pub(super) struct Connection {
     socket: Socket,
@@ -62,7 +70,7 @@ impl Connection {
     pub(super) fn new(
         socket: Socket,
         agreement: Agreement,
-        (view, branch, alarm): (Arc<dyn BlockView>, Option<Arc<Branch>>, Arc<dyn DamageSink>),
+        Exported { view, branch, alarm }: Exported,
         (threads_max, input): (usize, Vec<u8>),
         over: (mpsc::Sender<()>, OwnedSemaphorePermit),
     ) -> Arc<Self> {
