@@ -9,7 +9,8 @@ use std::{
     collections::BTreeMap,
     fs,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc},
+    thread,
 };
 
 use holdfast_common::{
@@ -33,7 +34,7 @@ use super::{
 };
 use crate::{
     journal::tables::FrameHead,
-    store::{DiskLog, FrameSet},
+    store::{DiskLog, FrameSet, HeadBatch},
 };
 
 /// Extents of an open interval that are kept in memory: 4 MiB, and as much again twice while they are sorted.
@@ -48,6 +49,9 @@ pub const OPEN_RUNS_MAX: usize = 128;
 
 /// Bytes of heads taken from the log at a time.
 const BATCH_BYTES: usize = 1 << 20;
+
+/// Batches of heads that wait while one is taken in.
+const BATCHES_AHEAD: usize = 2;
 
 /// How far the index is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -256,7 +260,15 @@ impl DiskIndex {
             return Ok(false);
         }
         let batch = self.log.heads_after(processed, BATCH_BYTES)?;
-        let mut heads = batch.heads.as_slice();
+        self.take_in(&batch)?;
+        Ok(batch.up_to < *self.log.durable().borrow())
+    }
+
+    /// Indexes a batch that begins right behind the frames that are indexed, or earlier. The caller has `working`.
+    fn take_in(&self, batch: &HeadBatch) -> Result<(), IndexError> {
+        let processed = self.read().processed;
+        let known = batch.heads.partition_point(|head| head.header.sequence <= processed);
+        let mut heads = batch.heads.get(known..).unwrap_or_default();
         while let Some((head, rest)) = heads.split_first() {
             let simple = self.index_simple(heads);
             if simple > 0 {
@@ -269,16 +281,54 @@ impl DiskIndex {
             self.index(head)?;
         }
         self.account(batch.up_to, None);
-        Ok(batch.up_to < *self.log.durable().borrow())
+        Ok(())
     }
 
-    /// Indexes everything that is durable now.
+    /// Indexes everything that is durable now. Far behind, a second thread reads the log meanwhile.
     ///
     /// # Errors
     /// As [`Self::advance`].
     pub fn catch_up(&self) -> Result<Sequence, IndexError> {
-        while self.advance()? {}
+        while self.advance()? {
+            self.advance_far()?;
+        }
         Ok(self.read().processed)
+    }
+
+    /// Like [`Self::advance`] again and again, while another thread reads the next heads: reading and checking them takes
+    /// about as long as indexing them. Others may advance in between, and a rebuild ends it early.
+    fn advance_far(&self) -> Result<(), IndexError> {
+        let mut after = self.read().processed;
+        thread::scope(|scope| {
+            let (hand_over, batches) = mpsc::sync_channel(BATCHES_AHEAD);
+            let read = move || {
+                let mut at = after;
+                while at < *self.log.durable().borrow() {
+                    let batch = self.log.heads_after(at, BATCH_BYTES);
+                    let up_to = batch.as_ref().map_or(at, |batch| batch.up_to);
+                    // Nobody takes them any more, or there is nothing behind.
+                    if hand_over.send(batch).is_err() || up_to <= at {
+                        return;
+                    }
+                    at = up_to;
+                }
+            };
+            if thread::Builder::new().name("index-read".to_owned()).spawn_scoped(scope, read).is_err() {
+                // Without a thread the caller goes on alone.
+                return Ok(());
+            }
+            for batch in batches {
+                let batch = batch?;
+                let _working = self.working();
+                if self.read().processed < after {
+                    // All was thrown away meanwhile: what lies in between is not lost, it comes again.
+                    return Ok(());
+                }
+                self.take_in(&batch)?;
+                after = batch.up_to;
+            }
+            Ok(())
+        })
     }
 
     /// Notes that frames up to here that were not seen are lost, unless they are missing on purpose. `behind` is the generation of the frame behind them.

@@ -450,6 +450,34 @@ fn only_frames_that_a_cut_needs_are_named() {
 }
 
 #[test]
+fn several_catch_up_while_all_is_made_again() {
+    let mut world = World::new(7);
+    for round in 0..240u64 {
+        world.write(&[(round % 50, 5, (round % 250 + 1) as u8), (3, 2, 0)]);
+        if round % 6 == 5 {
+            world.cut();
+        }
+    }
+    assert!(world.index.log().usage().segments > 20, "one batch takes one segment at most");
+    for _ in 0..4 {
+        world.index.rebuild().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| world.index.catch_up().unwrap());
+            }
+            scope.spawn(|| while world.index.advance().unwrap() {});
+            // In the middle of it, by the index's own position and not by time.
+            while world.index.progress().processed.0 < 60 {
+                std::thread::yield_now();
+            }
+            world.index.rebuild().unwrap();
+        });
+        assert!(world.index.losses().is_empty(), "{:?}", world.index.losses());
+    }
+    world.check();
+}
+
+#[test]
 fn a_damaged_run_is_made_up_for() {
     let mut world = World::new(1000);
     for fill in 1..=4 {

@@ -295,13 +295,16 @@ impl SegmentSet {
         segment: &SealedSegment,
         first: Sequence,
     ) -> Result<Arc<SegmentTables>, SegmentError> {
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((cached, tables)) = &cache.tables
             && *cached == first.0
         {
             return Ok(Arc::clone(tables));
         }
+        // Who reads frames of other segments does not wait for this.
+        drop(cache);
         let tables = segment.tables()?;
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         cache.tables = Some((first.0, Arc::clone(&tables)));
         Ok(tables)
     }
