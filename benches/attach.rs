@@ -47,6 +47,9 @@ pub(crate) fn attach(run: Run) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     let backlogs: &[u64] = if run.quick { &[0, 1, 10] } else { &[0, 1, 10, 50] };
     for pending in backlogs {
+        if !run.wants(&format!("attach: {pending} GiB of changes")) {
+            continue;
+        }
         let scenery = Scenery::create(100 * GIB)?;
         let (cold, indexed) = scenery.behind(pending * GIB)?;
         ready.push(indexed.row(format!("attach: {pending} GiB of changes, indexed behind ingest")));
@@ -56,12 +59,18 @@ pub(crate) fn attach(run: Run) -> Result<Vec<Row>> {
         );
     }
     for (name, size) in [("10 GiB", 10 * GIB), ("1 TiB", 1 << 40), ("16 TiB", 16 << 40)] {
+        if !run.wants(&format!("attach: a disk of {name}")) {
+            continue;
+        }
         let scenery = Scenery::create(size)?;
         let (_, indexed) = scenery.behind(GIB)?;
         ready.push(indexed.row(format!("attach: a disk of {name}")));
     }
     let histories: &[u64] = if run.quick { &[10, 1000] } else { &[10, 1000, 20_000] };
     for points in histories {
+        if !run.wants(&format!("attach: {points} points")) {
+            continue;
+        }
         let scenery = Scenery::create(100 * GIB)?;
         ready.push(scenery.with_points(*points)?.row(format!("attach: {points} points")));
     }

@@ -113,8 +113,26 @@ fn busy_seconds() -> Result<f64> {
 
 /// Resident memory of a process in bytes.
 pub(crate) fn resident_bytes(process: u32) -> Result<u64> {
+    memory_bytes(&process.to_string(), "VmRSS:")
+}
+
+/// Runs this program once more with these arguments, and gives the most memory that it has had resident.
+pub(crate) fn peak_of(arguments: &[&std::ffi::OsStr]) -> Result<u64> {
+    let output = std::process::Command::new(std::env::current_exe()?).args(arguments).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    anyhow::ensure!(output.status.success(), "a second process failed: {complaint}");
+    text.trim().parse().with_context(|| format!("no number of bytes: {text:?}"))
+}
+
+/// Most memory that this process has had resident, in bytes.
+pub(crate) fn own_peak_bytes() -> Result<u64> {
+    memory_bytes("self", "VmHWM:")
+}
+
+fn memory_bytes(process: &str, field: &'static str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
-    let kib: u64 = line.split_whitespace().nth(1).and_then(|field| field.parse().ok()).context("VmRSS")?;
+    let line = status.lines().find(|line| line.starts_with(field)).context(field)?;
+    let kib: u64 = line.split_whitespace().nth(1).and_then(|text| text.parse().ok()).context(field)?;
     Ok(kib * 1024)
 }

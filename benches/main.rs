@@ -46,6 +46,9 @@ struct Arguments {
     /// Names the benches and ends.
     #[arg(long)]
     list: bool,
+    /// Processes the journal in this store once, and prints the peak of resident memory in bytes.
+    #[arg(long, value_name = "DIR", hide = true)]
+    process_once: Option<PathBuf>,
     /// Benches to run; all if none is named.
     #[arg(value_name = "NAME")]
     names: Vec<String>,
@@ -103,6 +106,11 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    if let Some(place) = &arguments.process_once {
+        process::once(place)?;
+        println!("{}", machine::own_peak_bytes()?);
+        return Ok(());
+    }
     if arguments.list {
         BENCHES.iter().for_each(|(name, _)| println!("{name}"));
         return Ok(());
