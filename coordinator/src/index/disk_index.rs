@@ -533,11 +533,15 @@ impl DiskIndex {
         let Some((older, newer)) = state.ladder.due(state.last_cut) else { return Ok(false) };
         drop(state);
         let name = self.merge_runs(&[self.run(older)?, self.run(newer)?])?;
+        let run = self.run(name)?;
         let _working = self.working();
         let mut state = self.write();
         state.ladder.add(name);
+        let replaced = state.replace_newest(run);
         drop(state);
-        self.renew_newest()?;
+        if !replaced {
+            self.renew_newest()?;
+        }
         Ok(true)
     }
 
@@ -762,6 +766,19 @@ impl DiskIndex {
         state.memtable.is_empty() && state.parts.iter().chain(&state.newest).all(|run| run.is_empty())
     }
 
+    /// The runs that the newest state is read from, newest first.
+    #[cfg(test)]
+    pub(super) fn newest_runs(&self) -> Vec<RunName> {
+        self.read().newest.iter().map(|run| run.name()).collect()
+    }
+
+    /// The runs that the ladder names for the newest cut, newest first.
+    #[cfg(test)]
+    pub(super) fn newest_chain(&self) -> Vec<RunName> {
+        let state = self.read();
+        state.ladder.chain(state.ladder.end()).unwrap_or_default().into_iter().rev().collect()
+    }
+
     fn merging(&self) -> MutexGuard<'_, ()> {
         self.merging.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -814,6 +831,21 @@ impl State {
     /// Place of a cut in the list.
     fn position(&self, cut: Sequence) -> Result<usize, IndexError> {
         self.cuts.binary_search_by_key(&cut, |cut| cut.sequence).map_err(|_| IndexError::NoCut(cut))
+    }
+
+    /// Puts a merged run in the place of those runs of the newest cut that it was made of, if they lead from its beginning
+    /// to its end. Opening the whole chain again would cost as many runs as cuts are not merged yet, for each merge.
+    fn replace_newest(&mut self, merged: Arc<Run>) -> bool {
+        let name = merged.name();
+        let first = self.newest.partition_point(|run| run.to() > name.to);
+        let end = self.newest.partition_point(|run| run.to() > name.from);
+        let replaced = self.newest.get(first..end).unwrap_or_default();
+        let fits = replaced.first().is_some_and(|run| run.to() == name.to)
+            && replaced.last().is_some_and(|run| run.name().from == name.from);
+        if fits {
+            self.newest.splice(first..end, [merged]);
+        }
+        fits
     }
 
     /// The records since the last run or part, with the state now.

@@ -450,6 +450,27 @@ fn only_frames_that_a_cut_needs_are_named() {
 }
 
 #[test]
+fn the_newest_state_stands_on_few_runs_after_each_merge() {
+    let mut world = World::new(1000);
+    for round in 0..64u64 {
+        world.write(&[(round % 7, 5, (round % 250 + 1) as u8), (round % 11, 3, (round % 5) as u8)]);
+        world.cut();
+    }
+    assert_eq!(world.index.catch_up().unwrap(), world.identity.sequence);
+    assert_eq!(world.index.newest_runs().len(), 64);
+    loop {
+        check_view(&PointView::newest(&world.index, Arc::clone(&world.cache)), &world.model);
+        let merged = world.index.compact().unwrap();
+        assert_eq!(world.index.newest_runs(), world.index.newest_chain());
+        if !merged {
+            break;
+        }
+    }
+    assert_eq!(world.index.newest_runs().len(), 1);
+    world.check();
+}
+
+#[test]
 fn several_catch_up_while_all_is_made_again() {
     let mut world = World::new(7);
     for round in 0..240u64 {
