@@ -14,6 +14,7 @@ mod nbd;
 mod operators;
 mod witness;
 mod oracle;
+mod mariadb;
 mod postgres;
 mod split_brain;
 mod machine_boot;
