@@ -11,6 +11,7 @@ mod materialize;
 mod nbd;
 mod process;
 mod peers;
+mod plan;
 mod plot;
 mod protection;
 mod quic;
@@ -92,6 +93,7 @@ const BENCHES: &[(&str, Bench)] = &[
     ("materialize", materialize::materialize),
     ("attach", attach::attach),
     ("lifecycle", lifecycle::lifecycle),
+    ("plan", plan::plan),
     ("peers", peers::peers),
 ];
 

@@ -28,6 +28,9 @@ pub struct Settings {
     pub api_listen: Option<SocketAddr>,
     /// Folders on this host below which operators on the network who are no admins may have images written.
     pub image_folders: Vec<PathBuf>,
+    /// Folders on this host with programs that recovery plans of operators who are no admins may have run. Whoever can
+    /// write there can run what he likes as the coordinator.
+    pub script_folders: Vec<PathBuf>,
     /// Folder of what machines that run here write; `vm` in the data folder if not set.
     pub machine_folder: Option<PathBuf>,
     /// How the processors of machines that run here are run: `auto`, `kvm` or `tcg`.
@@ -81,6 +84,7 @@ impl Default for Settings {
             listen: SocketAddr::from(([0, 0, 0, 0], 4433)),
             api_listen: None,
             image_folders: Vec::new(),
+            script_folders: Vec::new(),
             machine_folder: None,
             machine_accelerator: Accelerator::Auto,
             machine_network: USER.to_owned(),

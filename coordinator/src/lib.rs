@@ -35,6 +35,8 @@ pub mod compute;
 pub mod failover;
 // The operator's interface.
 pub mod api;
+// Times as operators write them.
+pub mod duration;
 // Settings.
 pub mod config;
 // The running program.

@@ -84,9 +84,9 @@ fn run(arguments: Arguments) -> Result<()> {
             for line in &rebuilt.to_do {
                 eprintln!("holdfast-coordinator: to do: {line}");
             }
-            let app::Rebuilt { machines, disks, points, groups, operators, .. } = rebuilt;
+            let app::Rebuilt { machines, disks, points, groups, operators, plans, .. } = rebuilt;
             eprintln!(
-                "rebuilt: {machines} machines, {disks} disks, {points} points, {groups} groups, {operators} operators"
+                "rebuilt: {machines} machines, {disks} disks, {points} points, {groups} groups, {operators} operators, {plans} plans"
             );
             Ok(())
         }

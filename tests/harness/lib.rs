@@ -10,6 +10,8 @@ pub mod network;
 pub mod site;
 // A machine with protected disks.
 pub mod protected;
+// Many small machines with one coordinator.
+pub mod crowd;
 // A PostgreSQL server and its load.
 pub mod postgres;
 // Writers under whose load points are made.

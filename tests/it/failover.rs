@@ -32,8 +32,8 @@ use holdfast_coordinator::{
         machine::State,
         plans::failover::Services,
         port::{
-            JobStore, LifecycleError, Lifecycles, LogRecord, PointSource, PointsError, SourceError,
-            SourceFacts, Sources, StoreError,
+            JobStore, LifecycleError, Lifecycles, LogRecord, PointSource, PointsError, ScriptRequest,
+            Scripts, SourceError, SourceFacts, Sources, StoreError,
         },
         runner::{Command, JobView, Jobs, Parts},
     },
@@ -115,6 +115,17 @@ impl Lifecycles for OnePoint {
     }
 }
 
+/// Nor has it programs run.
+impl Scripts for OnePoint {
+    fn run(&self, _request: ScriptRequest, _task: Arc<Task>) -> BoxFuture<'_, Result<String, String>> {
+        Box::pin(async { Err("is not run here".to_owned()) })
+    }
+
+    fn end(&self, _job: JobId, _step: u32) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+}
+
 /// A test failover wants nothing of the source.
 impl Sources for OnePoint {
     fn facts(&self, _machine: MachineId) -> Option<SourceFacts> {
@@ -181,6 +192,7 @@ async fn engine(store: &Arc<MemoryStore>, points: &Arc<OnePoint>, sockets: &Path
         machines: Arc::new(machines),
         lifecycles: points.clone(),
         sources: points.clone(),
+        scripts: points.clone(),
     };
     let parts = Parts {
         store: store.clone(),
@@ -205,7 +217,8 @@ fn point() -> Arc<OnePoint> {
 fn spec(target: Target) -> JobSpec {
     let machine = MachineId::from_bytes([9; 16]);
     let (selection, mode) = (Selection::Latest, Mode::Test);
-    JobSpec::Failover(FailoverSpec { machine, selection, target, mode, stop_source: false })
+    let networks = BTreeMap::new();
+    JobSpec::Failover(FailoverSpec { machine, selection, target, mode, stop_source: false, networks })
 }
 
 #[tokio::test(flavor = "multi_thread")]

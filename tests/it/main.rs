@@ -12,6 +12,7 @@ mod image;
 mod link;
 mod nbd;
 mod operators;
+mod plan;
 mod witness;
 mod oracle;
 mod mariadb;

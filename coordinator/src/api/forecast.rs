@@ -58,14 +58,22 @@ pub(super) async fn forecast(
     State(state): State<ApiState>,
     Query(query): Query<ForecastQuery>,
 ) -> Result<Json<Vec<ForecastShape>>, ApiError> {
-    let selection = selection(&query.point)?;
     let named: Vec<&str> = query.machines.split(',').filter(|name| !name.is_empty()).collect();
-    let chosen = choose(&state, &named, selection).await?;
+    Ok(Json(of_machines(&state, &named, selection(&query.point)?).await?))
+}
+
+/// What each of these machines would get and lose.
+pub(super) async fn of_machines(
+    state: &ApiState,
+    named: &[&str],
+    selection: Selection,
+) -> Result<Vec<ForecastShape>, ApiError> {
+    let chosen = choose(state, named, selection).await?;
     let mut shapes = Vec::new();
     for machine in &chosen.machines {
-        shapes.push(forecast_of(&state, &chosen, *machine, selection).await?);
+        shapes.push(forecast_of(state, &chosen, *machine, selection).await?);
     }
-    Ok(Json(shapes))
+    Ok(shapes)
 }
 
 pub(super) async fn overview(State(state): State<ApiState>) -> Result<Json<Vec<OverviewShape>>, ApiError> {

@@ -17,6 +17,9 @@ mod groups;
 pub mod machine_shapes;
 mod machines;
 mod operators;
+mod plan_runs;
+pub mod plan_shapes;
+mod plans;
 mod points;
 mod retention;
 pub mod port;
@@ -42,7 +45,7 @@ pub use caller::Peer;
 pub(crate) use caller::Who;
 pub use error::ApiError;
 use gate::Gate;
-use port::{JobControl, PointDiff, SourceAudits, StoreChecks, StoreFigures};
+use port::{JobControl, PlanHost, PointDiff, SourceAudits, StoreChecks, StoreFigures};
 pub(crate) use views::time as time_text;
 
 use crate::{
@@ -92,6 +95,10 @@ pub struct ApiState {
     pub api_listen: Option<String>,
     /// Folders below which operators who are no admins may have images written.
     pub image_folders: Vec<PathBuf>,
+    /// Folders of programs that plans of operators who are no admins may have run.
+    pub script_folders: Vec<PathBuf>,
+    /// This host, as plans need it.
+    pub plan_host: Arc<dyn PlanHost>,
     /// Counts failed logins.
     pub logins: Logins,
     /// Replication groups.
@@ -147,10 +154,25 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/forecast", get(forecast::forecast))
         .route("/v1/failover", post(work::failover_set))
         .route("/v1/who", get(operators::who))
+        .merge(of_plans())
         .merge(for_admins(&state))
         .fallback(error::no_such_path)
         .layer(middleware::from_fn_with_state(state.clone(), caller::admit))
         .with_state(state)
+}
+
+/// Recovery plans.
+fn of_plans() -> Router<ApiState> {
+    Router::new()
+        .route("/v1/plans", get(plans::list).post(plans::apply))
+        .route("/v1/validate-plan", post(plans::validate))
+        .route("/v1/plans/{plan}", get(plans::show))
+        .route("/v1/plans/{plan}/remove", post(plans::remove))
+        .route("/v1/plans/{plan}/failover", post(plan_runs::run))
+        .route("/v1/plans/{plan}/forecast", get(plan_runs::forecast))
+        .route("/v1/plans/{plan}/commit", post(plan_runs::commit))
+        .route("/v1/plans/{plan}/cancel", post(plan_runs::cancel))
+        .route("/v1/plans/{plan}/cleanup", post(plan_runs::cleanup))
 }
 
 /// What decides who may do what, and what cannot be undone.

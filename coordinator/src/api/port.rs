@@ -2,7 +2,7 @@
 //!
 //! Owns the contracts only; `app` implements them.
 
-use std::fmt;
+use std::{fmt, path::Path};
 
 use holdfast_common::{
     clock::Timestamp,
@@ -13,7 +13,7 @@ use thiserror::Error;
 use super::shapes::{DiffShape, JobShape, TargetShape};
 use crate::{
     compute::port::BoxFuture,
-    failover::port::PointsError,
+    failover::{plan::file::PlanFile, port::PointsError},
     points::selection::{Candidate, Selection},
     store::{Alarm, DiskSpace},
 };
@@ -32,6 +32,70 @@ pub enum FailoverMode {
     Planned,
 }
 
+/// The coordinator's host, as plans need it.
+pub trait PlanHost: fmt::Debug + Send + Sync {
+    /// Whether a program can be run.
+    ///
+    /// # Errors
+    /// Not; the text says why.
+    fn program(&self, path: &Path) -> Result<(), String>;
+
+    /// Whether there is such a bridge.
+    ///
+    /// # Errors
+    /// Not; the text says what is there.
+    fn network(&self, name: &str) -> Result<(), String>;
+
+    /// Keeps a copy of a plan beside the catalog, which can be made anew from it.
+    fn keep(&self, name: String, text: String) -> BoxFuture<'_, Result<(), String>>;
+
+    /// Removes that. None there is success.
+    fn forget(&self, name: String) -> BoxFuture<'_, Result<(), String>>;
+}
+
+/// A run of a plan.
+#[derive(Clone, Debug)]
+pub struct PlanRun {
+    /// The plan.
+    pub file: PlanFile,
+    /// What it means for the sources.
+    pub mode: FailoverMode,
+    /// Which points, for people.
+    pub selection: Selection,
+    /// What is made of them, for people.
+    pub target: TargetShape,
+    /// Its machines.
+    pub members: Vec<PlanMember>,
+}
+
+/// A machine of a plan's run.
+#[derive(Clone, Debug)]
+pub struct PlanMember {
+    /// The machine.
+    pub machine: MachineId,
+    /// Its name in the plan.
+    pub name: String,
+    /// Which point.
+    pub selection: Selection,
+    /// What is made of it.
+    pub target: TargetShape,
+}
+
+/// A run of a plan, as it is known.
+#[derive(Clone, Debug)]
+pub struct PlanJob {
+    /// Its job.
+    pub id: JobId,
+    /// Whether it is a test.
+    pub is_test: bool,
+    /// Whether nothing of it is left.
+    pub is_over: bool,
+    /// Whether it does nothing more by itself, and waits for nobody.
+    pub is_settled: bool,
+    /// Machines with their jobs.
+    pub children: Vec<(MachineId, JobId)>,
+}
+
 /// The jobs, as operators handle them.
 pub trait JobControl: fmt::Debug + Send + Sync {
     /// Begins a failover of one machine.
@@ -43,6 +107,10 @@ pub trait JobControl: fmt::Debug + Send + Sync {
         target: TargetShape,
         mode: FailoverMode,
     ) -> BoxFuture<'_, Result<JobShape, JobRefusal>>;
+    /// Begins a plan.
+    fn run_plan(&self, who: String, run: PlanRun) -> BoxFuture<'_, Result<JobShape, JobRefusal>>;
+    /// All runs of a plan that are known, or of all plans, newest first.
+    fn plan_jobs(&self, plan: Option<&str>) -> Vec<PlanJob>;
     /// All cuts of a machine that are known here, in the order of its disks' logs, oldest first.
     fn candidates(&self, machine: MachineId) -> BoxFuture<'_, Result<Vec<Candidate>, JobRefusal>>;
     /// All jobs, newest first.

@@ -589,12 +589,18 @@ pub struct FailoverRequest {
 pub struct JobShape {
     /// Its id.
     pub id: String,
-    /// "failover", "planned-failover", "test-failover".
+    /// "failover", "planned-failover", "test-failover"; of a plan the same with "plan-" before it.
     pub kind: String,
-    /// The machine's id.
+    /// The machine's id; empty for a plan.
     pub machine: String,
-    /// Its host name.
+    /// Its host name; of a plan, its name.
     pub machine_name: String,
+    /// The plan that it runs.
+    #[serde(default)]
+    pub plan: Option<String>,
+    /// The machines of the plan, with their own jobs.
+    #[serde(default)]
+    pub machines: Vec<JobMachineShape>,
     /// Who asked for it.
     pub by: String,
     /// Where it stands: "running", "waiting" (for a manual step), "holding" (serving until cancelled), "held" (a step
@@ -634,6 +640,27 @@ pub struct JobShape {
     /// How the verification of all data of its point is going, which goes on beside the steps.
     #[serde(default)]
     pub verification: Option<VerificationShape>,
+}
+
+/// A machine of a plan's run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct JobMachineShape {
+    /// Its group in the plan.
+    pub group: String,
+    /// Its id.
+    pub machine: String,
+    /// Its name in the plan.
+    pub name: String,
+    /// Its own job, once that was begun.
+    pub job: Option<String>,
+    /// Where that stands (as a job's `state`); or "not begun", "skipped" (it was at its target already), "failed".
+    pub state: String,
+    /// What was said of it last.
+    pub reason: Option<String>,
+    /// Its point, once that is chosen.
+    pub point: Option<String>,
+    /// From the begin of its job to the first byte served.
+    pub rto_us: Option<u64>,
 }
 
 /// The verification of a point's data.

@@ -39,11 +39,14 @@ pub(super) fn check_free(state: &ApiState, machine: MachineId, is_test: bool) ->
     checked.map(drop).map_err(|refusal| ApiError::from(crate::registry::RegistryError::from(refusal)))
 }
 
-/// Refuses to take back what was committed by the back door of its job.
+/// Refuses to take back what was committed by the back door of its job, or of its plan's.
 pub(super) fn check_cancel(state: &ApiState, job: JobId) -> Result<(), ApiError> {
+    let plan = state.jobs.plan_jobs(None).into_iter().find(|plan| plan.id == job);
+    let children = plan.map(|plan| plan.children).unwrap_or_default();
+    let is_meant = |failover: JobId| failover == job || children.iter().any(|(_, child)| *child == failover);
     let committed = state.registry.machines().into_iter().find(|machine| {
         let stage = machine.lifecycle.stage;
-        stage.is_target_for_good() && stage.failover() == Some(job)
+        stage.is_target_for_good() && stage.failover().is_some_and(is_meant)
     });
     match committed {
         None => Ok(()),
@@ -168,6 +171,11 @@ pub(super) async fn resume(
 
 /// Cancels a job and waits until everything is taken back. One that is over, or not known, is success.
 async fn end(state: &ApiState, who: &str, job: JobId) -> Result<(), ApiError> {
+    ended(state, who, job).await.map(drop)
+}
+
+/// The same; gives the job as it is then, if it is known.
+pub(super) async fn ended(state: &ApiState, who: &str, job: JobId) -> Result<Option<JobShape>, ApiError> {
     match state.jobs.end(who.to_owned(), job).await {
         Ok(ended) if ended.state == "stuck" => Err(ApiError::conflict(
             format!(
@@ -176,7 +184,8 @@ async fn end(state: &ApiState, who: &str, job: JobId) -> Result<(), ApiError> {
             ),
             format!("remove the cause, then `holdfast job retry {job}`"),
         )),
-        Ok(_) | Err(JobRefusal::Unknown(_)) => Ok(()),
+        Ok(ended) => Ok(Some(ended)),
+        Err(JobRefusal::Unknown(_)) => Ok(None),
         Err(refusal) => Err(refusal.into()),
     }
 }

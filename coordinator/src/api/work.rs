@@ -78,7 +78,7 @@ pub(super) async fn failover_set(
     Ok(Json(jobs))
 }
 
-const fn mode(mode: ModeShape, stop_source: bool) -> FailoverMode {
+pub(super) const fn mode(mode: ModeShape, stop_source: bool) -> FailoverMode {
     match mode {
         ModeShape::Test => FailoverMode::Test,
         ModeShape::Failover => FailoverMode::Unplanned { stop_source },
@@ -87,7 +87,7 @@ const fn mode(mode: ModeShape, stop_source: bool) -> FailoverMode {
 }
 
 /// As the audit names it.
-const fn act(mode: FailoverMode) -> &'static str {
+pub(super) const fn act(mode: FailoverMode) -> &'static str {
     match mode {
         FailoverMode::Test => "test failover",
         FailoverMode::Unplanned { .. } => "failover",
@@ -104,7 +104,7 @@ const fn fixed(selection: Selection, choice: &Choice) -> Selection {
 }
 
 /// The target of one machine of several.
-fn below(target: &TargetShape, name: &str) -> TargetShape {
+pub(super) fn below(target: &TargetShape, name: &str) -> TargetShape {
     match target {
         TargetShape::Attach | TargetShape::Branch | TargetShape::Machine { .. } => target.clone(),
         TargetShape::Image { folder, format, update } => {
@@ -132,7 +132,7 @@ fn some_begun(name: &str, why: &str, begun: &[JobShape]) -> ApiError {
 }
 
 /// Whether the target makes sense and this operator may have it.
-fn check_target(state: &ApiState, peer: &Peer, target: &TargetShape) -> Result<(), ApiError> {
+pub(super) fn check_target(state: &ApiState, peer: &Peer, target: &TargetShape) -> Result<(), ApiError> {
     let TargetShape::Image { folder, format, .. } = target else { return Ok(()) };
     if !folder.is_absolute() {
         return Err(ApiError::invalid(
@@ -162,7 +162,7 @@ fn may_write(peer: &Peer, allowed: &[PathBuf], folder: &Path) -> bool {
     peer.may(Role::Admin) || (plain && allowed.iter().any(|allowed| folder.starts_with(allowed)))
 }
 
-fn target_text(target: &TargetShape) -> String {
+pub(super) fn target_text(target: &TargetShape) -> String {
     match target {
         TargetShape::Attach => "attach".to_owned(),
         TargetShape::Branch => "attach, writable".to_owned(),

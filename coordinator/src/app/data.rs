@@ -80,6 +80,11 @@ impl DataFolder {
         self.root.join("hardware")
     }
 
+    /// Copies of recovery plans.
+    pub(super) fn plans(&self) -> PathBuf {
+        self.root.join("plans")
+    }
+
     /// Where it stands who may use the interface over the network.
     pub(super) fn operators(&self) -> PathBuf {
         self.root.join("operators.json")

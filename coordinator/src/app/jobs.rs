@@ -2,7 +2,7 @@
 //!
 //! Owns the translation between the job engine, the catalog and the interface's shapes.
 
-use std::{iter, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, iter, path::Path, sync::Arc, time::Duration};
 
 use holdfast_common::ids::{DiskId, JobId, MachineId, PointId};
 
@@ -10,10 +10,10 @@ use super::{checks::Checks, damage::FailedReads};
 use crate::{
     api::{
         machine_shapes::RunsShape,
-        port::{FailoverMode, JobControl, JobRefusal},
+        port::{FailoverMode, JobControl, JobRefusal, PlanJob, PlanMember, PlanRun},
         shapes::{
-            ExportShape, ImageShape, JobMessageShape, JobShape, JobStepShape, ProgressShape, TargetShape,
-            VerificationShape,
+            ExportShape, ImageShape, JobMachineShape, JobMessageShape, JobShape, JobStepShape, ProgressShape,
+            TargetShape, VerificationShape,
         },
         time_text,
     },
@@ -23,8 +23,10 @@ use crate::{
         port::{BoxFuture, Endpoint, ImageFormat, Progress},
     },
     failover::{
-        job::{FailoverSpec, Job, JobSpec, Mode, Output, StepKind, StepRecord, Target},
+        children::current,
+        job::{FailoverSpec, Job, JobSpec, Mode, Output, StepKind, StepRecord, StepState, Target},
         machine::State,
+        plan::{self, Member, MemberOutcome, MemberState, PlanGroup},
         port::{JobStore, LogRecord, PointSource, StoreError},
         runner::{Command, JobError, JobView, Jobs},
     },
@@ -93,8 +95,16 @@ impl Control {
 
     fn shape(&self, view: &JobView) -> JobShape {
         let job = &view.job;
-        let machine = job.spec.machine();
-        let JobSpec::Failover(spec) = &job.spec;
+        let (asked, machine) = match &job.spec {
+            JobSpec::Failover(spec) => {
+                let asked = (kind(spec.mode), spec.selection, &spec.target);
+                (asked, self.registry.machine(spec.machine).map(|machine| machine.record))
+            }
+            JobSpec::Plan(spec) => ((plan_kind(spec.mode), spec.selection, &spec.target), None),
+        };
+        let (kind, selection, target) = asked;
+        let plan = job.spec.plan().map(|plan| plan.plan.clone());
+        let machines = self.machines(job);
         let selected = job.steps.iter().find_map(|step| match &step.output {
             Output::Selected { point, at, .. } => Some((*point, *at)),
             _ => None,
@@ -102,33 +112,28 @@ impl Control {
         let state = job.status.state;
         JobShape {
             id: job.id.to_string(),
-            kind: kind(spec.mode).to_owned(),
-            machine: machine.to_string(),
-            machine_name: self
-                .registry
-                .machine(machine)
-                .map(|machine| machine.record.name)
-                .unwrap_or_default(),
+            kind: kind.to_owned(),
+            machine: job.spec.machine().map(|machine| machine.to_string()).unwrap_or_default(),
+            machine_name: machine.map(|machine| machine.name).or_else(|| plan.clone()).unwrap_or_default(),
+            plan,
             by: job.by.clone(),
             state: state_text(state).to_owned(),
             settled: view.is_settled(),
-            ok: matches!(state, State::Succeeded | State::Holding),
-            selection: spec.selection.to_string(),
+            ok: matches!(state, State::Succeeded | State::Holding) && !fell_short(job),
+            machines,
+            selection: selection.to_string(),
             point: selected.map(|(point, _)| point.to_string()),
             point_at: selected.map(|(_, at)| time_text(at)),
-            target: target_shape(&spec.target),
+            target: target_shape(target),
             created_at: time_text(job.created_at),
             changed_at: time_text(job.changed_at),
-            steps: job.steps.iter().map(step_shape).collect(),
+            steps: job.steps.iter().enumerate().map(|(number, step)| step_shape(job, number, step)).collect(),
             messages: self.messages(job),
             progress: view.progress.map(progress_shape),
             exports: if state == State::Holding { self.exports(job) } else { Vec::new() },
             images: self.images(job),
             runs: job.runs().filter(|_| state != State::Cancelled).map(runs_shape),
-            rto_us: job.steps.iter().find_map(|step| match &step.output {
-                Output::Attached { rto_us, .. } | Output::Started { rto_us, .. } => Some(*rto_us),
-                _ => None,
-            }),
+            rto_us: rto_us(job),
             verification: selected.and_then(|(point, _)| self.verification(point)),
         }
     }
@@ -149,6 +154,7 @@ impl Control {
         let remarks = job.steps.iter().flat_map(|step| match &step.output {
             Output::Selected { remarks, .. } => remarks.clone(),
             Output::Told { text } => vec![text.clone()],
+            Output::Members { members } => members.iter().filter_map(told).collect(),
             Output::Started { machine, .. } => iter::once(&machine.runs_as)
                 .chain(&machine.remarks)
                 .filter(|line| !line.is_empty())
@@ -160,6 +166,44 @@ impl Control {
         let said = job.messages.iter().map(|message| shape(message.at, &message.text));
         let failed = self.failed_reads.of(&job.id.to_string());
         chosen.chain(said).chain(failed.iter().map(|read| shape(read.at, &read.text()))).collect()
+    }
+
+    /// The machines of a plan's run, with their jobs as they stand now.
+    fn machines(&self, job: &Job) -> Vec<JobMachineShape> {
+        let Some(plan) = job.spec.plan() else { return Vec::new() };
+        let outcomes: Vec<&MemberOutcome> = job
+            .steps
+            .iter()
+            .filter_map(|step| match &step.output {
+                Output::Members { members } => Some(members),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        let shape = |(group, member): (&PlanGroup, &Member)| {
+            let (_, watched) = current(job, member.machine, |id| self.jobs.watch(id));
+            let child = watched.map(|watched| watched.borrow().job.clone());
+            let outcome = outcomes.iter().find(|outcome| outcome.machine == member.machine);
+            let state = match (&child, outcome) {
+                (Some(child), _) => state_text(child.status.state),
+                (None, Some(outcome)) if outcome.state == MemberState::Skipped => "skipped",
+                (None, Some(outcome)) if outcome.state == MemberState::Failed => "failed",
+                (None, _) => "not begun",
+            };
+            let last = child.as_ref().and_then(|child| child.messages.last());
+            let reason = outcome.map(|outcome| outcome.reason.clone()).filter(|reason| !reason.is_empty());
+            JobMachineShape {
+                group: group.name.clone(),
+                machine: member.machine.to_string(),
+                name: member.name.clone(),
+                job: child.as_ref().map(|child| child.id.to_string()),
+                state: state.to_owned(),
+                reason: reason.or_else(|| last.map(|message| message.text.clone())),
+                point: child.as_ref().and_then(Job::point).map(|point| point.to_string()),
+                rto_us: child.as_ref().and_then(rto_us),
+            }
+        };
+        plan.members().map(shape).collect()
     }
 
     fn exports(&self, job: &Job) -> Vec<ExportShape> {
@@ -198,6 +242,32 @@ impl Control {
     }
 }
 
+fn rto_us(job: &Job) -> Option<u64> {
+    job.steps.iter().find_map(|step| match &step.output {
+        Output::Attached { rto_us, .. } | Output::Started { rto_us, .. } => Some(*rto_us),
+        _ => None,
+    })
+}
+
+/// Whether a plan that came to its end did not do all that it was to do.
+fn fell_short(job: &Job) -> bool {
+    let fell = |step: &StepRecord| {
+        let machine = |member: &MemberOutcome| member.state == MemberState::Failed;
+        step.state == StepState::Failed
+            || matches!(&step.output, Output::Members { members } if members.iter().any(machine))
+    };
+    job.spec.plan().is_some() && job.steps.iter().any(fell)
+}
+
+/// What is said of a machine of a plan whose end is not plain.
+fn told(member: &MemberOutcome) -> Option<String> {
+    match member.state {
+        MemberState::Done => None,
+        MemberState::Skipped => Some(format!("{}: {}", member.name, member.reason)),
+        MemberState::Failed => Some(format!("{} failed: {}", member.name, member.reason)),
+    }
+}
+
 fn runs_shape(machine: &StartedMachine) -> RunsShape {
     RunsShape {
         runs_as: machine.runs_as.clone(),
@@ -216,25 +286,48 @@ impl JobControl for Control {
         mode: FailoverMode,
     ) -> BoxFuture<'_, Result<JobShape, JobRefusal>> {
         Box::pin(async move {
-            let target = match target {
-                TargetShape::Attach => Target::Attach,
-                TargetShape::Branch => Target::Branch,
-                TargetShape::Machine { stream } => Target::Machine { stream },
-                TargetShape::Image { folder, format, update } => {
-                    let format = if format == "qcow2" { ImageFormat::Qcow2 } else { ImageFormat::Raw };
-                    Target::Image { folder, format, update }
-                }
-            };
-            let (mode, stop_source) = match mode {
-                FailoverMode::Test => (Mode::Test, false),
-                FailoverMode::Unplanned { stop_source } => (Mode::Unplanned, stop_source),
-                FailoverMode::Planned => (Mode::Planned, true),
-            };
-            let spec = FailoverSpec { machine, selection, target, mode, stop_source };
+            let (target, (mode, stop_source)) = (target_of(target), mode_of(mode));
+            let networks = BTreeMap::new();
+            let spec = FailoverSpec { machine, selection, target, mode, stop_source, networks };
             let spec = JobSpec::Failover(spec);
             let job = self.jobs.submit(spec, &who).await.map_err(refusal)?;
             self.view(job)
         })
+    }
+
+    fn run_plan(&self, who: String, run: PlanRun) -> BoxFuture<'_, Result<JobShape, JobRefusal>> {
+        Box::pin(async move {
+            let (mode, stop_source) = mode_of(run.mode);
+            let target = target_of(run.target);
+            let member = |member: PlanMember| {
+                let PlanMember { machine, name, selection, target } = member;
+                (name.clone(), Member { machine, name, selection, target: target_of(target) })
+            };
+            let members = run.members.into_iter().map(member).collect();
+            let asked = plan::Run { mode, stop_source, selection: run.selection, target };
+            let spec = plan::compile(&run.file, &asked, &members);
+            let job = self.jobs.submit(JobSpec::Plan(Box::new(spec)), &who).await.map_err(refusal)?;
+            self.view(job)
+        })
+    }
+
+    fn plan_jobs(&self, plan: Option<&str>) -> Vec<PlanJob> {
+        let views = self.jobs.list();
+        let of_the_plan = views.iter().rev().filter_map(|view| {
+            let spec = view.job.spec.plan().filter(|spec| plan.is_none_or(|plan| spec.plan == plan))?;
+            let child = |(_, member): (&PlanGroup, &Member)| {
+                let (id, watched) = current(&view.job, member.machine, |id| self.jobs.watch(id));
+                watched.map(|_| (member.machine, id))
+            };
+            Some(PlanJob {
+                id: view.job.id,
+                is_test: spec.mode == Mode::Test,
+                is_over: view.job.status.state.is_over(),
+                is_settled: view.is_settled() && !matches!(view.job.status.state, State::Waiting { .. }),
+                children: spec.members().filter_map(child).collect(),
+            })
+        });
+        of_the_plan.collect()
     }
 
     fn candidates(&self, machine: MachineId) -> BoxFuture<'_, Result<Vec<Candidate>, JobRefusal>> {
@@ -287,6 +380,26 @@ impl JobControl for Control {
     }
 }
 
+fn target_of(target: TargetShape) -> Target {
+    match target {
+        TargetShape::Attach => Target::Attach,
+        TargetShape::Branch => Target::Branch,
+        TargetShape::Machine { stream } => Target::Machine { stream },
+        TargetShape::Image { folder, format, update } => {
+            let format = if format == "qcow2" { ImageFormat::Qcow2 } else { ImageFormat::Raw };
+            Target::Image { folder, format, update }
+        }
+    }
+}
+
+const fn mode_of(mode: FailoverMode) -> (Mode, bool) {
+    match mode {
+        FailoverMode::Test => (Mode::Test, false),
+        FailoverMode::Unplanned { stop_source } => (Mode::Unplanned, stop_source),
+        FailoverMode::Planned => (Mode::Planned, true),
+    }
+}
+
 fn refusal(error: JobError) -> JobRefusal {
     match error {
         JobError::Unknown(job) => JobRefusal::Unknown(job),
@@ -312,6 +425,14 @@ const fn kind(mode: Mode) -> &'static str {
     }
 }
 
+const fn plan_kind(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Test => "plan-test-failover",
+        Mode::Unplanned => "plan-failover",
+        Mode::Planned => "plan-planned-failover",
+    }
+}
+
 const fn state_text(state: State) -> &'static str {
     match state {
         State::Ready { .. } | State::Running { .. } => "running",
@@ -326,18 +447,19 @@ const fn state_text(state: State) -> &'static str {
     }
 }
 
-fn step_shape(step: &StepRecord) -> JobStepShape {
+fn step_shape(job: &Job, number: usize, step: &StepRecord) -> JobStepShape {
     // The names of steps and their states are those of their persisted forms.
     let name = |value: serde_json::Result<serde_json::Value>| {
         value.ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
     };
+    let planned = job.spec.plan().and_then(|plan| plan.title(u32::try_from(number).unwrap_or(u32::MAX)));
     JobStepShape {
         kind: name(serde_json::to_value(step.kind)),
         state: name(serde_json::to_value(step.state)),
         started_at: step.started_at.map(time_text),
         ended_at: step.ended_at.map(time_text),
         took_ms: step.started_at.zip(step.ended_at).map(|(from, to)| millis(to.since(from))),
-        title: title(step.kind).to_owned(),
+        title: planned.unwrap_or_else(|| title(step.kind).to_owned()),
     }
 }
 
@@ -361,6 +483,11 @@ const fn title(kind: StepKind) -> &'static str {
         StepKind::StartMachine => "start the machine",
         StepKind::Verify => "verify",
         StepKind::MoveMachine => "move the machine to images of its own",
+        StepKind::PlanCheck => "prerequisites check",
+        StepKind::PlanScript => "run a script",
+        StepKind::PlanManual => "manual action",
+        StepKind::PlanMachines => "fail machines over",
+        StepKind::PlanEnd => "end of the plan",
     }
 }
 

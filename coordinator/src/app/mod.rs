@@ -14,9 +14,11 @@ mod diff;
 mod housekeeping;
 mod jobs;
 mod logs;
+mod plans;
 mod points;
 mod rebuild;
 mod reclaim;
+mod scripts;
 mod sources;
 
 use std::{future::Future, net::SocketAddr, path::Path, sync::Arc, time::Duration};
@@ -228,6 +230,7 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
             catalog: Arc::clone(&shared),
             clock: Arc::clone(&clock),
         }),
+        scripts: Arc::new(scripts::HostScripts),
     };
     let jobs = Arc::new(
         Jobs::start(Parts {
@@ -288,6 +291,8 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
         listen: ingest.local_address()?.to_string(),
         api_listen: settings.api_listen.map(|address| address.to_string()),
         image_folders: settings.image_folders.clone(),
+        script_folders: settings.script_folders.clone(),
+        plan_host: Arc::new(plans::Host { folder: data.plans() }),
         logins: api::Logins::default(),
         registry,
         points,

@@ -1,4 +1,4 @@
-//! Makes the catalog again: machines, disks and operators from what is kept of them, points from the logs.
+//! Makes the catalog again: machines, disks, operators and recovery plans from what is kept of them, points from the logs.
 //!
 //! Owns the order of it. Invariant: the old catalog is not deleted but set aside.
 //! What is not in store and descriptions is lost: enrolment tokens, jobs, the audit, voided cuts, the rules of groups, and
@@ -45,6 +45,8 @@ pub struct Rebuilt {
     pub groups: usize,
     /// Operators, those included that were revoked.
     pub operators: usize,
+    /// Recovery plans.
+    pub plans: usize,
     /// What was left out, and why.
     pub remarks: Vec<String>,
     /// What an operator must make again, and how.
@@ -71,6 +73,10 @@ pub async fn rebuild_catalog(settings: &Settings) -> Result<Rebuilt> {
     rebuilt.operators = operators.len();
     rebuilt.remarks.extend(remark);
     catalog.apply(operators).await.context("recording operators")?;
+    let (plans, remarks) = super::plans::kept(&data.plans(), clock.wall());
+    rebuilt.plans = plans.len();
+    rebuilt.remarks.extend(remarks);
+    catalog.apply(plans).await.context("recording plans")?;
     let (store, recoveries) = open_store(settings, &data).await?;
     for recovery in
         recoveries.iter().filter_map(|found| found.error.as_ref().map(|error| (found.disk, error)))

@@ -20,8 +20,8 @@ use thiserror::Error;
 
 use record::{
     AuditRecord, CertificateRecord, DiskRecord, GenerationRecord, GroupMemberRecord, GroupRecord,
-    JobEventRow, LeaseRecord, MachineRecord, OperatorRecord, PointRecord, PointState, PolicyRecord,
-    TokenRecord, VoidedCutRecord, VoidedGroupCutRecord, WitnessRecord,
+    JobEventRow, LeaseRecord, MachineRecord, OperatorRecord, PlanRecord, PointRecord, PointState,
+    PolicyRecord, TokenRecord, VoidedCutRecord, VoidedGroupCutRecord, WitnessRecord,
 };
 
 pub use sqlite::SqliteCatalog;
@@ -99,6 +99,10 @@ pub enum Change {
     RemoveGroupMember(MachineId),
     /// Adds a voided group cut; the oldest beyond [`VOIDED_CUTS_KEPT`] make room.
     AddVoidedGroupCut(VoidedGroupCutRecord),
+    /// Puts a recovery plan.
+    PutPlan(PlanRecord),
+    /// Removes the plan of this name.
+    RemovePlan(String),
 }
 
 /// What the coordinator remembers.
@@ -143,6 +147,8 @@ pub trait Catalog: fmt::Debug + Send + Sync {
     fn newest_point(&self, machine: MachineId, consistency: Consistency) -> Answer<'_, Option<PointRecord>>;
     /// All operators, by name.
     fn operators(&self) -> Answer<'_, Vec<OperatorRecord>>;
+    /// All recovery plans, by name.
+    fn plans(&self) -> Answer<'_, Vec<PlanRecord>>;
     /// All groups, by name.
     fn groups(&self) -> Answer<'_, Vec<GroupRecord>>;
     /// All members of all groups.

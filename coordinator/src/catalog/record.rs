@@ -364,6 +364,19 @@ pub struct GroupMemberRecord {
     pub joined_at: Timestamp,
 }
 
+/// A recovery plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlanRecord {
+    /// Its name.
+    pub name: String,
+    /// Its file.
+    pub text: String,
+    /// When it was last applied.
+    pub changed_at: Timestamp,
+    /// By whom.
+    pub changed_by: String,
+}
+
 /// A group cut that made no group point. The members' own points are another matter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VoidedGroupCutRecord {

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use holdfast_coordinator::points::retention::RetentionRule;
 
-use crate::{duration::parse_duration, groups::GroupCommand, thresholds};
+use crate::{duration::parse_duration, groups::GroupCommand, plan::PlanCommand, thresholds};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -231,6 +231,11 @@ Examples:
     Group {
         #[command(subcommand)]
         command: GroupCommand,
+    },
+    /// Recovery plans: machines in groups that are failed over in an order, with scripts and manual actions between
+    Plan {
+        #[command(subcommand)]
+        command: PlanCommand,
     },
     /// Who changed what, newest first
     #[command(after_help = "\

@@ -17,7 +17,7 @@ use crate::{
     commands::confirmed,
     duration, forecasts,
     output::{Failure, Output},
-    tables,
+    plan, tables,
 };
 
 /// First pause between two looks at a job; doubled up to [`STEP_MAX`].
@@ -123,13 +123,13 @@ pub(crate) async fn resume(client: &Client, output: Output, machine: &str, yes: 
 }
 
 /// What the operator wants of the point.
-enum Made {
+pub(crate) enum Made {
     Devices { writable: bool },
     Images(PathBuf),
     Machine { stream: bool },
 }
 
-fn made(image: Option<PathBuf>, vm: bool, stream: bool, writable: bool) -> Made {
+pub(crate) fn made(image: Option<PathBuf>, vm: bool, stream: bool, writable: bool) -> Made {
     match image {
         Some(folder) => Made::Images(folder),
         None if vm => Made::Machine { stream },
@@ -137,7 +137,12 @@ fn made(image: Option<PathBuf>, vm: bool, stream: bool, writable: bool) -> Made 
     }
 }
 
-fn target(client: &Client, made: Made, format: ImageFormat, update: bool) -> Result<TargetShape, Failure> {
+pub(crate) fn target(
+    client: &Client,
+    made: Made,
+    format: ImageFormat,
+    update: bool,
+) -> Result<TargetShape, Failure> {
     let folder = match made {
         Made::Devices { writable: false } => return Ok(TargetShape::Attach),
         Made::Devices { writable: true } => return Ok(TargetShape::Branch),
@@ -180,7 +185,7 @@ async fn begin(
     }
 }
 
-fn begun(job: &JobShape) -> String {
+pub(crate) fn begun(job: &JobShape) -> String {
     format!("Job {} of {} was begun; follow it with `holdfast job show`.", job.id, job.machine_name)
 }
 
@@ -200,7 +205,7 @@ async fn dry_run(client: &Client, output: Output, machines: &[String], point: &s
 }
 
 /// A time of the local time zone as one that says its zone; everything else as it is.
-fn with_zone(point: &str) -> String {
+pub(crate) fn with_zone(point: &str) -> String {
     let local =
         point.parse::<jiff::civil::DateTime>().ok().and_then(|time| time.to_zoned(TimeZone::system()).ok());
     match (point.parse::<jiff::Timestamp>(), local) {
@@ -255,7 +260,7 @@ pub(crate) async fn go_on(client: &Client, output: Output, job: &str, how: &str)
 }
 
 /// Follows a job until it is settled, with a bar where somebody sees it.
-async fn watch(client: &Client, output: Output, job: JobShape) -> Result<JobShape, Failure> {
+pub(crate) async fn watch(client: &Client, output: Output, job: JobShape) -> Result<JobShape, Failure> {
     let bar = ProgressBar::hidden();
     if !output.json && std::io::stderr().is_terminal() {
         bar.set_draw_target(ProgressDrawTarget::stderr());
@@ -297,15 +302,27 @@ async fn until(
 }
 
 /// Prints a settled job; one that did not do what was asked is a failure.
-fn finish(output: Output, job: &JobShape) -> Result<(), Failure> {
+pub(crate) fn finish(output: Output, job: &JobShape) -> Result<(), Failure> {
     if job.ok {
         return output.answer(job, describe);
     }
+    if job.plan.is_some() {
+        // What became of each machine is asked for in every case.
+        output.answer(job, describe)?;
+    }
     let reason = job.messages.last().map_or("no reason is known", |message| message.text.as_str());
     let message = format!("job {} is {}: {reason}", job.id, job.state);
-    let advice =
-        format!("`holdfast job show {0}` has the particulars; `holdfast job retry {0}` tries again", job.id);
-    Err(Failure::job(message, advice))
+    Err(Failure::job(message, advice(job)))
+}
+
+/// What to do about a job that did not do, or not yet, what was asked.
+fn advice(job: &JobShape) -> String {
+    let id = &job.id;
+    match &*job.state {
+        "waiting" => format!("when it is done, `holdfast job continue {id}`; or `holdfast job cancel {id}`"),
+        "holding" => format!("`holdfast job show {id}` says what failed; what was failed over is kept"),
+        _ => format!("`holdfast job show {id}` has the particulars; `holdfast job retry {id}` tries again"),
+    }
 }
 
 /// Prints the settled jobs of a set.
@@ -337,6 +354,7 @@ fn describe(job: &JobShape) -> String {
         let title = if step.title.is_empty() { &step.kind } else { &step.title };
         let _infallible = writeln!(text, "  {title:<36} {:<8} {at} {took}", step.state);
     }
+    text.push_str(&plan::machines(job));
     for message in &job.messages {
         let _infallible = writeln!(text, "  {} {}", tables::local(&message.at), message.text);
     }

@@ -16,6 +16,7 @@ mod groups;
 mod manual;
 mod operators;
 mod output;
+mod plan;
 mod retention_tables;
 mod settings;
 mod tables;
@@ -120,6 +121,7 @@ async fn dispatch(command: Command, client: Client, output: Output) -> Result<()
             commands::scrub_start(&client, output, machine).await
         }
         Command::Group { command } => groups::run(&client, output, command).await,
+        Command::Plan { command } => plan::run(&client, output, command).await,
         Command::Audit { limit, since } => operators::audit(&client, output, limit, since).await,
         Command::Operator { command } => operators::operator(&client, output, command).await,
         Command::Thresholds(options) => thresholds::thresholds(&client, output, options).await,

@@ -11,7 +11,7 @@
 //!                                            \--stream--> running, from its own images
 //! ```
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
 
 use holdfast_common::{
     ids::{MachineId, PointId},
@@ -39,6 +39,9 @@ pub struct MachineRequest {
     pub disks: Vec<Endpoint>,
     /// Whether it must not reach the network of the real one: a test failover.
     pub isolated: bool,
+    /// Networks of its cards by the names that they have at the source, `*` for any other: "user", "isolated" or a bridge's
+    /// name. They go before everything else that is said about networks.
+    pub networks: BTreeMap<String, String>,
 }
 
 /// A machine that was started. Persisted in jobs' logs: fields are only ever added, with a default.

@@ -16,15 +16,15 @@ use holdfast_common::{
     units::BlockRange,
     wire::{Firmware, Inventory, Platform},
 };
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use super::{
     job::{JobSpec, StepKind},
     log::Then,
     plans::failover::Services,
     port::{
-        JobStore, LifecycleError, Lifecycles, LogRecord, PointSource, PointsError, SourceError, SourceFacts,
-        Sources, StoreError,
+        JobStore, LifecycleError, Lifecycles, LogRecord, PointSource, PointsError, ScriptRequest, Scripts,
+        SourceError, SourceFacts, Sources, StoreError,
     },
     step::{Context, Outcome, Plan, Plans, Step, StepError},
 };
@@ -48,7 +48,7 @@ use crate::{
 pub(super) struct MemoryStore {
     records: Mutex<BTreeMap<(JobId, u64), LogRecord>>,
     appends_left: Mutex<Option<usize>>,
-    pub died: Notify,
+    died: watch::Sender<bool>,
 }
 
 impl MemoryStore {
@@ -58,6 +58,12 @@ impl MemoryStore {
 
     pub(super) fn revive(&self) {
         *self.appends_left.lock().unwrap() = None;
+        self.died.send_replace(false);
+    }
+
+    /// Waits until an append is not answered.
+    pub(super) async fn dies(&self) {
+        self.died.subscribe().wait_for(|died| *died).await.unwrap();
     }
 
     pub(super) fn len(&self) -> usize {
@@ -79,7 +85,7 @@ impl JobStore for MemoryStore {
     fn append(&self, record: LogRecord) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
             if !self.alive() {
-                self.died.notify_one();
+                self.died.send_replace(true);
                 std::future::pending::<()>().await;
             }
             let (job, number) = (record.job, record.number);
@@ -122,18 +128,35 @@ pub(super) struct Things {
     /// Defined machines, with their points.
     pub machines: BTreeMap<String, PointId>,
     pub running: BTreeSet<String>,
-    pub lifecycle: Lifecycle,
+    pub lifecycles: BTreeMap<MachineId, Lifecycle>,
+    /// Machines whose source is stopped.
+    pub stopped: BTreeSet<MachineId>,
+    /// Machines without a point.
+    pub without_point: BTreeSet<MachineId>,
+    /// Programs that plans have run, and those that fail.
+    pub ran: Vec<String>,
+    pub failing: BTreeSet<String>,
     /// What the source does.
     pub source: Source,
     /// Points that were served or shown by a machine, in order.
     pub shown: Vec<PointId>,
 }
 
-/// The source of the machine.
+impl Things {
+    /// Where the machine stands, of which there is one in most tests.
+    pub(super) fn lifecycle(&self) -> Lifecycle {
+        self.lifecycles.values().next().cloned().unwrap_or_default()
+    }
+
+    pub(super) fn of(&self, machine: MachineId) -> Lifecycle {
+        self.lifecycles.get(&machine).cloned().unwrap_or_default()
+    }
+}
+
+/// The sources of the machines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Source {
     pub disconnected: bool,
-    pub stopped: bool,
     /// It writes although it is stopped.
     pub writes_on: bool,
     /// It answers nothing.
@@ -153,9 +176,9 @@ impl World {
     /// The source connects again if it may, and goes on if it was stopped before it was fenced.
     pub(super) fn let_in(&self) {
         let mut things = self.things();
-        if !things.lifecycle.is_fenced() {
-            things.source.stopped = false;
-        }
+        let lifecycles = things.lifecycles.clone();
+        let is_fenced = |machine: &MachineId| lifecycles.get(machine).is_some_and(Lifecycle::is_fenced);
+        things.stopped.retain(is_fenced);
     }
 
     /// Whether nothing of any job is left.
@@ -167,8 +190,8 @@ impl World {
             && things.machines.is_empty();
         made && things.running.is_empty()
             && things.leases.is_empty()
-            && things.lifecycle == Lifecycle::default()
-            && !things.source.stopped
+            && things.lifecycles.values().all(|lifecycle| *lifecycle == Lifecycle::default())
+            && things.stopped.is_empty()
     }
 }
 
@@ -196,9 +219,12 @@ pub(super) fn point(number: u8) -> PointId {
 
 impl PointSource for World {
     /// One pending point, and a newer one each time it is asked for.
-    fn candidates(&self, _machine: MachineId) -> BoxFuture<'_, Result<Vec<Candidate>, PointsError>> {
+    fn candidates(&self, machine: MachineId) -> BoxFuture<'_, Result<Vec<Candidate>, PointsError>> {
         Box::pin(async move {
             let mut things = self.things();
+            if things.without_point.contains(&machine) {
+                return Ok(Vec::new());
+            }
             things.newest += 1;
             let candidate = |number: u8| Candidate {
                 point: point(number),
@@ -334,32 +360,33 @@ impl WriteImage for World {
 }
 
 impl Lifecycles for World {
-    fn now(&self, _machine: MachineId) -> Option<Lifecycle> {
-        Some(self.things().lifecycle.clone())
+    fn now(&self, machine: MachineId) -> Option<Lifecycle> {
+        Some(self.things().of(machine))
     }
 
     fn advance(
         &self,
-        _machine: MachineId,
+        machine: MachineId,
         event: LifecycleEvent,
         _job: JobId,
     ) -> BoxFuture<'_, Result<Lifecycle, LifecycleError>> {
         Box::pin(async move {
             let mut things = self.things();
-            things.lifecycle = things.lifecycle.after(event)?;
-            Ok(things.lifecycle.clone())
+            let after = things.of(machine).after(event)?;
+            things.lifecycles.insert(machine, after.clone());
+            Ok(after)
         })
     }
 }
 
 impl World {
-    async fn source(&self) -> Result<MutexGuard<'_, Things>, SourceError> {
+    async fn source(&self, machine: MachineId) -> Result<MutexGuard<'_, Things>, SourceError> {
         if self.things().source.hangs {
             std::future::pending::<()>().await;
         }
         let things = self.things();
         // A fenced source is not connected.
-        if things.source.disconnected || things.lifecycle.is_fenced() {
+        if things.source.disconnected || things.of(machine).is_fenced() {
             return Err(SourceError::NotConnected);
         }
         Ok(things)
@@ -387,9 +414,9 @@ impl Sources for World {
         Some(SourceFacts { name: "web-1".into(), connected, inventory: Some(inventory) })
     }
 
-    fn cut(&self, _machine: MachineId, _limit: Duration) -> BoxFuture<'_, Result<PointId, SourceError>> {
+    fn cut(&self, machine: MachineId, _limit: Duration) -> BoxFuture<'_, Result<PointId, SourceError>> {
         Box::pin(async move {
-            let mut things = self.source().await?;
+            let mut things = self.source(machine).await?;
             things.newest += 1;
             Ok(point(things.newest))
         })
@@ -397,27 +424,27 @@ impl Sources for World {
 
     fn stop(
         &self,
-        _machine: MachineId,
+        machine: MachineId,
         _limit: Duration,
         _hold: Duration,
     ) -> BoxFuture<'_, Result<String, SourceError>> {
         Box::pin(async move {
-            self.source().await?.source.stopped = true;
+            self.source(machine).await?.stopped.insert(machine);
             Ok("stopped".into())
         })
     }
 
-    fn resume(&self, _machine: MachineId) -> BoxFuture<'_, Result<(), SourceError>> {
+    fn resume(&self, machine: MachineId) -> BoxFuture<'_, Result<(), SourceError>> {
         Box::pin(async move {
-            self.source().await?.source.stopped = false;
+            self.source(machine).await?.stopped.remove(&machine);
             Ok(())
         })
     }
 
-    fn prove_last(&self, _machine: MachineId, _point: PointId) -> BoxFuture<'_, Result<(), SourceError>> {
+    fn prove_last(&self, machine: MachineId, _point: PointId) -> BoxFuture<'_, Result<(), SourceError>> {
         Box::pin(async move {
-            let source = self.source().await?.source;
-            if source.stopped && !source.writes_on {
+            let things = self.source(machine).await?;
+            if things.stopped.contains(&machine) && !things.source.writes_on {
                 Ok(())
             } else {
                 Err(SourceError::Refused { text: "8 blocks were written since; stop what writes".into() })
@@ -472,6 +499,38 @@ impl Machines for World {
             things.machines.remove(&owner);
             Ok(())
         })
+    }
+}
+
+impl Scripts for World {
+    /// Whoever is told that it runs after its machines sees all of their disks; before them, none of their points.
+    fn run(&self, request: ScriptRequest, _task: Arc<Task>) -> BoxFuture<'_, Result<String, String>> {
+        Box::pin(async move {
+            let told = |name: &str| request.environment.get(name).cloned().unwrap_or_default();
+            let (machines, disks) = (told("HOLDFAST_MACHINES"), told("HOLDFAST_DISKS"));
+            let mut things = self.things();
+            let is_served = |machine: &str| disks.contains(&format!("{machine}/sda="));
+            let has_point = |machine: &str| told("HOLDFAST_POINTS").contains(&format!("{machine}="));
+            match told("HOLDFAST_WHEN").as_str() {
+                "before" => assert_eq!(told("HOLDFAST_POINTS"), "", "it runs before its machines"),
+                // Those that were left alone have no point of the plan.
+                _ => assert!(
+                    machines.split(' ').all(|name| is_served(name) == has_point(name)),
+                    "{machines}: {disks}"
+                ),
+            }
+            let program = request.command.first().cloned().unwrap_or_default();
+            things.ran.push(program.clone());
+            if things.failing.contains(&program) {
+                Err("failed with exit code 1".into())
+            } else {
+                Ok("done".into())
+            }
+        })
+    }
+
+    fn end(&self, _job: JobId, _step: u32) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
     }
 }
 

@@ -12,10 +12,11 @@ use tokio::{
 };
 
 use super::{
+    children::ChildJobs,
     job::{Job, StepKind, StepState},
     log::{self, Event, LogError, Record},
     machine::{self, State},
-    port::StoreError,
+    port::{LogRecord, StoreError},
     runner::{Command, JobError, JobView, Parts},
     step::{Context, Outcome, StepError},
 };
@@ -39,6 +40,9 @@ pub(super) struct Driver {
     parts: Parts,
     orders: mpsc::Receiver<Order>,
     publish: watch::Sender<JobView>,
+    children: Arc<dyn ChildJobs>,
+    /// Its first event, while that is not stored.
+    unsaved: Option<LogRecord>,
     /// The operator has answered the step that waits.
     continued: bool,
 }
@@ -49,12 +53,24 @@ impl Driver {
         parts: Parts,
         orders: mpsc::Receiver<Order>,
         publish: watch::Sender<JobView>,
+        children: Arc<dyn ChildJobs>,
     ) -> Self {
-        Self { job, parts, orders, publish, continued: false }
+        Self { job, parts, orders, publish, children, unsaved: None, continued: false }
+    }
+
+    /// The job's first event is not stored yet: that is the first thing that it does.
+    pub(super) fn unsaved(mut self, first: LogRecord) -> Self {
+        self.unsaved = Some(first);
+        self
     }
 
     /// Drives until the job is taken away. Dropping it at any moment is a restart.
     pub(super) async fn run(mut self) {
+        if let Some(first) = self.unsaved.take()
+            && self.store(&first).await.is_err()
+        {
+            return;
+        }
         let state = self.job.status.state;
         if !state.is_over() && !matches!(state, State::Undoing { .. } | State::Stuck { .. }) {
             self.restore().await;
@@ -78,7 +94,7 @@ impl Driver {
         if !self.continued {
             self.record(Event::StepStarted { step }).await?;
         }
-        let context = self.context();
+        let context = self.context(step);
         self.continued = false;
         let implementation = match self.kind(step) {
             Some(kind) => self.parts.plans.step(kind),
@@ -111,7 +127,7 @@ impl Driver {
     }
 
     async fn backward(&mut self, step: u32) -> Result<(), Stopped> {
-        let context = self.context();
+        let context = self.context(step);
         let Some(kind) = self.kind(step) else { return Err(Stopped) };
         let undone = self.parts.plans.step(kind).undo(&context).await;
         let event = match undone {
@@ -123,8 +139,8 @@ impl Driver {
 
     /// Brings back what steps that are done keep up: the steps after them, and the operator, count on it. What cannot be brought back is said; cancel still works, and a restart tries again.
     async fn restore(&mut self) {
-        let context = self.context();
         for index in 0..self.job.steps.len() {
+            let context = self.context(u32::try_from(index).unwrap_or(u32::MAX));
             let Some(record) = self.job.steps.get(index) else { continue };
             if record.state != StepState::Done || self.is_outdated(index) {
                 continue;
@@ -172,9 +188,17 @@ impl Driver {
             return Err(Stopped);
         }
         let stored = log::encode(&record).map_err(|error| self.unstorable(&error))?;
+        self.store(&stored).await?;
+        self.job = after;
+        self.publish.send_replace(JobView { job: self.job.clone(), progress: None });
+        Ok(())
+    }
+
+    /// Makes a record durable; a store that fails is asked again.
+    async fn store(&self, record: &LogRecord) -> Result<(), Stopped> {
         loop {
-            match self.parts.store.append(stored.clone()).await {
-                Ok(()) => break,
+            match self.parts.store.append(record.clone()).await {
+                Ok(()) => return Ok(()),
                 Err(StoreError::Taken { number, .. }) => {
                     tracing::error!(job = %self.job.id, number, "a job stands still: somebody else runs it");
                     return Err(Stopped);
@@ -185,9 +209,6 @@ impl Driver {
                 }
             }
         }
-        self.job = after;
-        self.publish.send_replace(JobView { job: self.job.clone(), progress: None });
-        Ok(())
     }
 
     fn unstorable(&self, error: &LogError) -> Stopped {
@@ -195,9 +216,11 @@ impl Driver {
         Stopped
     }
 
-    fn context(&self) -> Context {
+    fn context(&self, step: u32) -> Context {
         Context {
             job: self.job.clone(),
+            step,
+            children: Arc::clone(&self.children),
             task: Arc::new(Task::default()),
             continued: self.continued,
             clock: Arc::clone(&self.parts.clock),

@@ -5,7 +5,7 @@
 //! Format: the serialized types here are part of `log.rs`'s format: variants are only ever appended, fields only added
 //! with a default.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use holdfast_common::{
     clock::Timestamp,
@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     log::{Event, Record},
     machine::{self, Status, TransitionError},
+    plan::{MemberOutcome, PlanSpec},
 };
 use crate::{
     compute::{
@@ -31,6 +32,8 @@ use crate::{
 pub enum JobSpec {
     /// Make a point of one machine usable.
     Failover(FailoverSpec),
+    /// Run a recovery plan: a job of jobs.
+    Plan(Box<PlanSpec>),
 }
 
 /// A failover of one machine.
@@ -48,6 +51,10 @@ pub struct FailoverSpec {
     /// Whether the source is stopped first (a planned failover always does).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stop_source: bool,
+    /// Networks of the machine's cards at the target, by the cards' names at the source; `*` is any other. What is not named
+    /// goes by the coordinator's settings.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub networks: BTreeMap<String, String>,
 }
 
 /// What a failover means for the source.
@@ -90,11 +97,21 @@ pub enum Target {
 }
 
 impl JobSpec {
-    /// The machine it is about.
+    /// The machine it is about, if it is about one.
     #[must_use]
-    pub fn machine(&self) -> MachineId {
+    pub fn machine(&self) -> Option<MachineId> {
         match self {
-            Self::Failover(spec) => spec.machine,
+            Self::Failover(spec) => Some(spec.machine),
+            Self::Plan(_) => None,
+        }
+    }
+
+    /// The plan, if it is one.
+    #[must_use]
+    pub fn plan(&self) -> Option<&PlanSpec> {
+        match self {
+            Self::Failover(_) => None,
+            Self::Plan(spec) => Some(spec),
         }
     }
 }
@@ -129,6 +146,16 @@ pub enum StepKind {
     Verify,
     /// Move it to images of its own.
     MoveMachine,
+    /// Whether a plan can be run, and what it needs is held.
+    PlanCheck,
+    /// A plan's program is run.
+    PlanScript,
+    /// A plan waits for somebody.
+    PlanManual,
+    /// Machines of a plan are failed over, side by side.
+    PlanMachines,
+    /// What the plan itself held is given back.
+    PlanEnd,
 }
 
 /// What a step found or made, for the steps after it and the operator.
@@ -176,6 +203,11 @@ pub enum Output {
         /// From the trigger of the job to the first block that it read, in microseconds.
         rto_us: u64,
     },
+    /// What came of machines of a plan.
+    Members {
+        /// Each of them.
+        members: Vec<MemberOutcome>,
+    },
 }
 
 /// A job as its log tells it.
@@ -193,6 +225,8 @@ pub struct Job {
     pub triggered_at: Timestamp,
     /// How often its point was changed.
     pub changes: u32,
+    /// How often it was retried.
+    pub retries: u32,
     /// Where it stands.
     pub status: Status,
     /// Its steps, in order.
@@ -269,6 +303,7 @@ impl Job {
             created_at: record.at,
             triggered_at: record.at,
             changes: 0,
+            retries: 0,
             status,
             steps: steps.iter().map(waiting).collect(),
             messages: Vec::new(),
@@ -347,13 +382,17 @@ impl Job {
                 self.say(at, message.clone());
             }
             Event::PointChangeRequested { by, selection, .. } => {
-                let JobSpec::Failover(spec) = &mut self.spec;
-                spec.selection = *selection;
+                if let JobSpec::Failover(spec) = &mut self.spec {
+                    spec.selection = *selection;
+                }
                 (self.triggered_at, self.changes) = (at, self.changes.saturating_add(1));
                 self.say(at, format!("change of the point to {selection} was asked for by {by}"));
             }
             Event::CancelRequested { by } => self.say(at, format!("cancel was asked for by {by}")),
-            Event::RetryRequested { by } => self.say(at, format!("retry was asked for by {by}")),
+            Event::RetryRequested { by } => {
+                self.retries = self.retries.saturating_add(1);
+                self.say(at, format!("retry was asked for by {by}"));
+            }
             Event::StepWaits { reason, .. } => self.say(at, reason.clone()),
             Event::ContinueRequested { by } => self.say(at, format!("continued by {by}")),
             Event::Created { .. } => {}

@@ -19,6 +19,10 @@ pub mod runner;
 mod driver;
 // The steps of each kind of job.
 pub mod plans;
+// What one job asks of those that it began.
+pub mod children;
+// Recovery plans: the file, the order, and what is frozen of it into a job.
+pub mod plan;
 // What a failback has to move.
 pub mod way_back;
 

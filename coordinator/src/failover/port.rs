@@ -3,7 +3,7 @@
 //! Owns the contracts only. Invariant of all implementations: a call that returned `Ok` is durable where its text says so,
 //! and every call may be repeated.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use holdfast_common::{
     clock::Timestamp,
@@ -146,6 +146,32 @@ pub trait Sources: fmt::Debug + Send + Sync {
     /// Proves that the source has been stopped without a break since before its last cut, that nothing was written since
     /// that, and that it stays stopped for some time yet.
     fn prove_last(&self, machine: MachineId, point: PointId) -> BoxFuture<'_, Result<(), SourceError>>;
+}
+
+/// Programs that plans have run on this host.
+pub trait Scripts: fmt::Debug + Send + Sync {
+    /// Runs a program to its end; what an earlier run of the same step left running is ended first. Gives the end of what it
+    /// printed; if it failed, could not be started, was too slow or cancelled: why, and that, so that it reads on from the
+    /// program's name.
+    fn run(&self, request: ScriptRequest, task: Arc<Task>) -> BoxFuture<'_, Result<String, String>>;
+
+    /// Ends what a run of this step left running. Nothing there is success.
+    fn end(&self, job: JobId, step: u32) -> BoxFuture<'_, ()>;
+}
+
+/// A program to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScriptRequest {
+    /// For this job;
+    pub job: JobId,
+    /// for this step of it, counted from zero.
+    pub step: u32,
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// What it is told, beside the job and the step.
+    pub environment: BTreeMap<String, String>,
+    /// How long it may take.
+    pub limit: Duration,
 }
 
 /// What is known of a source.

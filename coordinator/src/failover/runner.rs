@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use holdfast_common::{clock::Clock, entropy::Entropy, ids::JobId};
@@ -19,14 +19,18 @@ use tokio::{
 };
 
 use super::{
+    children::ChildJobs,
     driver::{Driver, Order},
     job::{Job, JobSpec},
     log::{self, Event, LogError, Record},
     machine::{State, TransitionError},
-    port::{JobStore, StoreError},
+    port::{JobStore, LogRecord, StoreError},
     step::Plans,
 };
-use crate::{compute::port::Progress, points::selection::Selection};
+use crate::{
+    compute::port::{BoxFuture, Progress},
+    points::selection::Selection,
+};
 
 /// What the engine is built from.
 #[derive(Clone, Debug)]
@@ -88,8 +92,15 @@ pub enum JobError {
 
 /// The engine. Dropping it stops all jobs where they are; the next start goes on with them.
 pub struct Jobs {
+    engine: Arc<Engine>,
+}
+
+/// What the tasks of jobs share.
+struct Engine {
     parts: Parts,
     jobs: Mutex<BTreeMap<JobId, Entry>>,
+    /// Itself, for the tasks: they do not keep it.
+    own: Weak<Self>,
 }
 
 struct Entry {
@@ -117,16 +128,20 @@ impl Jobs {
             };
             found.insert(stored.job, folded);
         }
-        let jobs = Self { parts, jobs: Mutex::default() };
-        for (id, folded) in found {
-            match folded {
-                Ok(job) => jobs.drive(job),
-                Err(error) => {
-                    tracing::error!(job = %id, error, "a job's log cannot be understood; it is left alone")
+        let engine = Arc::new_cyclic(|own| Engine { parts, jobs: Mutex::default(), own: Weak::clone(own) });
+        {
+            // All at once: whoever looks for a job that it began finds it.
+            let mut jobs = engine.lock();
+            for (id, folded) in found {
+                match folded {
+                    Ok(job) => _ = jobs.insert(id, engine.drive(job, None)),
+                    Err(error) => {
+                        tracing::error!(job = %id, error, "a job's log cannot be understood; it is left alone")
+                    }
                 }
             }
         }
-        Ok(jobs)
+        Ok(Self { engine })
     }
 
     /// Begins a job; it is durable when this returns.
@@ -134,16 +149,14 @@ impl Jobs {
     /// # Errors
     /// Nothing was begun.
     pub async fn submit(&self, spec: JobSpec, by: &str) -> Result<JobId, JobError> {
-        self.make_room().await?;
-        let at = self.parts.clock.wall();
-        let id = JobId(self.parts.entropy.uuid(at));
-        let plan = self.parts.plans.plan(&spec);
-        let by = log::bounded(by.to_owned());
-        let event = Event::Created { spec, by, steps: plan.steps, holds: plan.holds };
-        let record = Record { job: id, number: 1, at, event };
+        let engine = &self.engine;
+        engine.make_room().await?;
+        let id = JobId(engine.parts.entropy.uuid(engine.parts.clock.wall()));
+        let record = engine.first(id, spec, by);
         let job = Job::begin(&record)?;
-        self.parts.store.append(log::encode(&record)?).await?;
-        self.drive(job);
+        engine.parts.store.append(log::encode(&record)?).await?;
+        let entry = engine.drive(job, None);
+        engine.lock().insert(id, entry);
         Ok(id)
     }
 
@@ -152,6 +165,42 @@ impl Jobs {
     /// # Errors
     /// The job is unchanged.
     pub async fn command(&self, id: JobId, command: Command, by: &str) -> Result<(), JobError> {
+        self.engine.command(id, command, by).await
+    }
+
+    /// All jobs, oldest first.
+    #[must_use]
+    pub fn list(&self) -> Vec<JobView> {
+        self.engine.lock().values().map(|entry| entry.view.borrow().clone()).collect()
+    }
+
+    /// One job, to be followed: the receiver is notified of every event, and of progress about twice a second.
+    #[must_use]
+    pub fn watch(&self, id: JobId) -> Option<watch::Receiver<JobView>> {
+        self.engine.lock().get(&id).map(|entry| entry.view.clone())
+    }
+
+    /// Stops all jobs where they are, as at the end of the program; they go on at the next start.
+    pub async fn stop(&self) {
+        let entries = std::mem::take(&mut *self.engine.lock());
+        for entry in entries.into_values() {
+            entry.task.abort();
+            // Aborted, or over already.
+            let _ended = entry.task.await;
+        }
+    }
+}
+
+impl Engine {
+    /// The first event of a job.
+    fn first(&self, id: JobId, spec: JobSpec, by: &str) -> Record {
+        let plan = self.parts.plans.plan(&spec);
+        let by = log::bounded(by.to_owned());
+        let event = Event::Created { spec, by, steps: plan.steps, holds: plan.holds };
+        Record { job: id, number: 1, at: self.parts.clock.wall(), event }
+    }
+
+    async fn command(&self, id: JobId, command: Command, by: &str) -> Result<(), JobError> {
         let orders = self.lock().get(&id).map(|entry| entry.orders.clone());
         let orders = orders.ok_or(JobError::Unknown(id))?;
         let (answer, answered) = oneshot::channel();
@@ -160,35 +209,17 @@ impl Jobs {
         answered.await.map_err(|_| JobError::Stopped)?
     }
 
-    /// All jobs, oldest first.
-    #[must_use]
-    pub fn list(&self) -> Vec<JobView> {
-        self.lock().values().map(|entry| entry.view.borrow().clone()).collect()
-    }
-
-    /// One job, to be followed: the receiver is notified of every event, and of progress about twice a second.
-    #[must_use]
-    pub fn watch(&self, id: JobId) -> Option<watch::Receiver<JobView>> {
-        self.lock().get(&id).map(|entry| entry.view.clone())
-    }
-
-    /// Stops all jobs where they are, as at the end of the program; they go on at the next start.
-    pub async fn stop(&self) {
-        let entries = std::mem::take(&mut *self.lock());
-        for entry in entries.into_values() {
-            entry.task.abort();
-            // Aborted, or over already.
-            let _ended = entry.task.await;
-        }
-    }
-
-    fn drive(&self, job: Job) {
-        let id = job.id;
+    /// A task for a job; `unsaved` is its first event if that is not stored yet.
+    fn drive(&self, job: Job, unsaved: Option<LogRecord>) -> Entry {
         let (orders, received) = mpsc::channel(ORDERS_MAX);
         let (publish, view) = watch::channel(JobView { job: job.clone(), progress: None });
-        let driver = Driver::new(job, self.parts.clone(), received, publish);
+        let children = Arc::new(Family(Weak::clone(&self.own)));
+        let mut driver = Driver::new(job, self.parts.clone(), received, publish, children);
+        if let Some(first) = unsaved {
+            driver = driver.unsaved(first);
+        }
         let task = tokio::spawn(driver.run());
-        self.lock().insert(id, Entry { orders, view, task });
+        Entry { orders, view, task }
     }
 
     /// Forgets the oldest job that is over if there are too many.
@@ -213,15 +244,53 @@ impl Jobs {
     }
 }
 
+/// The engine, for jobs that begin others.
+struct Family(Weak<Engine>);
+
+impl Family {
+    fn engine(&self) -> Result<Arc<Engine>, JobError> {
+        self.0.upgrade().ok_or(JobError::Stopped)
+    }
+}
+
+impl ChildJobs for Family {
+    fn begin(&self, id: JobId, spec: JobSpec, by: String) -> BoxFuture<'_, Result<(), JobError>> {
+        Box::pin(async move {
+            let engine = self.engine()?;
+            engine.make_room().await?;
+            let record = engine.first(id, spec, &by);
+            let (job, stored) = (Job::begin(&record)?, log::encode(&record)?);
+            // Nothing is awaited from here on, so it is known or it is not.
+            let mut jobs = engine.lock();
+            jobs.entry(id).or_insert_with(|| engine.drive(job, Some(stored)));
+            Ok(())
+        })
+    }
+
+    fn watch(&self, id: JobId) -> Option<watch::Receiver<JobView>> {
+        self.engine().ok()?.lock().get(&id).map(|entry| entry.view.clone())
+    }
+
+    fn command(&self, id: JobId, command: Command, by: String) -> BoxFuture<'_, Result<(), JobError>> {
+        Box::pin(async move { self.engine()?.command(id, command, &by).await })
+    }
+}
+
+impl fmt::Debug for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Family").finish_non_exhaustive()
+    }
+}
+
 impl Drop for Jobs {
     fn drop(&mut self) {
-        self.lock().values().for_each(|entry| entry.task.abort());
+        self.engine.lock().values().for_each(|entry| entry.task.abort());
     }
 }
 
 impl fmt::Debug for Jobs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Jobs").field("count", &self.lock().len()).finish_non_exhaustive()
+        f.debug_struct("Jobs").field("count", &self.engine.lock().len()).finish_non_exhaustive()
     }
 }
 
@@ -234,6 +303,6 @@ impl JobView {
 }
 
 /// Jobs kept, those that are over included.
-pub const JOBS_MAX: usize = 1000;
+pub const JOBS_MAX: usize = 10_000;
 /// Requests to one job that wait.
 const ORDERS_MAX: usize = 16;

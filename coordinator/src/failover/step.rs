@@ -9,6 +9,7 @@ use std::{error::Error, fmt, sync::Arc};
 use holdfast_common::clock::Clock;
 
 use super::{
+    children::ChildJobs,
     job::{Job, JobSpec, Output, StepKind},
     log::{self, Then},
 };
@@ -19,6 +20,10 @@ use crate::compute::port::{BoxFuture, Task};
 pub struct Context {
     /// The job as it stands; outputs of earlier steps are in it.
     pub job: Job,
+    /// Which step of it this is, counted from zero.
+    pub step: u32,
+    /// The jobs that a job may begin for its own.
+    pub children: Arc<dyn ChildJobs>,
     /// Where to report progress to, and where cancellation comes from: a step ends soon after it.
     pub task: Arc<Task>,
     /// Whether the operator has answered the step's [`Outcome::Waits`].

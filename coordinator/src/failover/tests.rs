@@ -1,7 +1,11 @@
 //! Every kind of job: each step failing, repeated, undone twice, the coordinator killed at each event, cancelled at each
 //! event. One helper walks all of it; a new plan is one more call of `walk`.
 
+// Recovery plans: jobs of jobs.
+mod plans;
+
 use std::{
+    collections::{BTreeMap, HashSet},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -48,6 +52,7 @@ impl Site {
             machines: world.clone(),
             lifecycles: world.clone(),
             sources: world.clone(),
+            scripts: world.clone(),
         };
         let plans = FaultyPlans { services, fault: Arc::new(Mutex::new(fault)) };
         let mut site = Self {
@@ -99,16 +104,39 @@ impl Site {
         self.block_on(self.jobs().command(job, command, "test"))
     }
 
-    /// The job once it is settled, or `None` if the store died first.
+    /// The job once it is settled, or `None` if the store died first. What is to be done by hand is done.
     fn settle(&self, job: JobId) -> Option<JobView> {
+        self.reach(job, JobView::is_settled)
+    }
+
+    /// The job once this is so, or is settled.
+    fn reach(&self, job: JobId, wanted: impl Fn(&JobView) -> bool) -> Option<JobView> {
         let mut watch = self.jobs().watch(job).unwrap();
+        let reached = async {
+            loop {
+                let view = watch.wait_for(|view| wanted(view) || view.is_settled()).await.unwrap().clone();
+                if !matches!(view.job.status.state, State::Waiting { .. }) {
+                    return view;
+                }
+                self.jobs().command(job, Command::Continue, "test").await.unwrap();
+            }
+        };
         self.block_on(async {
             tokio::select! {
-                view = watch.wait_for(JobView::is_settled) => Some(view.unwrap().clone()),
-                () = self.store.died.notified() => None,
+                view = reached => Some(view),
+                () = self.store.dies() => None,
                 () = tokio::time::sleep(Duration::from_secs(30)) => panic!("the job does not settle"),
             }
         })
+    }
+
+    /// Lets what was woken up finish.
+    fn breathe(&self) {
+        self.block_on(async {
+            for _ in 0..200 {
+                tokio::task::yield_now().await;
+            }
+        });
     }
 
     fn set(&self, fault: Fault) {
@@ -117,10 +145,15 @@ impl Site {
 }
 
 fn spec(mode: Mode, target: Target) -> JobSpec {
-    let machine = MachineId::from_bytes([9; 16]);
+    spec_of(MachineId::from_bytes([9; 16]), mode, target)
+}
+
+fn spec_of(machine: MachineId, mode: Mode, target: Target) -> JobSpec {
     let selection = Selection::Latest;
     // Planned failovers stop their source anyway; the unplanned ones here do if they can.
-    JobSpec::Failover(FailoverSpec { machine, selection, target, mode, stop_source: mode == Mode::Unplanned })
+    let stop_source = mode == Mode::Unplanned;
+    let networks = BTreeMap::new();
+    JobSpec::Failover(FailoverSpec { machine, selection, target, mode, stop_source, networks })
 }
 
 fn image() -> Target {
@@ -150,12 +183,12 @@ fn walk(spec: &JobSpec, check: &dyn Fn(&JobView, &World)) {
         killed_and_continued(spec, appends, check);
         cancelled_after_kill(spec, appends);
     }
-    for kind in steps {
+    for kind in steps.into_iter().collect::<HashSet<_>>() {
         failing(spec, kind, check);
         hanging(spec, kind);
         undo_failing(spec, kind);
     }
-    if view.job.status.state == State::Holding {
+    if view.job.status.state == State::Holding && view.job.spec.plan().is_none() {
         let events = good_end.change_of_point(job, check);
         for appends in 1..events {
             killed_in_a_change(spec, appends, check);
@@ -176,7 +209,7 @@ impl Site {
         self.command(job, Command::ChangePoint(Selection::Point(point(200)))).unwrap();
         let held = self.settle(job).unwrap();
         assert!(matches!(held.job.status.state, State::Held { .. }), "{held:?}");
-        assert_eq!(self.world.things().lifecycle.is_fenced(), view.job.spec != to_test(&view.job.spec));
+        assert_eq!(self.world.things().lifecycle().is_fenced(), view.job.spec != to_test(&view.job.spec));
         self.command(job, Command::ChangePoint(Selection::Point(point(2)))).unwrap();
         let view = self.settle(job).unwrap();
         check(&view, &self.world);
@@ -192,7 +225,7 @@ impl Site {
 
 /// The same without consequences for the source.
 fn to_test(spec: &JobSpec) -> JobSpec {
-    let JobSpec::Failover(mut spec) = spec.clone();
+    let JobSpec::Failover(mut spec) = spec.clone() else { panic!() };
     spec.mode = Mode::Test;
     JobSpec::Failover(spec)
 }
@@ -208,7 +241,7 @@ fn killed_in_a_change(spec: &JobSpec, appends: usize, check: &dyn Fn(&JobView, &
         let died = site.block_on(async {
             tokio::select! {
                 _taken = site.jobs().command(job, change, "test") => false,
-                () = site.store.died.notified() => true,
+                () = site.store.dies() => true,
             }
         });
         let died = died || site.settle(job).is_none();
@@ -224,11 +257,7 @@ fn killed_in_a_change(spec: &JobSpec, appends: usize, check: &dyn Fn(&JobView, &
             assert!(site.world.is_clean(), "{:?}", site.world);
         } else {
             let view = site.settle(job).unwrap();
-            site.block_on(async {
-                for _ in 0..100 {
-                    tokio::task::yield_now().await;
-                }
-            });
+            site.breathe();
             check(&view, &site.world);
         }
     }
@@ -256,16 +285,13 @@ fn killed_and_continued(spec: &JobSpec, appends: usize, check: &dyn Fn(&JobView,
     site.crash();
     site.start();
     let view = site.settle(job).unwrap();
+    site.breathe();
     check(&view, &site.world);
     // Once more, now that it has settled.
     site.crash();
     site.start();
     let view = site.settle(job).unwrap();
-    site.block_on(async {
-        for _ in 0..100 {
-            tokio::task::yield_now().await;
-        }
-    });
+    site.breathe();
     check(&view, &site.world);
 }
 
@@ -282,7 +308,7 @@ fn cancelled_after_kill(spec: &JobSpec, appends: usize) {
     let taken = site.block_on(async {
         tokio::select! {
             taken = site.jobs().command(job, Command::Cancel, "test") => Some(taken),
-            () = site.store.died.notified() => None,
+            () = site.store.dies() => None,
         }
     });
     let _view = taken.is_some().then(|| site.settle(job));
@@ -295,7 +321,8 @@ fn cancelled_after_kill(spec: &JobSpec, appends: usize) {
     }
     site.world.let_in();
     let things = site.world.things().clone();
-    assert_eq!(things.lifecycle, Lifecycle::default(), "the machine is protected and replicates");
+    let is_default = |lifecycle: &Lifecycle| *lifecycle == Lifecycle::default();
+    assert!(things.lifecycles.values().all(is_default), "the machines are protected and replicate");
     assert!(things.leases.is_empty() && things.served.is_empty() && things.machines.is_empty(), "{things:?}");
     assert!(things.branches.is_empty(), "{things:?}");
     assert!(state == State::Succeeded || things.images.is_empty(), "{things:?}");
@@ -328,11 +355,10 @@ fn failing(spec: &JobSpec, kind: StepKind, check: &dyn Fn(&JobView, &World)) {
 fn hanging(spec: &JobSpec, kind: StepKind) {
     let site = Site::new(Fault::Hang(kind));
     let job = site.submit(spec);
-    let mut watch = site.jobs().watch(job).unwrap();
     let running = |view: &JobView| {
         view.job.steps.iter().any(|step| step.kind == kind && step.state == StepState::Running)
     };
-    drop(site.block_on(watch.wait_for(running)).unwrap());
+    site.reach(job, running).unwrap();
     site.command(job, Command::Cancel).unwrap();
     assert_eq!(site.settle(job).unwrap().job.status.state, State::Cancelled);
     site.world.let_in();
@@ -366,8 +392,8 @@ fn usable(view: &JobView, world: &World, mode: Mode) {
             Lifecycle { stage: Stage::FailedOver { job, point }, ..Lifecycle::default() }
         }
     };
-    assert_eq!(things.lifecycle, lifecycle);
-    assert_eq!(things.source.stopped, mode != Mode::Test);
+    assert_eq!(things.lifecycle(), lifecycle);
+    assert_eq!(things.stopped.is_empty(), mode == Mode::Test);
 }
 
 const MODES: [Mode; 3] = [Mode::Test, Mode::Unplanned, Mode::Planned];
@@ -415,7 +441,7 @@ fn image_survives_everything() {
         assert_eq!(view.job.status.state, State::Succeeded);
         let things = world.things();
         assert!(things.leases.is_empty());
-        assert_eq!(things.lifecycle, Lifecycle::default(), "the test is over");
+        assert_eq!(things.lifecycle(), Lifecycle::default(), "the test is over");
         assert_eq!(things.images.len(), 1);
         let Some(Output::Written { images }) = view.job.output(StepKind::WriteImages) else { panic!() };
         assert_eq!(images.len(), 1);
@@ -437,7 +463,7 @@ fn an_unplanned_failover_needs_no_source() {
     let job = site.submit(&spec(Mode::Unplanned, Target::Attach));
     let view = site.settle(job).unwrap();
     assert_eq!(view.job.status.state, State::Holding, "{view:?}");
-    assert!(site.world.things().lifecycle.is_fenced());
+    assert!(site.world.things().lifecycle().is_fenced());
     let states: Vec<_> = view.job.steps.iter().map(|step| (step.kind, step.state)).collect();
     assert!(states.contains(&(StepKind::StopSource, StepState::Failed)), "{states:?}");
     assert!(states.contains(&(StepKind::Synchronize, StepState::Done)), "{states:?}");
@@ -479,8 +505,8 @@ fn a_second_failover_of_the_same_machine_is_refused_and_changes_nothing() {
     assert!(view.job.messages[0].text.contains("holdfast commit"), "{:?}", view.job.messages);
     let after = site.world.things().clone();
     assert_eq!(
-        (before.lifecycle, before.leases, before.served),
-        (after.lifecycle, after.leases, after.served)
+        (before.lifecycle(), before.leases, before.served),
+        (after.lifecycle(), after.leases, after.served)
     );
     // A test goes on beside it.
     let test = site.submit(&spec(Mode::Test, Target::Attach));
@@ -495,15 +521,16 @@ fn a_committed_failover_is_not_taken_back_by_the_end_of_its_job() {
     site.settle(job).unwrap();
     {
         let mut things = site.world.things();
-        things.lifecycle = things.lifecycle.after(LifecycleEvent::Commit).unwrap();
+        let committed = things.lifecycle().after(LifecycleEvent::Commit).unwrap();
+        things.lifecycles.insert(MachineId::from_bytes([9; 16]), committed);
     }
     site.command(job, Command::ChangePoint(Selection::Point(point(1)))).unwrap();
     assert_eq!(site.settle(job).unwrap().job.status.state, State::Holding);
     let committed = Stage::Committed { job, point: point(1) };
-    assert_eq!(site.world.things().lifecycle.stage, committed);
+    assert_eq!(site.world.things().lifecycle().stage, committed);
     site.command(job, Command::Cancel).unwrap();
     assert_eq!(site.settle(job).unwrap().job.status.state, State::Cancelled);
-    assert_eq!(site.world.things().lifecycle.stage, committed);
+    assert_eq!(site.world.things().lifecycle().stage, committed);
 }
 
 /// Where no machine can run, a failover to one is refused before anything of the source is touched.
@@ -530,11 +557,7 @@ fn an_impossible_change_of_the_point_costs_nothing() {
     assert!(matches!(site.settle(job).unwrap().job.status.state, State::Held { .. }));
     site.crash();
     site.start();
-    site.block_on(async {
-        for _ in 0..100 {
-            tokio::task::yield_now().await;
-        }
-    });
+    site.breathe();
     assert_eq!(site.settle(job).unwrap().job.point(), before);
     assert_eq!(site.world.things().served.iter().collect::<Vec<_>>(), [&job.to_string()]);
     assert_eq!(site.world.things().shown.last().copied(), before);
@@ -546,7 +569,7 @@ fn a_source_that_hangs_does_not_hold_up_a_cancel() {
     for stop_source in [false, true] {
         let site = Site::new(Fault::None);
         site.world.things().source.hangs = true;
-        let JobSpec::Failover(mut failover) = spec(Mode::Unplanned, Target::Attach);
+        let JobSpec::Failover(mut failover) = spec(Mode::Unplanned, Target::Attach) else { panic!() };
         failover.stop_source = stop_source;
         let job = site.submit(&JobSpec::Failover(failover));
         let mut watch = site.jobs().watch(job).unwrap();
@@ -574,7 +597,7 @@ fn the_time_to_the_first_byte_is_recorded() {
 fn a_refused_selection_ends_the_job_and_says_why() {
     let site = Site::new(Fault::None);
     let wanted = Selection::Point(point(200));
-    let JobSpec::Failover(mut failover) = spec(Mode::Test, Target::Attach);
+    let JobSpec::Failover(mut failover) = spec(Mode::Test, Target::Attach) else { panic!() };
     failover.selection = wanted;
     let job = site.submit(&JobSpec::Failover(failover));
     let view = site.settle(job).unwrap();

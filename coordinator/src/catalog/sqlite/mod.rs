@@ -26,8 +26,8 @@ use super::{
     Answer, Catalog, CatalogError, Change,
     record::{
         AuditRecord, CertificateRecord, DiskRecord, GenerationRecord, GroupMemberRecord, GroupRecord,
-        JobEventRow, LeaseRecord, MachineRecord, OperatorRecord, PointRecord, PolicyRecord, TokenRecord,
-        VoidedCutRecord, VoidedGroupCutRecord,
+        JobEventRow, LeaseRecord, MachineRecord, OperatorRecord, PlanRecord, PointRecord, PolicyRecord,
+        TokenRecord, VoidedCutRecord, VoidedGroupCutRecord,
     },
 };
 
@@ -100,6 +100,7 @@ fn migrations() -> Migrator {
     let lifecycles = include_str!("../../../migrations/0006_lifecycles.sql");
     let witness = include_str!("../../../migrations/0007_witness.sql");
     let group_lag = include_str!("../../../migrations/0008_group_lag.sql");
+    let plans = include_str!("../../../migrations/0009_plans.sql");
     let all = [
         (1, "first", first),
         (2, "retention tiers", tiers),
@@ -109,6 +110,7 @@ fn migrations() -> Migrator {
         (6, "lifecycles", lifecycles),
         (7, "witness", witness),
         (8, "group lag", group_lag),
+        (9, "plans", plans),
     ];
     let all = all.map(|(version, name, sql)| {
         Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, sql.into_sql_str(), false)
@@ -187,6 +189,10 @@ impl Catalog for SqliteCatalog {
 
     fn operators(&self) -> Answer<'_, Vec<OperatorRecord>> {
         Box::pin(read::operators(&self.readers))
+    }
+
+    fn plans(&self) -> Answer<'_, Vec<PlanRecord>> {
+        Box::pin(read::plans(&self.readers))
     }
 
     fn groups(&self) -> Answer<'_, Vec<GroupRecord>> {

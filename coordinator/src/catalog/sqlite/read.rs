@@ -19,9 +19,9 @@ use super::{
         CatalogError, ROWS_MAX,
         record::{
             AuditRecord, CertificateRecord, DiskRecord, GenerationRecord, JobEventRow, LeaseRecord,
-            MachineRecord, MachineState, OperatorRecord, PointDiskRecord, PointRecord, PointState,
-            PolicyRecord, Role, TokenRecord, VoidedCutRecord, consistency_text, parse_consistency,
-            parse_method,
+            MachineRecord, MachineState, OperatorRecord, PlanRecord, PointDiskRecord, PointRecord,
+            PointState, PolicyRecord, Role, TokenRecord, VoidedCutRecord, consistency_text,
+            parse_consistency, parse_method,
         },
     },
     row::{
@@ -291,6 +291,17 @@ pub(super) async fn thresholds(pool: &SqlitePool) -> Result<Vec<(MachineId, Stri
 pub(super) async fn lifecycles(pool: &SqlitePool) -> Result<Vec<(MachineId, String)>, CatalogError> {
     each(sqlx::query("SELECT * FROM lifecycles ORDER BY machine").fetch_all(pool).await, |row| {
         Ok((MachineId::from_bytes(array(row, "machine")?), text(row, "body")?))
+    })
+}
+
+pub(super) async fn plans(pool: &SqlitePool) -> Result<Vec<PlanRecord>, CatalogError> {
+    each(sqlx::query("SELECT * FROM plans ORDER BY name").fetch_all(pool).await, |row| {
+        Ok(PlanRecord {
+            name: text(row, "name")?,
+            text: text(row, "body")?,
+            changed_at: time(row, "changed_at")?,
+            changed_by: text(row, "changed_by")?,
+        })
     })
 }
 

@@ -117,6 +117,15 @@ fn statement(change: &Change) -> Result<Statement<'_>, CatalogError> {
         )
         .bind(machine.into_bytes().to_vec())
         .bind(body.as_str()),
+        Change::PutPlan(plan) => sqlx::query(
+            "INSERT INTO plans (name, body, changed_at, changed_by) VALUES ($1, $2, $3, $4) ON CONFLICT (name) \
+             DO UPDATE SET body = excluded.body, changed_at = excluded.changed_at, changed_by = excluded.changed_by",
+        )
+        .bind(plan.name.as_str())
+        .bind(plan.text.as_str())
+        .bind(plan.changed_at.0)
+        .bind(plan.changed_by.as_str()),
+        Change::RemovePlan(name) => sqlx::query("DELETE FROM plans WHERE name = $1").bind(name.as_str()),
         Change::PutGroup(group) => groups::put(group),
         Change::RemoveGroup(group) => groups::remove(*group),
         Change::PutGroupMember(member) => groups::put_member(member),

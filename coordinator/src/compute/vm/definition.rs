@@ -419,7 +419,10 @@ fn cards(
     remarks: &mut Vec<String>,
 ) -> Vec<Card> {
     let has_virtio = request.inventory.drivers.iter().any(|driver| driver.starts_with("virtio"));
-    let network = |number: usize| {
+    let network = |number: usize, name: &str| {
+        if let Some(network) = request.networks.get(name).or_else(|| request.networks.get("*")) {
+            return network.clone();
+        }
         if request.isolated {
             return ISOLATED.to_owned();
         }
@@ -440,7 +443,7 @@ fn cards(
                 ));
                 model
             });
-            Card { model, mac: card.mac.clone(), network: network(number) }
+            Card { model, mac: card.mac.clone(), network: network(number, &card.name) }
         })
         .collect()
 }

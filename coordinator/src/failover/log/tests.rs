@@ -1,5 +1,7 @@
 //! The stored form: golden text of each event, refusals.
 
+use std::collections::BTreeMap;
+
 use holdfast_common::{
     clock::Timestamp,
     ids::{JobId, MachineId, PointId},
@@ -28,6 +30,7 @@ fn golden() {
         target,
         mode: Mode::Planned,
         stop_source: true,
+        networks: BTreeMap::new(),
     });
     let created = Event::Created { spec, by: "root".into(), steps: vec![StepKind::Check], holds: false };
     let selected =

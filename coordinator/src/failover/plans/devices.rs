@@ -20,7 +20,7 @@ impl Services {
     pub(super) async fn serve(&self, context: &Context, begins: bool) -> Result<Vec<Endpoint>, StepError> {
         let (point, disks) = self.open(context).await?;
         let origin = Origin { point, turn: begins.then_some(context.job.changes) };
-        let writable = matches!(spec(context).target, Target::Branch).then_some(origin);
+        let writable = matches!(spec(context)?.target, Target::Branch).then_some(origin);
         let attached = self.attach.attach(context.job.id.to_string(), disks, writable).await;
         attached.map_err(compute_failed)
     }
@@ -63,7 +63,7 @@ pub(super) struct WriteImages(pub(super) Services);
 
 impl WriteImages {
     async fn discard(&self, context: &Context) -> Result<(), StepError> {
-        let Target::Image { folder, .. } = &spec(context).target else { return Ok(()) };
+        let Target::Image { folder, .. } = &spec(context)?.target else { return Ok(()) };
         let discarded = self.0.images.discard(folder.clone(), context.job.id.to_string()).await;
         discarded.map_err(compute_failed)
     }
@@ -72,7 +72,7 @@ impl WriteImages {
 impl Step for WriteImages {
     fn run<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Outcome, StepError>> {
         Box::pin(async move {
-            let Target::Image { folder, format, update } = &spec(context).target else {
+            let Target::Image { folder, format, update } = &spec(context)?.target else {
                 return Ok(Outcome::Done(Output::Nothing));
             };
             if context.job.changes > 0 {

@@ -39,6 +39,8 @@ use holdfast_common::ids::{MachineId, PointId};
 use super::{
     devices::{AttachDisks, WriteImages},
     machine::{DefineMachine, MoveMachine, StartMachine, Verify},
+    plan::{PlanCheck, PlanEnd, PlanManual, PlanScript},
+    plan_machines::PlanMachines,
     point::{ProcessPoint, ReleasePoint, SelectPoint},
     source::{StopSource, Synchronize},
     switch::{Check, Switch},
@@ -51,7 +53,8 @@ use crate::{
     failover::{
         job::{FailoverSpec, JobSpec, Mode, StepKind, Target},
         log::Then,
-        port::{LifecycleError, Lifecycles, PointSource, PointsError, Sources},
+        plan::{Member, PlanSpec},
+        port::{LifecycleError, Lifecycles, PointSource, PointsError, Scripts, Sources},
         step::{Context, Plan, Plans, Step, StepError},
     },
     points::selection::{self, Choice, Selection},
@@ -73,11 +76,16 @@ pub struct Services {
     pub lifecycles: Arc<dyn Lifecycles>,
     /// Their sources.
     pub sources: Arc<dyn Sources>,
+    /// Programs of plans.
+    pub scripts: Arc<dyn Scripts>,
 }
 
 impl Plans for Services {
     fn plan(&self, spec: &JobSpec) -> Plan {
-        let JobSpec::Failover(spec) = spec;
+        let spec = match spec {
+            JobSpec::Failover(spec) => spec,
+            JobSpec::Plan(spec) => return plan_of(spec),
+        };
         let mut steps = vec![StepKind::Check];
         match spec.mode {
             Mode::Test => {}
@@ -126,8 +134,20 @@ impl Plans for Services {
             StepKind::StartMachine => Arc::new(StartMachine(services)),
             StepKind::Verify => Arc::new(Verify(services)),
             StepKind::MoveMachine => Arc::new(MoveMachine(services)),
+            StepKind::PlanCheck => Arc::new(PlanCheck(services)),
+            StepKind::PlanScript => Arc::new(PlanScript(services)),
+            StepKind::PlanManual => Arc::new(PlanManual),
+            StepKind::PlanMachines => Arc::new(PlanMachines(services)),
+            StepKind::PlanEnd => Arc::new(PlanEnd(services)),
         }
     }
+}
+
+/// The steps of a plan's run; its machines hold what it made, as those of their own do.
+fn plan_of(spec: &PlanSpec) -> Plan {
+    let leaves = |member: &Member| matches!(member.target, Target::Image { .. });
+    let holds = spec.mode != Mode::Test || !spec.members().all(|(_, member)| leaves(member));
+    Plan { steps: spec.kinds(), holds }
 }
 
 const fn wants_newest(selection: Selection) -> bool {
@@ -148,7 +168,7 @@ impl Services {
     /// The chosen point and its disks.
     pub(super) async fn open(&self, context: &Context) -> Result<(PointId, Vec<DiskView>), StepError> {
         let point = chosen(context)?;
-        let disks = self.points.open(context.job.spec.machine(), point).await.map_err(failed(Then::Hold))?;
+        let disks = self.points.open(spec(context)?.machine, point).await.map_err(failed(Then::Hold))?;
         Ok((point, disks))
     }
 
@@ -158,7 +178,7 @@ impl Services {
         event: LifecycleEvent,
         then: Then,
     ) -> Result<(), StepError> {
-        let advanced = self.lifecycles.advance(context.job.spec.machine(), event, context.job.id).await;
+        let advanced = self.lifecycles.advance(spec(context)?.machine, event, context.job.id).await;
         advanced.map(drop).map_err(|error: LifecycleError| StepError::new(&error, then))
     }
 
@@ -169,9 +189,13 @@ impl Services {
     }
 }
 
-pub(super) fn spec(context: &Context) -> &FailoverSpec {
-    let JobSpec::Failover(spec) = &context.job.spec;
-    spec
+/// The failover that the job is.
+pub(super) fn spec(context: &Context) -> Result<&FailoverSpec, StepError> {
+    let other = || StepError { message: "this job is no failover; cancel it".into(), then: Then::Hold };
+    match &context.job.spec {
+        JobSpec::Failover(spec) => Ok(spec),
+        JobSpec::Plan(_) => Err(other()),
+    }
 }
 
 pub(super) fn chosen(context: &Context) -> Result<PointId, StepError> {

@@ -25,7 +25,7 @@ pub(super) struct DefineMachine(pub(super) Services);
 
 impl DefineMachine {
     async fn define(&self, context: &Context) -> Result<(), StepError> {
-        let machine = spec(context).machine;
+        let machine = spec(context)?.machine;
         let facts = self.0.sources.facts(machine);
         let (name, inventory) = facts
             .and_then(|facts| facts.inventory.map(|inventory| (facts.name, inventory)))
@@ -47,7 +47,8 @@ impl DefineMachine {
             name,
             inventory,
             disks: self.0.serve(context, true).await?,
-            isolated: spec(context).mode == Mode::Test,
+            isolated: spec(context)?.mode == Mode::Test,
+            networks: spec(context)?.networks.clone(),
         };
         self.0.machines.define(request).await.map_err(compute_failed)
     }

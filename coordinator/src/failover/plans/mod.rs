@@ -12,3 +12,7 @@ mod point;
 mod devices;
 // Steps that run a machine of it.
 mod machine;
+// Steps of a recovery plan.
+mod plan;
+// The one of them that has machines failed over.
+mod plan_machines;

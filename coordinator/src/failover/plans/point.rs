@@ -21,24 +21,24 @@ use crate::{
 pub(super) struct SelectPoint(pub(super) Services);
 
 /// A planned failover takes the cut that it has had made.
-fn selection(context: &Context) -> Selection {
-    let FailoverSpec { selection, mode, .. } = spec(context);
-    match context.job.output(StepKind::Synchronize) {
+fn selection(context: &Context) -> Result<Selection, StepError> {
+    let FailoverSpec { selection, mode, .. } = spec(context)?;
+    Ok(match context.job.output(StepKind::Synchronize) {
         Some(Output::Cut { point }) if *mode == Mode::Planned && context.job.changes == 0 => {
             Selection::Point(*point)
         }
         _ => *selection,
-    }
+    })
 }
 
 impl Step for SelectPoint {
     fn run<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Outcome, StepError>> {
         Box::pin(async move {
-            let machine = spec(context).machine;
+            let machine = spec(context)?.machine;
             // A change that turns out impossible does not cost the failover.
             let then = if context.job.changes == 0 { Then::Undo } else { Then::Hold };
             for _ in 0..CHOICES_MAX {
-                let choice = self.0.choose(machine, selection(context), then).await?;
+                let choice = self.0.choose(machine, selection(context)?, then).await?;
                 match self.0.points.lease(machine, choice.point, context.job.id).await {
                     Ok(()) => {
                         let Choice { point, at, remarks, .. } = choice;
@@ -66,7 +66,7 @@ pub(super) struct ProcessPoint(pub(super) Services);
 impl Step for ProcessPoint {
     fn run<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Outcome, StepError>> {
         Box::pin(async move {
-            let machine = context.job.spec.machine();
+            let machine = spec(context)?.machine;
             let task = Arc::clone(&context.task);
             let processed = self.0.points.process(machine, chosen(context)?, task).await;
             processed.map_err(failed(Then::Hold))?;

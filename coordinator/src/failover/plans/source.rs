@@ -14,11 +14,11 @@ use crate::{
 };
 
 /// What follows if the source does not do it.
-fn then(context: &Context) -> Then {
-    match spec(context).mode {
+fn then(context: &Context) -> Result<Then, StepError> {
+    Ok(match spec(context)?.mode {
         Mode::Planned => Then::Undo,
         Mode::Test | Mode::Unplanned => Then::GoOn,
-    }
+    })
 }
 
 /// What comes of it, unless the job is cancelled meanwhile.
@@ -46,10 +46,10 @@ pub(super) struct StopSource(pub(super) Services);
 impl Step for StopSource {
     fn run<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Outcome, StepError>> {
         Box::pin(async move {
-            let stopping = self.0.sources.stop(spec(context).machine, STOP_LIMIT, HOLD);
-            let text = unless_cancelled(context, stopping)
-                .await?
-                .map_err(|error| StepError::new(&error, then(context)))?;
+            let then = then(context)?;
+            let stopping = self.0.sources.stop(spec(context)?.machine, STOP_LIMIT, HOLD);
+            let text =
+                unless_cancelled(context, stopping).await?.map_err(|error| StepError::new(&error, then))?;
             Ok(Outcome::Done(Output::Told { text }))
         })
     }
@@ -59,7 +59,7 @@ impl Step for StopSource {
             // One that was fenced meanwhile goes on as soon as it is let in again, one that is busy stopping when it gets to
             // the order, any other when its time is over: that is no reason to hold up a cancel.
             let resumed =
-                tokio::time::timeout(RESUME_WAIT, self.0.sources.resume(spec(context).machine)).await;
+                tokio::time::timeout(RESUME_WAIT, self.0.sources.resume(spec(context)?.machine)).await;
             match resumed {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
@@ -81,18 +81,19 @@ pub(super) struct Synchronize(pub(super) Services);
 impl Step for Synchronize {
     fn run<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Outcome, StepError>> {
         Box::pin(async move {
-            let limit = match spec(context).mode {
+            let then = then(context)?;
+            let limit = match spec(context)?.mode {
                 Mode::Planned => CUT_LIMIT_PLANNED,
                 Mode::Test | Mode::Unplanned => CUT_LIMIT,
             };
-            let cut = self.0.sources.cut(spec(context).machine, limit);
+            let cut = self.0.sources.cut(spec(context)?.machine, limit);
             match unless_cancelled(context, cut).await? {
                 Ok(point) => Ok(Outcome::Done(Output::Cut { point })),
-                Err(error @ SourceError::NotConnected) if then(context) == Then::GoOn => {
+                Err(error @ SourceError::NotConnected) if then == Then::GoOn => {
                     let text = format!("{error}: what has arrived is what there is");
                     Ok(Outcome::Done(Output::Told { text }))
                 }
-                Err(error) => Err(StepError::new(&error, then(context))),
+                Err(error) => Err(StepError::new(&error, then)),
             }
         })
     }

@@ -19,7 +19,7 @@ pub(super) struct Check(pub(super) Services);
 impl Check {
     fn check_target(&self, context: &Context) -> Result<(), StepError> {
         let undo = |message: String| StepError { message, then: Then::Undo };
-        let FailoverSpec { machine, target, mode, .. } = spec(context);
+        let FailoverSpec { machine, target, mode, .. } = spec(context)?;
         let facts = self.0.sources.facts(*machine);
         match target {
             Target::Image { folder, .. } if !folder.is_absolute() => {
@@ -49,11 +49,11 @@ impl Step for Check {
     fn run<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Outcome, StepError>> {
         Box::pin(async move {
             self.check_target(context)?;
-            if matches!(spec(context).target, Target::Machine { .. }) {
+            if matches!(spec(context)?.target, Target::Machine { .. }) {
                 let ready = self.0.machines.ready().await;
                 ready.map_err(|error| StepError::new(&error, Then::Undo))?;
             }
-            let FailoverSpec { machine, selection, mode, .. } = spec(context);
+            let FailoverSpec { machine, selection, mode, .. } = spec(context)?;
             if *mode != Mode::Planned {
                 self.0.choose(*machine, *selection, Then::Undo).await?;
             }
@@ -70,7 +70,7 @@ impl Step for Check {
     fn undo<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<(), StepError>> {
         Box::pin(async move {
             let job = context.job.id;
-            let ends = match spec(context).mode {
+            let ends = match spec(context)?.mode {
                 Mode::Test => LifecycleEvent::EndTest(job),
                 Mode::Unplanned | Mode::Planned => LifecycleEvent::AbandonFailover(job),
             };
@@ -86,7 +86,7 @@ pub(super) struct Switch(pub(super) Services);
 impl Step for Switch {
     fn run<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Outcome, StepError>> {
         Box::pin(async move {
-            let FailoverSpec { machine, mode, .. } = spec(context);
+            let FailoverSpec { machine, mode, .. } = spec(context)?;
             let (job, point) = (context.job.id, chosen(context)?);
             // After the first switch the source is fenced, and an operator who changes the point wants another state.
             let is_first = context.job.changes == 0

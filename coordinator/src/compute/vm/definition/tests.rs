@@ -1,5 +1,7 @@
 //! Machines are made of what the guest has drivers for.
 
+use std::collections::BTreeMap;
+
 use holdfast_common::{
     ids::{DiskId, MachineId, PointId},
     wire::{DiskIdentity, DiskInventory, NetworkCard, PartitionTable, Platform},
@@ -58,6 +60,7 @@ fn request(inventory: Inventory) -> MachineRequest {
         name: "web-1".into(),
         inventory,
         disks: vec![disk("sda"), disk("sdb")],
+        networks: BTreeMap::new(),
         isolated: false,
     }
 }

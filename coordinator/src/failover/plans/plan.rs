@@ -1,0 +1,259 @@
+//! Steps of a recovery plan: a job whose machines have jobs of their own.
+//!
+//! ```text
+//!   plan-check -> (plan-script | plan-manual)* -> plan-machines -> (plan-script | plan-manual)* -> ... -> plan-end
+//! ```
+//!
+//! | step | makes | undo | on failure |
+//! |---|---|---|---|
+//! | plan-check | leases on points that were chosen for several machines together | gives them back | undo |
+//! | plan-script | what the program does; it is run again after an interruption | ends what is left of the program | by `on_error` |
+//! | plan-manual | nothing: it waits for somebody | nothing | - |
+//! | plan-machines | a job per machine (`plan_machines`) | cancels them | unplanned: go on; else by `on_error` |
+//! | plan-end | gives the plan's own leases back | nothing | hold |
+//!
+//! An unplanned failover goes on to its end whatever fails, but for an action that says itself `on_error = "stop"`.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::failover::{Services, failed};
+use crate::{
+    compute::port::BoxFuture,
+    failover::{
+        job::{Mode, Output},
+        log::{self, Then},
+        plan::{Action, Member, OnError, PlanGroup, PlanSpec, PlanStep, What, When},
+        port::ScriptRequest,
+        step::{Context, Outcome, Step, StepError},
+    },
+    points::selection::Selection,
+    registry::lifecycle::LifecycleEvent,
+};
+
+/// The plan that the job runs.
+pub(super) fn plan(context: &Context) -> Result<&PlanSpec, StepError> {
+    let missing = || StepError { message: "this job runs no plan; cancel it".into(), then: Then::Undo };
+    context.job.spec.plan().ok_or_else(missing)
+}
+
+/// Whether all of a plan can be begun, as far as that can be known; an unplanned failover begins whatever it can.
+#[derive(Debug)]
+pub(super) struct PlanCheck(pub(super) Services);
+
+impl PlanCheck {
+    /// Why a machine cannot be failed over now.
+    async fn trouble(&self, context: &Context, mode: Mode, member: &Member) -> Option<String> {
+        let machine = member.machine;
+        let Some(lifecycle) = self.0.lifecycles.now(machine) else {
+            return Some("it is not known any more".to_owned());
+        };
+        if mode != Mode::Test && lifecycle.is_fenced() {
+            // It is at its target: it will be left out.
+            return None;
+        }
+        let event = match mode {
+            Mode::Test => LifecycleEvent::BeginTest(context.job.id),
+            Mode::Unplanned | Mode::Planned => LifecycleEvent::BeginFailover(context.job.id),
+        };
+        if let Err(refusal) = lifecycle.after(event) {
+            return Some(refusal.to_string());
+        }
+        if mode == Mode::Planned {
+            let connected = self.0.sources.facts(machine).is_some_and(|facts| facts.connected);
+            return (!connected).then(|| "its source is not connected".to_owned());
+        }
+        let chosen = self.0.choose(machine, member.selection, Then::Undo).await;
+        chosen.err().map(|error| error.message)
+    }
+}
+
+impl Step for PlanCheck {
+    fn run<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Outcome, StepError>> {
+        Box::pin(async move {
+            let spec = plan(context)?;
+            let mut troubles = Vec::new();
+            for (_, member) in spec.members() {
+                if let Some(trouble) = self.trouble(context, spec.mode, member).await {
+                    troubles.push(format!("{}: {trouble}", member.name));
+                    continue;
+                }
+                // What was chosen for several together may be long in coming.
+                if let Selection::Point(point) = member.selection {
+                    let leased = self.0.points.lease(member.machine, point, context.job.id).await;
+                    if let Err(error) = leased {
+                        troubles.push(format!("{}: {error}", member.name));
+                    }
+                }
+            }
+            if troubles.is_empty() {
+                return Ok(Outcome::Done(Output::Nothing));
+            }
+            let (count, all) = (troubles.len(), spec.members().count());
+            let text = format!("{count} of {all} machines cannot be failed over: {}", troubles.join("; "));
+            if spec.mode == Mode::Unplanned && count < all {
+                return Ok(Outcome::Done(Output::Told { text: log::bounded(text) }));
+            }
+            Err(StepError { message: log::bounded(text), then: Then::Undo })
+        })
+    }
+
+    fn undo<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<(), StepError>> {
+        Box::pin(async move { self.0.points.release(context.job.id).await.map_err(failed(Then::Hold)) })
+    }
+}
+
+/// The plan itself holds nothing more; its machines hold what they need.
+#[derive(Debug)]
+pub(super) struct PlanEnd(pub(super) Services);
+
+impl Step for PlanEnd {
+    fn run<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Outcome, StepError>> {
+        Box::pin(async move {
+            self.0.points.release(context.job.id).await.map_err(failed(Then::Hold))?;
+            Ok(Outcome::Done(Output::Nothing))
+        })
+    }
+
+    fn undo<'a>(&'a self, _context: &'a Context) -> BoxFuture<'a, Result<(), StepError>> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// Waits for somebody.
+#[derive(Debug)]
+pub(super) struct PlanManual;
+
+impl Step for PlanManual {
+    fn run<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Outcome, StepError>> {
+        Box::pin(async move {
+            if context.continued {
+                return Ok(Outcome::Done(Output::Nothing));
+            }
+            match plan(context)?.step(context.step) {
+                Some(PlanStep::Action { action: Action { what: What::Manual { text }, .. }, .. }) => {
+                    Ok(Outcome::Waits(format!("to do: {text}")))
+                }
+                _ => Err(no_such_step()),
+            }
+        })
+    }
+
+    fn undo<'a>(&'a self, _context: &'a Context) -> BoxFuture<'a, Result<(), StepError>> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// Runs a program on this host.
+#[derive(Debug)]
+pub(super) struct PlanScript(pub(super) Services);
+
+impl PlanScript {
+    fn request(&self, context: &Context, spec: &PlanSpec) -> Result<(ScriptRequest, Then), StepError> {
+        let Some(PlanStep::Action { group, when, action }) = spec.step(context.step) else {
+            return Err(no_such_step());
+        };
+        let (Some(group), What::Script { command, time_limit_ms }) = (spec.group(*group), &action.what)
+        else {
+            return Err(no_such_step());
+        };
+        let by_mode = if spec.mode == Mode::Unplanned { OnError::Continue } else { group.on_error };
+        let then = match action.on_error.unwrap_or(by_mode) {
+            OnError::Stop => Then::Hold,
+            OnError::Continue => Then::GoOn,
+        };
+        let request = ScriptRequest {
+            job: context.job.id,
+            step: context.step,
+            command: command.clone(),
+            environment: self.environment(context, spec, group, *when),
+            limit: Duration::from_millis(*time_limit_ms),
+        };
+        Ok((request, then))
+    }
+
+    /// What a program is told.
+    fn environment(
+        &self,
+        context: &Context,
+        spec: &PlanSpec,
+        group: &PlanGroup,
+        when: When,
+    ) -> BTreeMap<String, String> {
+        let (mut points, mut addresses, mut disks) = (Vec::new(), Vec::new(), Vec::new());
+        for member in &group.members {
+            let name = &member.name;
+            if let Some(facts) = self.0.sources.facts(member.machine)
+                && let Some(inventory) = facts.inventory
+            {
+                let all = inventory.network_cards.iter().flat_map(|card| card.addresses.iter().cloned());
+                addresses.push((name, all.collect::<Vec<_>>().join(",")));
+            }
+            let Some(job) = super::plan_machines::job_of(context, member.machine) else { continue };
+            points.extend(job.point().map(|point| (name, point.to_string())));
+            for step in &job.steps {
+                let Output::Attached { endpoints, .. } = &step.output else { continue };
+                disks
+                    .extend(endpoints.iter().map(|disk| (format!("{name}/{}", disk.name), disk.uri.clone())));
+            }
+        }
+        let names: Vec<&str> = group.members.iter().map(|member| &*member.name).collect();
+        let mode = match spec.mode {
+            Mode::Test => "test-failover",
+            Mode::Unplanned => "failover",
+            Mode::Planned => "planned-failover",
+        };
+        let mut environment = vec![
+            ("PLAN", spec.plan.clone()),
+            ("GROUP", group.name.clone()),
+            ("WHEN", when.name().to_owned()),
+            ("MODE", mode.to_owned()),
+            ("DIRECTION", "to-target".to_owned()),
+            ("MACHINES", names.join(" ")),
+            ("POINTS", pairs(&points)),
+            ("ADDRESSES", pairs(&addresses)),
+            ("DISKS", pairs(&disks)),
+        ];
+        if let [name] = *names {
+            // One machine needs no taking apart.
+            let one =
+                |all: &[(&String, String)]| all.first().map(|(_, value)| value.clone()).unwrap_or_default();
+            environment.extend([
+                ("MACHINE", name.to_owned()),
+                ("POINT", one(&points)),
+                ("ADDRESS", one(&addresses)),
+            ]);
+        }
+        environment.into_iter().map(|(name, value)| (format!("HOLDFAST_{name}"), value)).collect()
+    }
+}
+
+fn pairs<N: std::fmt::Display>(all: &[(N, String)]) -> String {
+    all.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
+}
+
+impl Step for PlanScript {
+    fn run<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Outcome, StepError>> {
+        Box::pin(async move {
+            let (request, then) = self.request(context, plan(context)?)?;
+            let program = request.command.first().cloned().unwrap_or_default();
+            match self.0.scripts.run(request, context.task.clone()).await {
+                Ok(printed) if printed.is_empty() => Ok(Outcome::Done(Output::Nothing)),
+                Ok(printed) => {
+                    Ok(Outcome::Done(Output::Told { text: log::bounded(format!("{program}: {printed}")) }))
+                }
+                Err(why) => Err(StepError { message: log::bounded(format!("{program} {why}")), then }),
+            }
+        })
+    }
+
+    fn undo<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<(), StepError>> {
+        Box::pin(async move {
+            self.0.scripts.end(context.job.id, context.step).await;
+            Ok(())
+        })
+    }
+}
+
+pub(super) fn no_such_step() -> StepError {
+    StepError { message: "the plan has no such step; cancel this job".into(), then: Then::Hold }
+}

@@ -1,0 +1,295 @@
+//! The step of a plan that has its machines failed over: a job for each, followed until it is settled.
+//!
+//! Owns beginning, following and cancelling the machines' jobs. Invariants: what the step has begun it finds again, since ids
+//! follow from the plan's job ([`child_id`]); a machine that is at its target already is left alone, and so is what was committed.
+//! Limit: [`AT_ONCE_MAX`] machines are begun and not settled at a time.
+
+use std::{sync::Arc, time::Duration};
+
+use holdfast_common::ids::{JobId, MachineId};
+use tokio::{sync::watch, task::JoinSet};
+
+use super::{
+    failover::Services,
+    plan::{no_such_step, plan},
+};
+use crate::{
+    compute::port::{BoxFuture, Task},
+    failover::{
+        children::{ChildJobs, child_id, current},
+        job::{FailoverSpec, Job, JobSpec, Mode, Output},
+        log::{self, Then},
+        machine::State,
+        plan::{
+            Member, MemberOutcome, MemberState, OnError, PlanGroup, PlanSpec, PlanStep, REASON_BYTES_MAX,
+        },
+        runner::{Command, JobError, JobView},
+        step::{Context, Outcome, Step, StepError},
+    },
+};
+
+/// Fails the machines of a wave over.
+#[derive(Debug)]
+pub(super) struct PlanMachines(pub(super) Services);
+
+/// A machine's job as it stands.
+pub(super) fn job_of(context: &Context, machine: MachineId) -> Option<Job> {
+    let (_, watched) = current(&context.job, machine, |id| context.children.watch(id));
+    watched.map(|watched| watched.borrow().job.clone())
+}
+
+/// Groups of this step.
+fn groups<'c>(context: &'c Context, spec: &'c PlanSpec) -> Result<Vec<&'c PlanGroup>, StepError> {
+    let Some(PlanStep::Machines { groups }) = spec.step(context.step) else { return Err(no_such_step()) };
+    Ok(groups.iter().filter_map(|group| spec.group(*group)).collect())
+}
+
+/// A machine's job, to be begun or followed.
+#[derive(Debug)]
+struct Child {
+    children: Arc<dyn ChildJobs>,
+    parent: JobId,
+    id: JobId,
+    watched: Option<watch::Receiver<JobView>>,
+    spec: FailoverSpec,
+    name: String,
+    /// Why there is nothing to do, if nothing was begun.
+    skipped: Option<String>,
+    limit: Duration,
+}
+
+impl PlanMachines {
+    fn child(&self, context: &Context, spec: &PlanSpec, group: &PlanGroup, member: &Member) -> Child {
+        let (id, watched) = current(&context.job, member.machine, |id| context.children.watch(id));
+        let lifecycle = self.0.lifecycles.now(member.machine).filter(|_| spec.mode != Mode::Test);
+        let skipped = lifecycle.filter(|now| now.is_fenced()).map(|now| {
+            format!("it is {} already: it runs at its target and is left as it is", now.stage.name())
+        });
+        Child {
+            children: Arc::clone(&context.children),
+            parent: context.job.id,
+            id,
+            watched,
+            spec: FailoverSpec {
+                machine: member.machine,
+                selection: member.selection,
+                target: member.target.clone(),
+                mode: spec.mode,
+                stop_source: spec.stop_source,
+                networks: spec.networks.clone(),
+            },
+            name: member.name.clone(),
+            skipped,
+            limit: Duration::from_millis(group.time_limit_ms),
+        }
+    }
+}
+
+impl Child {
+    fn outcome(&self, state: MemberState, job: Option<JobId>, reason: String) -> MemberOutcome {
+        let mut reason = reason;
+        let end = (0..=REASON_BYTES_MAX.min(reason.len())).rev().find(|end| reason.is_char_boundary(*end));
+        reason.truncate(end.unwrap_or(0));
+        MemberOutcome { machine: self.spec.machine, name: self.name.clone(), job, state, reason }
+    }
+
+    /// Begins the job or has it go on, and waits until it is settled.
+    async fn run(self, task: Arc<Task>) -> MemberOutcome {
+        let watched = match self.begin().await {
+            Ok(Some(watched)) => watched,
+            Ok(None) => {
+                return self.outcome(MemberState::Skipped, None, self.skipped.clone().unwrap_or_default());
+            }
+            Err(error) => return self.outcome(MemberState::Failed, None, error.to_string()),
+        };
+        let (state, reason) = match settled(watched, self.limit, &task).await {
+            Ok(view) => match view.job.status.state {
+                State::Holding | State::Succeeded => (MemberState::Done, String::new()),
+                state => {
+                    let why = view.job.messages.last().map_or("no reason is known", |message| &message.text);
+                    (MemberState::Failed, format!("its job is {}: {why}", state.name()))
+                }
+            },
+            Err(why) => (MemberState::Failed, why),
+        };
+        self.outcome(state, Some(self.id), reason)
+    }
+
+    async fn begin(&self) -> Result<Option<watch::Receiver<JobView>>, JobError> {
+        let by = format!("plan job {}", self.parent);
+        if let Some(watched) = &self.watched {
+            let state = watched.borrow().job.status.state;
+            if matches!(state, State::Held { .. } | State::Stuck { .. } | State::Failed) {
+                match self.children.command(self.id, Command::Retry, by).await {
+                    // It went on, or was cancelled, by itself meanwhile.
+                    Ok(()) | Err(JobError::NotNow(_)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            return Ok(self.children.watch(self.id));
+        }
+        if self.skipped.is_some() {
+            return Ok(None);
+        }
+        self.children.begin(self.id, JobSpec::Failover(self.spec.clone()), by).await?;
+        self.children.watch(self.id).map(Some).ok_or(JobError::Stopped)
+    }
+}
+
+/// The job once it is settled; or why it is not.
+async fn settled(
+    mut watched: watch::Receiver<JobView>,
+    limit: Duration,
+    task: &Task,
+) -> Result<JobView, String> {
+    let cancelled = async {
+        while !task.is_cancelled() {
+            tokio::time::sleep(CANCEL_LOOK).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        view = watched.wait_for(JobView::is_settled) => match view {
+            Ok(view) => Ok(view.clone()),
+            Err(_) => Err("its job is not run by this coordinator any more".to_owned()),
+        },
+        () = cancelled => Err("cancelled".to_owned()),
+        () = tokio::time::sleep(limit) => {
+            Err(format!("it took longer than {} s; its job goes on", limit.as_secs()))
+        }
+    }
+}
+
+/// Runs all of them, a bounded number at a time.
+async fn run_all(children: Vec<Child>, task: &Arc<Task>) -> Vec<MemberOutcome> {
+    let mut running = JoinSet::new();
+    let mut outcomes = Vec::with_capacity(children.len());
+    for child in children {
+        if running.len() >= AT_ONCE_MAX {
+            outcomes.extend(running.join_next().await.into_iter().flatten());
+        }
+        running.spawn(child.run(Arc::clone(task)));
+    }
+    while let Some(outcome) = running.join_next().await {
+        outcomes.extend(outcome);
+    }
+    outcomes.sort_by(|one, other| one.name.cmp(&other.name));
+    outcomes
+}
+
+/// What follows from how the machines of the groups have ended.
+fn judged(spec: &PlanSpec, groups: &[&PlanGroup], members: Vec<MemberOutcome>) -> Result<Outcome, StepError> {
+    let stops = |member: &&MemberOutcome| {
+        let in_group = |group: &&&PlanGroup| group.members.iter().any(|of| of.machine == member.machine);
+        let stop = groups.iter().find(in_group).is_some_and(|group| group.on_error == OnError::Stop);
+        member.state == MemberState::Failed && stop && spec.mode != Mode::Unplanned
+    };
+    let stopping: Vec<String> =
+        members.iter().filter(stops).map(|member| format!("{}: {}", member.name, member.reason)).collect();
+    if stopping.is_empty() {
+        return Ok(Outcome::Done(Output::Members { members }));
+    }
+    let message = format!("{} of {} machines failed: {}", stopping.len(), members.len(), stopping.join("; "));
+    Err(StepError { message: log::bounded(message), then: Then::Hold })
+}
+
+impl Step for PlanMachines {
+    fn run<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Outcome, StepError>> {
+        Box::pin(async move {
+            let spec = plan(context)?;
+            let groups = groups(context, spec)?;
+            let child = |group: &PlanGroup, member: &Member| self.child(context, spec, group, member);
+            let children = groups
+                .iter()
+                .flat_map(|group| group.members.iter().map(|member| child(group, member)))
+                .collect();
+            let members = run_all(children, &context.task).await;
+            if context.task.is_cancelled() {
+                return Err(StepError { message: "cancelled".to_owned(), then: Then::Hold });
+            }
+            judged(spec, &groups, members)
+        })
+    }
+
+    fn undo<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<(), StepError>> {
+        Box::pin(async move {
+            let spec = plan(context)?;
+            let groups = groups(context, spec)?;
+            let members: Vec<&Member> = groups.iter().flat_map(|group| &group.members).collect();
+            self.check_none_committed(context, &members)?;
+            let mut ending = JoinSet::new();
+            for member in members {
+                for round in 0..=context.job.retries {
+                    let id = child_id(context.job.id, member.machine, round);
+                    let Some(watched) = context.children.watch(id) else { continue };
+                    ending.spawn(end(
+                        Arc::clone(&context.children),
+                        id,
+                        watched,
+                        member.name.clone(),
+                        context.job.id,
+                    ));
+                }
+            }
+            let mut left = Vec::new();
+            while let Some(ended) = ending.join_next().await {
+                left.extend(ended.unwrap_or_else(|error| Some(error.to_string())));
+            }
+            if left.is_empty() {
+                return Ok(());
+            }
+            left.sort();
+            let message = format!("could not be taken back: {}", left.join("; "));
+            Err(StepError { message: log::bounded(message), then: Then::Hold })
+        })
+    }
+}
+
+impl PlanMachines {
+    /// What was committed is the machine: it is not ended with the plan.
+    fn check_none_committed(&self, context: &Context, members: &[&Member]) -> Result<(), StepError> {
+        let committed = |member: &&&Member| {
+            let Some(lifecycle) = self.0.lifecycles.now(member.machine) else { return false };
+            let of_the_plan = |job: JobId| {
+                (0..=context.job.retries).any(|round| child_id(context.job.id, member.machine, round) == job)
+            };
+            lifecycle.stage.is_target_for_good() && lifecycle.stage.failover().is_some_and(of_the_plan)
+        };
+        let Some(member) = members.iter().find(committed) else { return Ok(()) };
+        let message = format!(
+            "machine {0} is committed: what its job holds is the machine; `holdfast resume {0}` gives up what it wrote, then retry",
+            member.name
+        );
+        Err(StepError { message, then: Then::Hold })
+    }
+}
+
+/// Cancels a machine's job and waits until it is taken back. Gives what is left of it, if something is.
+async fn end(
+    children: Arc<dyn ChildJobs>,
+    id: JobId,
+    mut watched: watch::Receiver<JobView>,
+    name: String,
+    parent: JobId,
+) -> Option<String> {
+    let stuck = matches!(watched.borrow().job.status.state, State::Stuck { .. });
+    let command = if stuck { Command::Retry } else { Command::Cancel };
+    match children.command(id, command, format!("plan job {parent}")).await {
+        // Over, or being taken back already.
+        Ok(()) | Err(JobError::NotNow(_)) => {}
+        Err(error) => return Some(format!("{name}: {error}")),
+    }
+    match watched.wait_for(JobView::is_settled).await {
+        Ok(view) if view.job.status.state.is_over() => None,
+        Ok(view) => {
+            let why = view.job.messages.last().map_or("no reason is known", |message| &message.text);
+            Some(format!("{name}: job {id} is {}: {why}", view.job.status.state.name()))
+        }
+        Err(_) => Some(format!("{name}: job {id} is not run by this coordinator any more")),
+    }
+}
+
+/// Machines that are begun and not settled at a time.
+const AT_ONCE_MAX: usize = 128;
+/// How often a step that waits looks whether it was cancelled.
+const CANCEL_LOOK: Duration = Duration::from_millis(50);

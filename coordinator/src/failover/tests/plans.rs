@@ -1,0 +1,207 @@
+//! Recovery plans over doubles: the same walk as for every job, and what a plan adds to it.
+
+use std::collections::BTreeMap;
+
+use holdfast_common::ids::MachineId;
+
+use super::{Command, Fault, JobSpec, JobView, Site, State, Target, World, point, walk};
+use crate::{
+    failover::{
+        job::{Mode, Output, StepKind, StepState},
+        plan::{Member, MemberOutcome, MemberState, Run, compile, read::read},
+    },
+    points::selection::Selection,
+    registry::lifecycle::{LifecycleEvent, Stage},
+};
+
+const FILE: &str = r#"
+name = "shop"
+[[group]]
+name = "databases"
+machines = ["db-1", "db-2"]
+[[group.before]]
+script = ["/announce"]
+[[group.after]]
+manual = "look at the databases"
+[[group]]
+name = "front"
+machines = ["web-1"]
+on_error = "continue"
+[[group.after]]
+script = ["/names"]
+"#;
+
+fn machine(name: &str) -> MachineId {
+    let number = ["db-1", "db-2", "web-1"].iter().position(|known| *known == name).unwrap();
+    MachineId::from_bytes([u8::try_from(number).unwrap() + 10; 16])
+}
+
+fn plan_of(text: &str, mode: Mode, selection: Selection, target: &Target) -> JobSpec {
+    let (file, mistakes) = read(text);
+    assert!(mistakes.is_empty(), "{mistakes:?}");
+    let member = |name: &str| {
+        let (machine, target) = (machine(name), target.clone());
+        (name.to_owned(), Member { machine, name: name.to_owned(), selection, target })
+    };
+    let members: BTreeMap<String, Member> = file.machines().map(member).collect();
+    let run = Run { mode, stop_source: mode == Mode::Unplanned, selection, target: target.clone() };
+    JobSpec::Plan(Box::new(compile(&file, &run, &members)))
+}
+
+fn plan(mode: Mode) -> JobSpec {
+    plan_of(FILE, mode, Selection::Latest, &Target::Attach)
+}
+
+/// What every run of the plan has come to when all is done.
+fn all_usable(view: &JobView, world: &World, mode: Mode) {
+    assert_eq!(view.job.status.state, State::Holding);
+    let things = world.things();
+    assert_eq!(things.served.len(), 3, "{things:?}");
+    assert_eq!(things.leases.len(), 3, "each machine holds its point, the plan none: {things:?}");
+    for name in ["db-1", "db-2", "web-1"] {
+        let lifecycle = things.of(machine(name));
+        match mode {
+            Mode::Test => assert_eq!(lifecycle.tests.len(), 1),
+            Mode::Unplanned | Mode::Planned => {
+                assert!(matches!(lifecycle.stage, Stage::FailedOver { .. }), "{name}: {lifecycle:?}");
+            }
+        }
+    }
+    let first = |name: &str| things.ran.iter().position(|ran| ran == name).unwrap();
+    assert!(first("/announce") < first("/names"));
+}
+
+#[test]
+fn plans_survive_everything() {
+    for mode in [Mode::Test, Mode::Unplanned, Mode::Planned] {
+        walk(&plan(mode), &|view, world| all_usable(view, world, mode));
+    }
+}
+
+/// Points that were chosen for all together are held from the beginning.
+#[test]
+fn a_plan_with_points_survives_everything() {
+    let spec = plan_of(FILE, Mode::Unplanned, Selection::Point(point(1)), &Target::Attach);
+    walk(&spec, &|view, world| all_usable(view, world, Mode::Unplanned));
+}
+
+fn outcomes(view: &JobView) -> Vec<MemberOutcome> {
+    let members = view.job.steps.iter().filter_map(|step| match &step.output {
+        Output::Members { members } => Some(members.clone()),
+        _ => None,
+    });
+    members.flatten().collect()
+}
+
+/// An unplanned failover goes on to its end whatever fails, and says what did.
+#[test]
+fn an_unplanned_plan_goes_on_to_its_end() {
+    let site = Site::new(Fault::None);
+    site.world.things().without_point.insert(machine("db-2"));
+    site.world.things().failing.insert("/announce".to_owned());
+    let job = site.submit(&plan(Mode::Unplanned));
+    let view = site.settle(job).unwrap();
+    assert_eq!(view.job.status.state, State::Holding, "{view:?}");
+    let failed: Vec<_> =
+        view.job.steps.iter().filter(|step| step.state == StepState::Failed).map(|step| step.kind).collect();
+    assert_eq!(failed, [StepKind::PlanScript]);
+    let states: Vec<_> = outcomes(&view).into_iter().map(|member| (member.name, member.state)).collect();
+    let expected = [("db-1", MemberState::Done), ("db-2", MemberState::Failed), ("web-1", MemberState::Done)];
+    assert_eq!(states, expected.map(|(name, state)| (name.to_owned(), state)));
+    let reason = outcomes(&view)[1].reason.clone();
+    assert!(reason.contains("has no") && reason.contains("failed"), "{reason}");
+    assert_eq!(site.world.things().served.len(), 2);
+    assert!(
+        view.job.messages[0].text.contains("/announce failed with exit code 1"),
+        "{:?}",
+        view.job.messages
+    );
+    site.command(job, Command::Cancel).unwrap();
+    assert_eq!(site.settle(job).unwrap().job.status.state, State::Cancelled);
+    site.world.let_in();
+    assert!(site.world.is_clean(), "{:?}", site.world);
+}
+
+/// The others stop where the plan says so, and go on when what was wrong is mended and they are retried.
+#[test]
+fn a_test_stops_at_what_fails_and_goes_on_when_it_is_retried() {
+    let mut site = Site::new(Fault::None);
+    site.world.things().failing.insert("/announce".to_owned());
+    let job = site.submit(&plan(Mode::Test));
+    let view = site.settle(job).unwrap();
+    assert!(matches!(view.job.status.state, State::Held { step: 1 }), "{view:?}");
+    assert!(site.world.things().served.is_empty());
+    site.world.things().failing.clear();
+    // The point is lost between the plan's look and the machine's turn.
+    site.set(Fault::Run(StepKind::SelectPoint, 1));
+    site.command(job, Command::Retry).unwrap();
+    let view = site.settle(job).unwrap();
+    assert!(matches!(view.job.status.state, State::Held { step: 2 }), "{view:?}");
+    assert!(
+        view.job.messages.last().unwrap().text.contains("1 of 2 machines failed"),
+        "{:?}",
+        view.job.messages
+    );
+    site.crash();
+    site.start();
+    site.command(job, Command::Retry).unwrap();
+    all_usable(&site.settle(job).unwrap(), &site.world, Mode::Test);
+    // Nothing is begun where it is known that it cannot end well.
+    let site = Site::new(Fault::None);
+    site.world.things().without_point.insert(machine("web-1"));
+    let job = site.submit(&plan(Mode::Test));
+    let view = site.settle(job).unwrap();
+    assert_eq!(view.job.status.state, State::Failed);
+    assert!(view.job.messages[0].text.contains("1 of 3 machines cannot be failed over: web-1"), "{view:?}");
+    assert!(site.world.is_clean() && site.world.things().ran.is_empty());
+}
+
+/// A machine that is cancelled alone is begun anew when the plan is retried; one that is at its target is left alone.
+#[test]
+fn who_was_cancelled_alone_begins_anew_and_who_is_over_there_is_left_alone() {
+    let site = Site::new(Fault::None);
+    let alone = site.submit(&super::spec_of(machine("web-1"), Mode::Unplanned, Target::Attach));
+    site.settle(alone).unwrap();
+    site.set(Fault::Run(StepKind::Attach, 1));
+    let job = site.submit(&plan(Mode::Planned));
+    let view = site.settle(job).unwrap();
+    assert!(matches!(view.job.status.state, State::Held { step: 2 }), "{view:?}");
+    let held = site
+        .jobs()
+        .list()
+        .into_iter()
+        .find(|view| matches!(view.job.status.state, State::Held { .. }) && view.job.id != job);
+    let held = held.unwrap().job;
+    assert_eq!(held.by, format!("plan job {job}"));
+    site.command(held.id, Command::Cancel).unwrap();
+    assert_eq!(site.settle(held.id).unwrap().job.status.state, State::Cancelled);
+    site.world.let_in();
+    site.command(job, Command::Retry).unwrap();
+    let view = site.settle(job).unwrap();
+    assert_eq!(view.job.status.state, State::Holding, "{view:?}");
+    let skipped = outcomes(&view).into_iter().find(|member| member.name == "web-1").unwrap();
+    assert_eq!((skipped.state, skipped.job), (MemberState::Skipped, None));
+    // The plan takes back what it did, and nothing else.
+    site.command(job, Command::Cancel).unwrap();
+    assert_eq!(site.settle(job).unwrap().job.status.state, State::Cancelled);
+    assert!(site.world.things().of(machine("web-1")).is_fenced());
+    assert!(!site.world.things().of(machine("db-1")).is_fenced());
+}
+
+/// What was committed is not ended with the plan.
+#[test]
+fn a_committed_machine_keeps_its_plan_from_being_taken_back() {
+    let site = Site::new(Fault::None);
+    let job = site.submit(&plan(Mode::Unplanned));
+    site.settle(job).unwrap();
+    {
+        let mut things = site.world.things();
+        let committed = things.of(machine("db-1")).after(LifecycleEvent::Commit).unwrap();
+        things.lifecycles.insert(machine("db-1"), committed);
+    }
+    site.command(job, Command::Cancel).unwrap();
+    let view = site.settle(job).unwrap();
+    assert!(matches!(view.job.status.state, State::Stuck { step: 2, .. }), "{view:?}");
+    assert!(view.job.messages.last().unwrap().text.contains("holdfast resume db-1"));
+    assert_eq!(site.world.things().served.len(), 2, "both databases; the front was behind them");
+}
