@@ -23,7 +23,7 @@ use crate::{
         port::{BoxFuture, Endpoint, ImageFormat, Progress},
     },
     failover::{
-        children::current,
+        children::newest,
         job::{FailoverSpec, Job, JobSpec, Mode, Output, StepKind, StepRecord, StepState, Target},
         machine::State,
         plan::{self, Member, MemberOutcome, MemberState, PlanGroup},
@@ -181,8 +181,8 @@ impl Control {
             .flatten()
             .collect();
         let shape = |(group, member): (&PlanGroup, &Member)| {
-            let (_, watched) = current(job, member.machine, |id| self.jobs.watch(id));
-            let child = watched.map(|watched| watched.borrow().job.clone());
+            let newest = newest(job, member.machine, |id| self.jobs.watch(id));
+            let child = newest.map(|(_, _, watched)| watched.borrow().job.clone());
             let outcome = outcomes.iter().find(|outcome| outcome.machine == member.machine);
             let state = match (&child, outcome) {
                 (Some(child), _) => state_text(child.status.state),
@@ -316,8 +316,8 @@ impl JobControl for Control {
         let of_the_plan = views.iter().rev().filter_map(|view| {
             let spec = view.job.spec.plan().filter(|spec| plan.is_none_or(|plan| spec.plan == plan))?;
             let child = |(_, member): (&PlanGroup, &Member)| {
-                let (id, watched) = current(&view.job, member.machine, |id| self.jobs.watch(id));
-                watched.map(|_| (member.machine, id))
+                let newest = newest(&view.job, member.machine, |id| self.jobs.watch(id));
+                newest.map(|(_, id, _)| (member.machine, id))
             };
             Some(PlanJob {
                 id: view.job.id,

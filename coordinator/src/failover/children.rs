@@ -48,6 +48,18 @@ pub fn child_id(parent: JobId, machine: MachineId, round: u32) -> JobId {
     JobId::from_bytes(id)
 }
 
+/// The newest job that was begun for a machine of a plan, and in which round.
+pub fn newest(
+    parent: &Job,
+    machine: MachineId,
+    watch: impl Fn(JobId) -> Option<watch::Receiver<JobView>>,
+) -> Option<(u32, JobId, watch::Receiver<JobView>)> {
+    (0..=parent.retries).rev().find_map(|round| {
+        let id = child_id(parent.id, machine, round);
+        watch(id).map(|watched| (round, id, watched))
+    })
+}
+
 /// The job that stands for a machine of a plan now: the newest that was begun, unless that was cancelled before the parent's
 /// last retry; then, as when none was begun, the id of the one to begin.
 pub fn current(
@@ -55,15 +67,14 @@ pub fn current(
     machine: MachineId,
     watch: impl Fn(JobId) -> Option<watch::Receiver<JobView>>,
 ) -> (JobId, Option<watch::Receiver<JobView>>) {
-    for round in (0..=parent.retries).rev() {
-        let id = child_id(parent.id, machine, round);
-        let Some(watched) = watch(id) else { continue };
-        if round < parent.retries && watched.borrow().job.status.state == State::Cancelled {
-            break;
+    match newest(parent, machine, watch) {
+        Some((round, id, watched))
+            if round == parent.retries || watched.borrow().job.status.state != State::Cancelled =>
+        {
+            (id, Some(watched))
         }
-        return (id, Some(watched));
+        _ => (child_id(parent.id, machine, parent.retries), None),
     }
-    (child_id(parent.id, machine, parent.retries), None)
 }
 
 /// The bytes of an id that say when it was made.
