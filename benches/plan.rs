@@ -20,7 +20,7 @@ const SECONDS_MAX: f64 = 10.0;
 
 /// A plan of 50 machines in 5 groups, attached; a few times, each taken back.
 pub(crate) fn plan(run: Run) -> Result<Vec<Row>> {
-    let crowd = Crowd::start(MACHINES, "10s")?;
+    let crowd = Crowd::start(MACHINES, "10s", "")?;
     let folder = tempfile::TempDir::with_prefix("holdfast-plan-")?;
     let file = folder.path().join("all.toml");
     std::fs::write(&file, text(&crowd.machines))?;

@@ -114,14 +114,15 @@ pub async fn run(settings: Settings, surroundings: Surroundings, stop: Cancellat
         status,
         marks: ship.marks(),
     };
-    let source = SourceControl::new(SourceParts {
+    let source = SourceParts {
         programs: settings.source(),
+        actions: settings.actions.clone(),
         state: settings.state.clone(),
         status: source_status,
         freezing: stopping,
-        messages: Box::new(ShipMessages(ship.clone())),
         clock: source_clock,
-    });
+    };
+    let source = SourceControl::new(source, Box::new(ShipMessages(ship.clone())));
     let source_events = ship.source_events();
     let (source_stop, source_stopped) = bounded::<()>(1);
     let source = thread::Builder::new()

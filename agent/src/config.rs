@@ -31,6 +31,9 @@ pub const CONFIG_DEFAULT: &str = "/etc/holdfast/agent.toml";
 /// Default folder of freeze hooks.
 pub const HOOKS_DEFAULT: &str = "/etc/holdfast/freeze-hook.d";
 
+/// Default folder of programs of recovery plans.
+pub const ACTIONS_DEFAULT: &str = "/etc/holdfast/actions.d";
+
 /// Bytes in a MiB.
 const MIB: usize = 1 << 20;
 
@@ -52,6 +55,9 @@ pub struct Settings {
     pub hooks: Hooks,
     /// What is done when the machine fails over.
     pub source: Source,
+    /// Folder of programs that recovery plans may have run on this machine, by their names; with all rights of the agent.
+    /// Default `/etc/holdfast/actions.d`.
+    pub actions: PathBuf,
 }
 
 /// What is done when the machine fails over. Programs are given as full paths, and called without a shell.
@@ -133,6 +139,7 @@ impl Default for Settings {
             link: Link::default(),
             hooks: Hooks::default(),
             source: Source::default(),
+            actions: PathBuf::from(ACTIONS_DEFAULT),
         }
     }
 }

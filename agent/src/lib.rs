@@ -28,6 +28,8 @@ pub mod engine;
 pub mod ship;
 // This machine as the source of failovers.
 pub mod source;
+// Programs that recovery plans have run here.
+pub mod actions;
 // Settings.
 pub mod config;
 // The agent as a running program.

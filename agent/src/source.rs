@@ -1,5 +1,6 @@
 //! The machine as the source of failovers: stops writing when it is asked to, and knows when it is the machine no more.
 //!
+//! Also has programs of recovery plans run (`actions`), each on a thread of its own, so that no stop waits for them.
 //! Owns one thread's state ([`SourceControl`]): what is stopped, until when, and whether this source is fenced. Knows no
 //! capture: a cut finds the file systems frozen and takes them for held. Two programs of the operator are called:
 //! `stop` (with `stop`, and `resume` when the source goes on), which is to end what writes to the protected disks, and
@@ -20,7 +21,8 @@ use std::{
     fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
     time::Duration,
 };
 
@@ -28,10 +30,11 @@ use crossbeam_channel::{Receiver, select};
 use holdfast_common::{
     clock::Clock,
     durable,
-    wire::{AgentMessage, SourceAnswer, SourceOrder, SourceStep},
+    wire::{AgentMessage, SourceAnswer, SourceOrder, SourceRun, SourceStep},
 };
 
 use crate::{
+    actions,
     capture::freeze::{FreezeSettings, StoppedFileSystems, thaw_left_behind},
     engine::{MessageSink, StatusBoard},
     hooks,
@@ -71,14 +74,14 @@ pub struct SourcePrograms {
 pub struct SourceParts {
     /// The operator's programs.
     pub programs: SourcePrograms,
+    /// Folder of the programs that recovery plans may have run.
+    pub actions: PathBuf,
     /// Folder of the marker.
     pub state: PathBuf,
     /// The protected disks.
     pub status: StatusBoard,
     /// How file systems are found, and what holds are told.
     pub freezing: FreezeSettings,
-    /// Where answers go.
-    pub messages: Box<dyn MessageSink>,
     /// Time.
     pub clock: Arc<dyn Clock>,
 }
@@ -86,6 +89,7 @@ pub struct SourceParts {
 /// The thread's state.
 pub struct SourceControl {
     parts: SourceParts,
+    answers: Answers,
     stopped: Option<Stopped>,
     is_fenced: bool,
     /// What a predecessor has stopped was not started again: that waits until this source is known to be the machine.
@@ -98,16 +102,17 @@ struct Stopped {
 }
 
 impl SourceControl {
-    /// Thaws what a killed predecessor has left frozen.
+    /// Thaws what a killed predecessor has left frozen. Answers go into `messages`.
     #[must_use]
-    pub fn new(parts: SourceParts) -> Self {
+    pub fn new(parts: SourceParts, messages: Box<dyn MessageSink>) -> Self {
         let marker = parts.state.join(MARKER);
         if let Ok(text) = fs::read_to_string(&marker) {
             let mount_points: Vec<PathBuf> = text.lines().map(PathBuf::from).collect();
             thaw_left_behind(&mount_points);
         }
         let owes_resume = marker.exists();
-        Self { parts, stopped: None, is_fenced: false, owes_resume }
+        let answers = Answers(Arc::new(Mutex::new(messages)));
+        Self { parts, answers, stopped: None, is_fenced: false, owes_resume }
     }
 
     /// Works until `stop` is closed. What is stopped then goes on; what is fenced is only thawed, and the next start goes on
@@ -143,21 +148,15 @@ impl SourceControl {
 
     fn take(&mut self, event: SourceEvent) {
         match event {
+            SourceEvent::Order(SourceOrder { request, step: SourceStep::Run(run) }) => {
+                self.run_action(request, run);
+            }
             SourceEvent::Order(SourceOrder { request, step }) => {
-                let result = match step {
-                    SourceStep::Stop { limit_ms, hold_ms } => {
-                        self.stop(Duration::from_millis(limit_ms), Duration::from_millis(hold_ms))
-                    }
-                    SourceStep::Prove { hold_ms } => self.prove(Duration::from_millis(hold_ms)),
-                    SourceStep::Resume => {
-                        self.resume();
-                        Ok("it goes on".to_owned())
-                    }
-                };
+                let result = self.follow(&step);
                 if let Err(reason) = &result {
                     tracing::warn!(reason, ?step, "an order to this source was not followed");
                 }
-                self.parts.messages.send(AgentMessage::Source(SourceAnswer { request, result }));
+                self.answers.send(request, result);
             }
             SourceEvent::Fenced(reason) if !self.is_fenced => {
                 tracing::error!(
@@ -177,6 +176,47 @@ impl SourceControl {
                 self.resume();
             }
             SourceEvent::Fenced(_) | SourceEvent::LetIn => {}
+        }
+    }
+
+    fn follow(&mut self, step: &SourceStep) -> Result<String, String> {
+        match *step {
+            SourceStep::Stop { limit_ms, hold_ms } => {
+                self.stop(Duration::from_millis(limit_ms), Duration::from_millis(hold_ms))
+            }
+            SourceStep::Prove { hold_ms } => self.prove(Duration::from_millis(hold_ms)),
+            SourceStep::Resume => {
+                self.resume();
+                Ok("it goes on".to_owned())
+            }
+            SourceStep::EndRun { job, step } => {
+                actions::end(job, step);
+                Ok("it is ended".to_owned())
+            }
+            SourceStep::Run(_) => Err("a program is run on a thread of its own".to_owned()),
+        }
+    }
+
+    /// Has a program run, and answers when it has ended.
+    fn run_action(&self, request: u64, run: SourceRun) {
+        // Each of them holds the answers, as this thread does.
+        if Arc::strong_count(&self.answers.0) > actions::RUNS_MAX {
+            let text = format!("{} programs of plans run on this machine already", actions::RUNS_MAX);
+            self.answers.send(request, Err(text));
+            return;
+        }
+        let (answers, folder) = (self.answers.clone(), self.parts.actions.clone());
+        let clock = Arc::clone(&self.parts.clock);
+        tracing::info!(job = %run.job, step = run.step, program = run.program, "a program is run for a recovery plan");
+        let work = move || {
+            let result = actions::run(&folder, &run, clock.as_ref());
+            if let Err(reason) = &result {
+                tracing::warn!(program = run.program, reason, "a program of a recovery plan has failed");
+            }
+            answers.send(request, result);
+        };
+        if let Err(error) = thread::Builder::new().name("action".into()).spawn(work) {
+            self.answers.send(request, Err(format!("it cannot be started: {error}")));
         }
     }
 
@@ -257,6 +297,17 @@ impl SourceControl {
 
     fn call(&self, program: &Path, verb: &str, limit: Duration) -> Result<(), String> {
         hooks::call(program, verb, limit, self.parts.clock.as_ref())
+    }
+}
+
+/// Where answers go, from every thread that has one.
+#[derive(Clone)]
+struct Answers(Arc<Mutex<Box<dyn MessageSink>>>);
+
+impl Answers {
+    fn send(&self, request: u64, result: Result<String, String>) {
+        let message = AgentMessage::Source(SourceAnswer { request, result });
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).send(message);
     }
 }
 

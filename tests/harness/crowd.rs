@@ -29,11 +29,11 @@ pub struct Crowd {
 }
 
 impl Crowd {
-    /// So many machines with a point each, which make another one every `interval`.
+    /// So many machines with a point each, which make another one every `interval`; with these lines in their agents' settings.
     ///
     /// # Errors
     /// One does not start, cannot be protected or gets no point.
-    pub fn start(count: usize, interval: &str) -> Result<Self> {
+    pub fn start(count: usize, interval: &str, settings: &str) -> Result<Self> {
         let mut crowd =
             Self { agents: Vec::new(), site: Site::start()?, machines: Vec::new(), disks: Vec::new() };
         for number in 0..count {
@@ -41,7 +41,7 @@ impl Crowd {
             let mut file = File::options().write(true).open(disk.path())?;
             file.write_all(&mark(number))?;
             file.sync_all()?;
-            crowd.agents.push(crowd.site.add_agent()?);
+            crowd.agents.push(crowd.site.add_agent_with(&[], settings)?);
             let listed = crowd.site.cli(&["machines"])?;
             let all = listed.as_array().context("a list of machines")?.iter();
             let mut ids = all.filter_map(|machine| machine["id"].as_str().map(str::to_owned));

@@ -5,7 +5,7 @@
 
 use holdfast_common::{
     clock::Timestamp,
-    ids::{DiskId, Generation, GroupCutId, GroupId, Interval, MachineId, PointId, Sequence},
+    ids::{DiskId, Generation, GroupCutId, GroupId, Interval, JobId, MachineId, PointId, Sequence},
     units::{BlockCount, BlockIndex, BlockRange},
     wire::{
         AgentMessage, AnswerStep, Assignment, AuditAnswer, AuditDigests, AuditOrder, Capture,
@@ -13,11 +13,12 @@ use holdfast_common::{
         DiskStart, EnrolReply, EnrolRequest, FileSystemInventory, Firmware, GroupAnswer, GroupArm,
         GroupOrder, Hello, Inventory, MachineSettings, MarkOrder, NetworkCard, OrderStep, PartitionInventory,
         PartitionTable, Platform, Refusal, RefusalCode, RenewReply, RenewRequest, ScanAnswer, ScanQuestion,
-        SourceAnswer, SourceOrder, SourceStep, TrustLoss, Welcome,
+        SourceAnswer, SourceOrder, SourceRun, SourceStep, TrustLoss, Welcome,
     },
 };
 
 const DISK: DiskId = DiskId::from_bytes([0x11; 16]);
+const JOB: JobId = JobId::from_bytes([0x66; 16]);
 const MACHINE: MachineId = MachineId::from_bytes([0x22; 16]);
 const POINT: PointId = PointId::from_bytes([0x33; 16]);
 const GROUP: GroupId = GroupId::from_bytes([0x44; 16]);
@@ -102,7 +103,7 @@ fn group_order(step: OrderStep) -> CoordinatorMessage {
     CoordinatorMessage::GroupCut(Box::new(GroupOrder { cut: CUT, step }))
 }
 
-const fn source_order(step: SourceStep) -> CoordinatorMessage {
+fn source_order(step: SourceStep) -> CoordinatorMessage {
     CoordinatorMessage::Source(SourceOrder { request: 251, step })
 }
 
@@ -248,6 +249,15 @@ pub fn coordinator_messages() -> Vec<CoordinatorMessage> {
         source_order(SourceStep::Stop { limit_ms: 251, hold_ms: 70_000 }),
         source_order(SourceStep::Prove { hold_ms: 60_000 }),
         source_order(SourceStep::Resume),
+        source_order(SourceStep::Run(SourceRun {
+            job: JOB,
+            step: 7,
+            program: "drain".into(),
+            arguments: vec!["now".into()],
+            environment: vec![("HOLDFAST_PLAN".into(), "shop".into())],
+            limit_ms: 70_000,
+        })),
+        source_order(SourceStep::EndRun { job: JOB, step: 7 }),
         CoordinatorMessage::Audit(AuditOrder {
             order: 251,
             disk: DISK,
@@ -283,6 +293,8 @@ pub const fn coordinator_name(message: &CoordinatorMessage) -> &'static str {
             SourceStep::Stop { .. } => "coordinator/source/stop",
             SourceStep::Prove { .. } => "coordinator/source/prove",
             SourceStep::Resume => "coordinator/source/resume",
+            SourceStep::Run(_) => "coordinator/source/run",
+            SourceStep::EndRun { .. } => "coordinator/source/end-run",
         },
     }
 }

@@ -288,6 +288,11 @@ fn points_of_a_machine_are_kept_attached_and_found_again() -> Result<()> {
     site.cli(&["thresholds", "web-1", "--lag", "7m,8m"])?;
     let thresholds = site.cli(&["thresholds", "web-1"])?;
 
+    let file = folder.path().join("shop.toml");
+    std::fs::write(&file, "name = \"shop\"\n[[group]]\nname = \"all\"\nmachines = [\"web-1\"]\n")?;
+    site.cli(&["plan", "apply", &file.display().to_string()])?;
+    let plan_text = site.cli(&["plan", "show", "shop"])?["text"].clone();
+
     let before = kept(&site)?;
     ensure!(before["points"].as_array().map(Vec::len) == Some(2), "{before}");
     site.kill_coordinator()?;
@@ -311,6 +316,8 @@ fn points_of_a_machine_are_kept_attached_and_found_again() -> Result<()> {
     ensure!(kept(&site)? == before, "after the rebuild: {} was {before}", kept(&site)?);
     ensure!(site.cli(&["operator", "list"])? == operators, "{}", site.cli(&["operator", "list"])?);
     ensure!(site.cli(&["thresholds", "web-1"])? == thresholds, "{}", site.cli(&["thresholds", "web-1"])?);
+    let plan = site.cli(&["plan", "show", "shop"])?;
+    ensure!(plan["text"] == plan_text && plan["mistakes"].as_array().is_some_and(Vec::is_empty), "{plan}");
     check_point(&site, &first, &first_content)?;
     Ok(())
 }

@@ -149,6 +149,23 @@ impl Sources for OnePoint {
         Box::pin(async { Err(SourceError::NotConnected) })
     }
 
+    fn run(
+        &self,
+        _machine: MachineId,
+        _request: ScriptRequest,
+    ) -> BoxFuture<'_, Result<String, SourceError>> {
+        Box::pin(async { Err(SourceError::NotConnected) })
+    }
+
+    fn end_run(
+        &self,
+        _machine: MachineId,
+        _job: JobId,
+        _step: u32,
+    ) -> BoxFuture<'_, Result<(), SourceError>> {
+        Box::pin(async { Ok(()) })
+    }
+
     fn prove_last(&self, _machine: MachineId, _point: PointId) -> BoxFuture<'_, Result<(), SourceError>> {
         Box::pin(async { Err(SourceError::NotConnected) })
     }

@@ -9,7 +9,8 @@ use std::{
 
 use holdfast_common::{
     clock::ManualClock,
-    wire::{AgentMessage, SourceAnswer, SourceOrder, SourceStep},
+    ids::JobId,
+    wire::{AgentMessage, SourceAnswer, SourceOrder, SourceRun, SourceStep},
 };
 use tempfile::TempDir;
 
@@ -52,14 +53,15 @@ impl Fixture {
         fs::write(&program, script).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let (clock, heard) = (ManualClock::default(), Heard::default());
-        let source = SourceControl::new(SourceParts {
+        let parts = SourceParts {
             programs: SourcePrograms { stop: Some(program.clone()), fenced: Some(program) },
             state: folder.path().to_owned(),
             status: StatusBoard::default(),
             freezing: FreezeSettings::default(),
-            messages: Box::new(heard.clone()),
+            actions: folder.path().to_owned(),
             clock: Arc::new(clock.clone()),
-        });
+        };
+        let source = SourceControl::new(parts, Box::new(heard.clone()));
         Self { folder, clock, heard, source }
     }
 
@@ -155,4 +157,37 @@ fn a_source_whose_program_fails_is_not_stopped() {
     assert!(reason.contains("stop failed"), "{reason}");
     assert!(fixture.order(PROVE).is_err());
     assert_eq!(fixture.called(), ["stop", "resume"], "what it has ended is started again");
+}
+
+/// A program is answered when it has ended; a stop does not wait for it.
+#[test]
+fn a_program_of_a_plan_runs_beside_everything_else() {
+    let mut fixture = Fixture::new(0);
+    let place = fixture.folder.path().join("go");
+    let run = |arguments: Vec<String>| {
+        let (job, step, program) = (JobId::from_bytes([9; 16]), 1, "waits".to_owned());
+        SourceStep::Run(SourceRun {
+            job,
+            step,
+            program,
+            arguments,
+            environment: Vec::new(),
+            limit_ms: 60_000,
+        })
+    };
+    let script = "#!/bin/sh\nwhile [ ! -e $1 ]; do sleep 0.02; done; echo gone\n";
+    fs::write(fixture.folder.path().join("waits"), script).unwrap();
+    fs::set_permissions(fixture.folder.path().join("waits"), fs::Permissions::from_mode(0o755)).unwrap();
+    let order = SourceOrder { request: 8, step: run(vec![place.display().to_string()]) };
+    fixture.source.take(SourceEvent::Order(order));
+    fixture.stop(100).unwrap();
+    fs::write(&place, "").unwrap();
+    let answer = loop {
+        if let Some(answer) = fixture.heard.0.lock().unwrap().pop() {
+            break answer;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    assert_eq!((answer.request, answer.result), (8, Ok("gone".to_owned())));
+    fixture.order(SourceStep::EndRun { job: JobId::from_bytes([9; 16]), step: 1 }).unwrap();
 }

@@ -34,7 +34,7 @@ pub use inventory::{
 };
 pub use opening::{ControlBuffer, ControlError};
 pub use refusal::{Refusal, RefusalCode};
-pub use source::{SourceAnswer, SourceOrder, SourceStep};
+pub use source::{SourceAnswer, SourceOrder, SourceRun, SourceStep};
 
 /// ALPN of an agent's session.
 pub const ALPN_SESSION: &[u8] = b"holdfast/1";
@@ -43,8 +43,8 @@ pub const ALPN_SESSION: &[u8] = b"holdfast/1";
 pub const ALPN_ENROL: &[u8] = b"holdfast-enrol/1";
 
 /// Version of the control messages; both ends must have the same, and read it before anything else ([`opening`]).
-/// History: 4, witnessed cuts and audits; 3, sources that stop; 2, group cuts; 1, first.
-pub const PROTOCOL_VERSION: u32 = 4;
+/// History: 5, programs of recovery plans; 4, witnessed cuts and audits; 3, sources that stop; 2, group cuts; 1, first.
+pub const PROTOCOL_VERSION: u32 = 5;
 
 #[cfg(test)]
 mod tests;

@@ -7,14 +7,14 @@ use std::{sync::Arc, time::Duration};
 use holdfast_common::{
     clock::Clock,
     ids::{JobId, MachineId, PointId, Sequence},
-    wire::{SourceOrder, SourceStep},
+    wire::{SourceOrder, SourceRun, SourceStep},
 };
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
     catalog::{Catalog, CatalogError},
     compute::port::BoxFuture,
-    failover::port::{LifecycleError, Lifecycles, SourceError, SourceFacts, Sources},
+    failover::port::{LifecycleError, Lifecycles, ScriptRequest, SourceError, SourceFacts, Sources},
     ingest::links::{LiveLinks, Push, PushError},
     points::{catalog::PointCatalog, request::next_request},
     registry::{
@@ -150,6 +150,24 @@ impl Sources for AgentSources {
 
     fn resume(&self, machine: MachineId) -> BoxFuture<'_, Result<(), SourceError>> {
         Box::pin(async move { self.order(machine, SourceStep::Resume, "go on", ANSWER).await.map(drop) })
+    }
+
+    fn run(&self, machine: MachineId, request: ScriptRequest) -> BoxFuture<'_, Result<String, SourceError>> {
+        let mut words = request.command.into_iter();
+        let step = SourceStep::Run(SourceRun {
+            job: request.job,
+            step: request.step,
+            program: words.next().unwrap_or_default(),
+            arguments: words.collect(),
+            environment: request.environment.into_iter().collect(),
+            limit_ms: millis(request.limit),
+        });
+        Box::pin(self.order(machine, step, "say how the program has ended", request.limit + ANSWER))
+    }
+
+    fn end_run(&self, machine: MachineId, job: JobId, step: u32) -> BoxFuture<'_, Result<(), SourceError>> {
+        let order = SourceStep::EndRun { job, step };
+        Box::pin(async move { self.order(machine, order, "end the program", ANSWER).await.map(drop) })
     }
 
     fn prove_last(&self, machine: MachineId, point: PointId) -> BoxFuture<'_, Result<(), SourceError>> {

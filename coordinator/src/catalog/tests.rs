@@ -12,8 +12,9 @@ use super::{
     Catalog, CatalogError, Change, SqliteCatalog, VOIDED_CUTS_KEPT,
     record::{
         AuditRecord, CertificateRecord, DiskRecord, GenerationRecord, GroupMemberRecord, GroupRecord,
-        JobEventRow, LeaseRecord, MachineRecord, MachineState, PointDiskRecord, PointRecord, PointState,
-        PolicyRecord, RetentionTier, TokenRecord, VoidedCutRecord, VoidedGroupCutRecord, WitnessRecord,
+        JobEventRow, LeaseRecord, MachineRecord, MachineState, PlanRecord, PointDiskRecord, PointRecord,
+        PointState, PolicyRecord, RetentionTier, TokenRecord, VoidedCutRecord, VoidedGroupCutRecord,
+        WitnessRecord,
     },
 };
 
@@ -311,4 +312,25 @@ async fn a_point_keeps_the_mark_of_its_group_cut() {
     catalog.apply(vec![Change::AddPoint(marked.clone()), Change::AddPoint(point(2))]).await.unwrap();
     assert_eq!(catalog.point(marked.id).await.unwrap(), Some(marked));
     assert_eq!(catalog.point(point(2).id).await.unwrap(), Some(point(2)));
+}
+
+#[tokio::test]
+async fn a_plan_is_replaced_by_the_one_of_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let catalog = open(&folder).await;
+    let plan = |name: &str, text: &str, at: i64| PlanRecord {
+        name: name.into(),
+        text: text.into(),
+        changed_at: Timestamp(at),
+        changed_by: "operator anna".into(),
+    };
+    let (shop, older, mail) = (plan("shop", "new", 2), plan("shop", "old", 1), plan("mail", "text", 3));
+    for put in [&older, &mail, &shop] {
+        catalog.apply(vec![Change::PutPlan(put.clone())]).await.unwrap();
+    }
+    assert_eq!(catalog.plans().await.unwrap(), [mail, shop.clone()]);
+    for _ in 0..2 {
+        catalog.apply(vec![Change::RemovePlan("mail".into())]).await.unwrap();
+    }
+    assert_eq!(catalog.plans().await.unwrap(), [shop]);
 }

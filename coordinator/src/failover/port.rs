@@ -143,6 +143,12 @@ pub trait Sources: fmt::Debug + Send + Sync {
     /// Lets a stopped source go on. Not stopped is success; one that does not answer goes on by itself.
     fn resume(&self, machine: MachineId) -> BoxFuture<'_, Result<(), SourceError>>;
 
+    /// Has the source run a program that its operator has laid out for plans, by its name; like [`Scripts::run`] else.
+    fn run(&self, machine: MachineId, request: ScriptRequest) -> BoxFuture<'_, Result<String, SourceError>>;
+
+    /// Ends what a run of this step has left running there, as far as the source answers.
+    fn end_run(&self, machine: MachineId, job: JobId, step: u32) -> BoxFuture<'_, Result<(), SourceError>>;
+
     /// Proves that the source has been stopped without a break since before its last cut, that nothing was written since
     /// that, and that it stays stopped for some time yet.
     fn prove_last(&self, machine: MachineId, point: PointId) -> BoxFuture<'_, Result<(), SourceError>>;

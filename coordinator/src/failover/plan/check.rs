@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use holdfast_common::ids::MachineId;
 
-use super::{What, file::PlanFile, read::Mistake};
+use super::{Place, What, file::PlanFile, read::Mistake};
 
 /// What a plan is checked against.
 pub trait Surroundings {
@@ -51,7 +51,7 @@ pub fn check(file: &PlanFile, here: &dyn Surroundings) -> (Vec<Mistake>, BTreeMa
             }
         }
         for action in group.before.iter().chain(&group.after) {
-            if let What::Script { command, .. } = &action.action.what
+            if let What::Script { on: Place::Coordinator, command, .. } = &action.action.what
                 && let Some(program) = command.first().filter(|program| program.starts_with('/'))
                 && let Err(error) = here.program(Path::new(program))
             {

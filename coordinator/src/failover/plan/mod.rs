@@ -152,8 +152,11 @@ pub struct Action {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum What {
-    /// Runs a program on the coordinator's host.
+    /// Runs a program.
     Script {
+        /// Where.
+        #[serde(default, skip_serializing_if = "Place::is_coordinator")]
+        on: Place,
         /// The program and its arguments.
         command: Vec<String>,
         /// How long it may take, in milliseconds.
@@ -164,6 +167,23 @@ pub enum What {
         /// What is to be done.
         text: String,
     },
+}
+
+/// Where a program runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Place {
+    /// On the coordinator's host; the program is a full path.
+    #[default]
+    Coordinator,
+    /// On the source of every machine of the group, by its agent; the program is a name in the agent's folder of actions.
+    Source,
+}
+
+impl Place {
+    const fn is_coordinator(&self) -> bool {
+        matches!(self, Self::Coordinator)
+    }
 }
 
 /// What came of a machine.

@@ -13,7 +13,7 @@ use toml::{
 };
 
 use super::{
-    Action, OnError, What,
+    Action, OnError, Place, What,
     file::{FileAction, FileGroup, FileTarget, PlanFile},
 };
 use crate::{duration::parse_duration, points::selection::Selection};
@@ -296,10 +296,10 @@ impl<'t> Reader<'t> {
         let name = table.get("name").and_then(|value| self.string(value, "name"));
         let what = match (table.get("script"), table.get("manual")) {
             (Some(script), None) => {
-                self.place(table.get("on"));
-                let command = self.command(script);
+                let on = self.place(table.get("on"));
+                let command = self.command(script, on);
                 let time_limit_ms = self.time(table.get("time_limit"), SCRIPT_LIMIT);
-                What::Script { command, time_limit_ms }
+                What::Script { on, command, time_limit_ms }
             }
             (None, Some(manual)) => {
                 for key in ["on", "time_limit", "on_error"] {
@@ -335,35 +335,44 @@ impl<'t> Reader<'t> {
         Some(FileAction { action: Action { name, on_error, what }, line: self.line(span) })
     }
 
-    /// Where a script runs: only here, so far.
-    fn place(&mut self, value: Option<&Value<'t>>) {
-        let Some(value) = value else { return };
+    /// Where a script runs.
+    fn place(&mut self, value: Option<&Value<'t>>) -> Place {
+        let Some(value) = value else { return Place::Coordinator };
         let text = match self.string(value, "on").as_deref() {
-            None | Some("coordinator") => return,
-            Some(place @ ("source" | "target")) => format!(
-                "scripts on the {place}'s agent are not possible yet; run it on the coordinator (on = \"coordinator\"), which can \
-                 reach the machine by its own means (ssh)"
-            ),
-            Some(other) => format!("a script cannot run on `{other}`; on = \"coordinator\""),
+            None | Some("coordinator") => return Place::Coordinator,
+            Some("source") => return Place::Source,
+            Some("target") => {
+                "scripts in the machine at its target are not possible yet; run it on the coordinator (on = \"coordinator\"), which \
+                 can reach the machine by its own means (ssh)"
+                    .to_owned()
+            }
+            Some(other) => format!("a script cannot run on `{other}`; on = \"coordinator\" or \"source\""),
         };
         self.say(&value.span(), text);
+        Place::Coordinator
     }
 
-    fn command(&mut self, value: &Value<'t>) -> Vec<String> {
+    fn command(&mut self, value: &Value<'t>, on: Place) -> Vec<String> {
         let words: Vec<String> = match value.get_ref() {
             DeValue::String(program) => vec![program.to_string()],
             _ => self.strings(value, "script").into_iter().map(|(word, _)| word).collect(),
         };
-        match words.first() {
-            Some(program) if program.starts_with('/') => {}
-            Some(program) => {
-                self.say(
-                    &value.span(),
-                    format!("`{program}` is no full path; a script is called by its full path"),
-                );
+        match (words.first(), on) {
+            (Some(program), Place::Coordinator) if program.starts_with('/') => {}
+            (Some(program), Place::Coordinator) => {
+                let text = format!("`{program}` is no full path; a script is called by its full path");
+                self.say(&value.span(), text);
             }
-            None => {
-                self.say(&value.span(), "a script names a program: script = [\"/PROGRAM\", \"ARGUMENT\"]")
+            (Some(program), Place::Source) if is_name(program) => {}
+            (Some(program), Place::Source) => {
+                let text = format!(
+                    "`{program}` is no name of a program; on the source a script is called by its name in the agent's folder of \
+                     actions (/etc/holdfast/actions.d)"
+                );
+                self.say(&value.span(), text);
+            }
+            (None, _) => {
+                self.say(&value.span(), "a script names a program: script = [\"/PROGRAM\", \"ARGUMENT\"]");
             }
         }
         if words.iter().any(|word| word.contains('\0')) {

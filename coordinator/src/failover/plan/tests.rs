@@ -90,6 +90,9 @@ name = "say"
 script = ["/bin/say", "hello"]
 on_error = "continue"
 time_limit = "1s"
+[[group.before]]
+script = "drain"
+on = "source"
 [[group]]
 name = "b"
 needs = []
@@ -110,7 +113,7 @@ fn golden() {
         )
     };
     let expected = format!(
-        r#"{{"plan":"shop","mode":"unplanned","selection":"latest","target":"attach","networks":{{"eth0":"br0"}},"groups":[{{"name":"a","members":[{}],"time_limit_ms":300000,"on_error":"stop"}},{{"name":"b","members":[{}],"time_limit_ms":1800000,"on_error":"continue"}}],"steps":[{{"step":"check"}},{{"step":"action","group":0,"when":"before","action":{{"name":"say","on_error":"continue","what":{{"script":{{"command":["/bin/say","hello"],"time_limit_ms":1000}}}}}}}},{{"step":"machines","groups":[0,1]}},{{"step":"action","group":1,"when":"after","action":{{"name":"look","what":{{"manual":{{"text":"look"}}}}}}}},{{"step":"end"}}]}}"#,
+        r#"{{"plan":"shop","mode":"unplanned","selection":"latest","target":"attach","networks":{{"eth0":"br0"}},"groups":[{{"name":"a","members":[{}],"time_limit_ms":300000,"on_error":"stop"}},{{"name":"b","members":[{}],"time_limit_ms":1800000,"on_error":"continue"}}],"steps":[{{"step":"check"}},{{"step":"action","group":0,"when":"before","action":{{"name":"say","on_error":"continue","what":{{"script":{{"command":["/bin/say","hello"],"time_limit_ms":1000}}}}}}}},{{"step":"action","group":0,"when":"before","action":{{"name":"drain","what":{{"script":{{"on":"source","command":["drain"],"time_limit_ms":600000}}}}}}}},{{"step":"machines","groups":[0,1]}},{{"step":"action","group":1,"when":"after","action":{{"name":"look","what":{{"manual":{{"text":"look"}}}}}}}},{{"step":"end"}}]}}"#,
         machine("m"),
         machine("n")
     );
@@ -133,8 +136,15 @@ fn the_example_in_the_documentation_is_right() {
 fn a_test_has_its_own_networks_and_steps_have_titles() {
     let spec = compiled(SHOP, Mode::Test);
     assert_eq!(spec.networks, BTreeMap::from([("*".to_owned(), "isolated".to_owned())]));
-    let titles: Vec<_> = (0..5).map(|step| spec.title(step)).collect();
-    let expected = [None, Some("before a: say"), Some("machines of a, b"), Some("after b: look"), None];
+    let titles: Vec<_> = (0..6).map(|step| spec.title(step)).collect();
+    let expected = [
+        None,
+        Some("before a: say"),
+        Some("before a: drain"),
+        Some("machines of a, b"),
+        Some("after b: look"),
+        None,
+    ];
     assert_eq!(titles, expected.map(|title| title.map(str::to_owned)));
-    assert!(matches!(spec.step(2), Some(PlanStep::Machines { groups }) if *groups == [0, 1]));
+    assert!(matches!(spec.step(3), Some(PlanStep::Machines { groups }) if *groups == [0, 1]));
 }

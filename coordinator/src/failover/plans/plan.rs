@@ -14,7 +14,9 @@
 //!
 //! An unplanned failover goes on to its end whatever fails, but for an action that says itself `on_error = "stop"`.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tokio::task::JoinSet;
 
 use super::failover::{Services, failed};
 use crate::{
@@ -22,7 +24,7 @@ use crate::{
     failover::{
         job::{Mode, Output},
         log::{self, Then},
-        plan::{Action, Member, OnError, PlanGroup, PlanSpec, PlanStep, What, When},
+        plan::{Action, Member, OnError, Place, PlanGroup, PlanSpec, PlanStep, What, When},
         port::ScriptRequest,
         step::{Context, Outcome, Step, StepError},
     },
@@ -143,16 +145,25 @@ impl Step for PlanManual {
     }
 }
 
-/// Runs a program on this host.
-#[derive(Debug)]
-pub(super) struct PlanScript(pub(super) Services);
+/// A script of a plan, as the step finds it.
+struct Script<'c> {
+    spec: &'c PlanSpec,
+    group: &'c PlanGroup,
+    when: When,
+    on: Place,
+    command: &'c [String],
+    limit: Duration,
+    /// What follows if it fails.
+    then: Then,
+}
 
-impl PlanScript {
-    fn request(&self, context: &Context, spec: &PlanSpec) -> Result<(ScriptRequest, Then), StepError> {
+impl<'c> Script<'c> {
+    fn of(context: &'c Context) -> Result<Self, StepError> {
+        let spec = plan(context)?;
         let Some(PlanStep::Action { group, when, action }) = spec.step(context.step) else {
             return Err(no_such_step());
         };
-        let (Some(group), What::Script { command, time_limit_ms }) = (spec.group(*group), &action.what)
+        let (Some(group), What::Script { on, command, time_limit_ms }) = (spec.group(*group), &action.what)
         else {
             return Err(no_such_step());
         };
@@ -161,14 +172,52 @@ impl PlanScript {
             OnError::Stop => Then::Hold,
             OnError::Continue => Then::GoOn,
         };
-        let request = ScriptRequest {
+        let limit = Duration::from_millis(*time_limit_ms);
+        Ok(Self { spec, group, when: *when, on: *on, command, limit, then })
+    }
+}
+
+/// Runs a program: on this host, or on the source of each machine of its group.
+#[derive(Debug)]
+pub(super) struct PlanScript(pub(super) Services);
+
+impl PlanScript {
+    fn request(&self, context: &Context, script: &Script<'_>, members: &[Member]) -> ScriptRequest {
+        ScriptRequest {
             job: context.job.id,
             step: context.step,
-            command: command.clone(),
-            environment: self.environment(context, spec, group, *when),
-            limit: Duration::from_millis(*time_limit_ms),
-        };
-        Ok((request, then))
+            command: script.command.to_vec(),
+            environment: self.environment(context, script.spec, (script.group, members), script.when),
+            limit: script.limit,
+        }
+    }
+
+    /// On every source, side by side; gives what each printed, or which of them failed.
+    async fn run_on_sources(&self, context: &Context, script: &Script<'_>) -> Result<String, String> {
+        let mut running = JoinSet::new();
+        for member in &script.group.members {
+            let request = self.request(context, script, std::slice::from_ref(member));
+            let (sources, machine, name) = (Arc::clone(&self.0.sources), member.machine, member.name.clone());
+            running.spawn(async move {
+                (name, sources.run(machine, request).await.map_err(|error| error.to_string()))
+            });
+        }
+        let (mut printed, mut failed) = (Vec::new(), Vec::new());
+        while let Some(ended) = running.join_next().await {
+            match ended {
+                Ok((_, Ok(text))) if text.is_empty() => {}
+                Ok((name, Ok(text))) => printed.push(format!("{name}: {text}")),
+                Ok((name, Err(error))) => failed.push(format!("{name}: {error}")),
+                Err(error) => failed.push(error.to_string()),
+            }
+        }
+        printed.sort();
+        failed.sort();
+        if failed.is_empty() {
+            return Ok(printed.join("; "));
+        }
+        let (count, all) = (failed.len(), script.group.members.len());
+        Err(format!("failed on {count} of {all} sources: {}", failed.join("; ")))
     }
 
     /// What a program is told.
@@ -176,11 +225,11 @@ impl PlanScript {
         &self,
         context: &Context,
         spec: &PlanSpec,
-        group: &PlanGroup,
+        (group, members): (&PlanGroup, &[Member]),
         when: When,
     ) -> BTreeMap<String, String> {
         let (mut points, mut addresses, mut disks) = (Vec::new(), Vec::new(), Vec::new());
-        for member in &group.members {
+        for member in members {
             let name = &member.name;
             if let Some(facts) = self.0.sources.facts(member.machine)
                 && let Some(inventory) = facts.inventory
@@ -196,7 +245,7 @@ impl PlanScript {
                     .extend(endpoints.iter().map(|disk| (format!("{name}/{}", disk.name), disk.uri.clone())));
             }
         }
-        let names: Vec<&str> = group.members.iter().map(|member| &*member.name).collect();
+        let names: Vec<&str> = members.iter().map(|member| &*member.name).collect();
         let mode = match spec.mode {
             Mode::Test => "test-failover",
             Mode::Unplanned => "failover",
@@ -234,25 +283,50 @@ fn pairs<N: std::fmt::Display>(all: &[(N, String)]) -> String {
 impl Step for PlanScript {
     fn run<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Outcome, StepError>> {
         Box::pin(async move {
-            let (request, then) = self.request(context, plan(context)?)?;
-            let program = request.command.first().cloned().unwrap_or_default();
-            match self.0.scripts.run(request, context.task.clone()).await {
+            let script = Script::of(context)?;
+            let program = script.command.first().cloned().unwrap_or_default();
+            let ended = match script.on {
+                Place::Coordinator => {
+                    let request = self.request(context, &script, &script.group.members);
+                    self.0.scripts.run(request, Arc::clone(&context.task)).await
+                }
+                Place::Source => self.run_on_sources(context, &script).await,
+            };
+            match ended {
                 Ok(printed) if printed.is_empty() => Ok(Outcome::Done(Output::Nothing)),
                 Ok(printed) => {
                     Ok(Outcome::Done(Output::Told { text: log::bounded(format!("{program}: {printed}")) }))
                 }
-                Err(why) => Err(StepError { message: log::bounded(format!("{program} {why}")), then }),
+                Err(why) => {
+                    Err(StepError { message: log::bounded(format!("{program} {why}")), then: script.then })
+                }
             }
         })
     }
 
     fn undo<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<(), StepError>> {
         Box::pin(async move {
-            self.0.scripts.end(context.job.id, context.step).await;
+            let script = Script::of(context)?;
+            if script.on == Place::Coordinator {
+                self.0.scripts.end(context.job.id, context.step).await;
+                return Ok(());
+            }
+            // A source that does not answer ends the program by its limit; that holds up no cancel.
+            let mut ending = JoinSet::new();
+            for member in &script.group.members {
+                let (sources, machine) = (Arc::clone(&self.0.sources), member.machine);
+                let (job, step) = (context.job.id, context.step);
+                ending.spawn(async move { sources.end_run(machine, job, step).await });
+            }
+            let all = async { while ending.join_next().await.is_some() {} };
+            let _as_far_as_they_answer = tokio::time::timeout(END_WAIT, all).await;
             Ok(())
         })
     }
 }
+
+/// Longest wait for sources to end a program of a plan that is taken back.
+const END_WAIT: Duration = Duration::from_secs(1);
 
 pub(super) fn no_such_step() -> StepError {
     StepError { message: "the plan has no such step; cancel this job".into(), then: Then::Hold }

@@ -155,7 +155,7 @@ async fn settled(
         },
         () = cancelled => Err("cancelled".to_owned()),
         () = tokio::time::sleep(limit) => {
-            Err(format!("it took longer than {} s; its job goes on", limit.as_secs()))
+            Err(format!("it took longer than {} s; its job goes on", limit.as_secs_f64()))
         }
     }
 }

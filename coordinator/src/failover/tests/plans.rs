@@ -21,6 +21,9 @@ name = "databases"
 machines = ["db-1", "db-2"]
 [[group.before]]
 script = ["/announce"]
+[[group.before]]
+script = ["drain"]
+on = "source"
 [[group.after]]
 manual = "look at the databases"
 [[group]]
@@ -68,7 +71,9 @@ fn all_usable(view: &JobView, world: &World, mode: Mode) {
         }
     }
     let first = |name: &str| things.ran.iter().position(|ran| ran == name).unwrap();
-    assert!(first("/announce") < first("/names"));
+    for drained in ["drain on db-1", "drain on db-2"] {
+        assert!(first("/announce") < first(drained) && first(drained) < first("/names"));
+    }
 }
 
 #[test]
@@ -136,7 +141,7 @@ fn a_test_stops_at_what_fails_and_goes_on_when_it_is_retried() {
     site.set(Fault::Run(StepKind::SelectPoint, 1));
     site.command(job, Command::Retry).unwrap();
     let view = site.settle(job).unwrap();
-    assert!(matches!(view.job.status.state, State::Held { step: 2 }), "{view:?}");
+    assert!(matches!(view.job.status.state, State::Held { step: 3 }), "{view:?}");
     assert!(
         view.job.messages.last().unwrap().text.contains("1 of 2 machines failed"),
         "{:?}",
@@ -165,7 +170,7 @@ fn who_was_cancelled_alone_begins_anew_and_who_is_over_there_is_left_alone() {
     site.set(Fault::Run(StepKind::Attach, 1));
     let job = site.submit(&plan(Mode::Planned));
     let view = site.settle(job).unwrap();
-    assert!(matches!(view.job.status.state, State::Held { step: 2 }), "{view:?}");
+    assert!(matches!(view.job.status.state, State::Held { step: 3 }), "{view:?}");
     let held = site
         .jobs()
         .list()
@@ -201,7 +206,93 @@ fn a_committed_machine_keeps_its_plan_from_being_taken_back() {
     }
     site.command(job, Command::Cancel).unwrap();
     let view = site.settle(job).unwrap();
-    assert!(matches!(view.job.status.state, State::Stuck { step: 2, .. }), "{view:?}");
+    assert!(matches!(view.job.status.state, State::Stuck { step: 3, .. }), "{view:?}");
     assert!(view.job.messages.last().unwrap().text.contains("holdfast resume db-1"));
     assert_eq!(site.world.things().served.len(), 2, "both databases; the front was behind them");
+}
+
+const GUARDED: &str = r#"
+name = "shop"
+[[group]]
+name = "databases"
+machines = ["db-1"]
+time_limit = "100ms"
+[[group.before]]
+manual = "unlock the safe"
+[[group]]
+name = "front"
+machines = ["web-1"]
+time_limit = "100ms"
+"#;
+
+/// Whoever unlocks the safe may take days: what was chosen for all together is there then.
+#[test]
+fn points_are_held_while_a_plan_waits_for_somebody() {
+    let mut site = Site::new(Fault::None);
+    let job = site.submit(&plan_of(GUARDED, Mode::Unplanned, Selection::Point(point(1)), &Target::Attach));
+    for _ in 0..2 {
+        let mut watch = site.jobs().watch(job).unwrap();
+        let waits = |view: &JobView| matches!(view.job.status.state, State::Waiting { .. });
+        let view = site.block_on(watch.wait_for(waits)).unwrap().clone();
+        assert_eq!(view.job.messages[0].text, "to do: unlock the safe");
+        assert_eq!(site.world.things().leases.iter().collect::<Vec<_>>(), [&(job, point(1))]);
+        site.crash();
+        site.start();
+    }
+    site.command(job, Command::Cancel).unwrap();
+    assert_eq!(site.settle(job).unwrap().job.status.state, State::Cancelled);
+    assert!(site.world.is_clean());
+}
+
+/// A machine that takes longer than its group may does not hold an unplanned failover up; its job goes on.
+#[test]
+fn a_machine_that_is_too_slow_does_not_hold_up_the_others() {
+    let site = Site::new(Fault::Hang(StepKind::Attach));
+    let job = site.submit(&plan_of(GUARDED, Mode::Unplanned, Selection::Latest, &Target::Attach));
+    let view = site.settle(job).unwrap();
+    assert_eq!(view.job.status.state, State::Holding, "{view:?}");
+    let outcomes = outcomes(&view);
+    assert!(outcomes.len() == 2 && outcomes.iter().all(|member| member.state == MemberState::Failed));
+    assert_eq!(outcomes[0].reason, "it took longer than 0.1 s; its job goes on");
+    let jobs: Vec<_> = outcomes.iter().filter_map(|member| member.job).collect();
+    let goes_on = |job: &_| site.jobs().watch(*job).is_some_and(|view| !view.borrow().is_settled());
+    assert!(jobs.len() == 2 && jobs.iter().all(goes_on));
+    site.command(job, Command::Cancel).unwrap();
+    assert_eq!(site.settle(job).unwrap().job.status.state, State::Cancelled);
+    site.world.let_in();
+    assert!(site.world.is_clean(), "{:?}", site.world);
+}
+
+/// What an action says of itself goes before what its group and the kind of failover say.
+#[test]
+fn an_action_that_must_not_fail_stops_every_plan() {
+    let text = FILE.replace("script = [\"/announce\"]", "script = [\"/announce\"]\non_error = \"stop\"");
+    let lenient =
+        FILE.replace("script = [\"/announce\"]", "script = [\"/announce\"]\non_error = \"continue\"");
+    for mode in [Mode::Test, Mode::Unplanned, Mode::Planned] {
+        for (text, stops) in [(&text, true), (&lenient, false)] {
+            let site = Site::new(Fault::None);
+            site.world.things().failing.insert("/announce".to_owned());
+            let job = site.submit(&plan_of(text, mode, Selection::Latest, &Target::Attach));
+            let state = site.settle(job).unwrap().job.status.state;
+            assert_eq!(matches!(state, State::Held { step: 1 }), stops, "{mode:?}: {state:?}");
+            assert_eq!(state == State::Holding, !stops, "{mode:?}: {state:?}");
+        }
+    }
+}
+
+/// A source that cannot run what the plan wants of it does not hold an unplanned failover up; a test stops.
+#[test]
+fn what_fails_on_a_source_is_told_by_machine() {
+    for (mode, stops) in [(Mode::Unplanned, false), (Mode::Test, true)] {
+        let site = Site::new(Fault::None);
+        site.world.things().failing.insert("drain".to_owned());
+        let job = site.submit(&plan(mode));
+        let view = site.settle(job).unwrap();
+        assert_eq!(matches!(view.job.status.state, State::Held { step: 2 }), stops, "{view:?}");
+        let said = &view.job.messages[0].text;
+        let expected = "drain failed on 2 of 2 sources: db-1: the source says: failed (exit status: 1); db-2: the source says: \
+                        failed (exit status: 1)";
+        assert_eq!(said, expected);
+    }
 }

@@ -202,3 +202,22 @@ fn tests_are_apart_and_operators_have_the_last_word() {
     let error = toml::from_str::<Overrides>("memory_mib = 512\nprocesors = 1").unwrap_err().to_string();
     assert!(error.contains("line 2") && error.contains("procesors"), "{error}");
 }
+
+/// What a plan says of networks goes before everything else, also in a test, whose machines else have no way out.
+#[test]
+fn a_plan_maps_networks_by_the_names_of_cards() {
+    let mut request = request(inventory(&["virtio_blk"], "virtio_net"));
+    let overrides = Overrides { networks: vec!["br7".into()], ..Overrides::default() };
+    let network = |request: &MachineRequest| {
+        Definition::of(request, &overrides, &host()).unwrap().cards.first().unwrap().network.clone()
+    };
+    assert_eq!(network(&request), "br7");
+    request.networks = BTreeMap::from([("*".to_owned(), "user".to_owned())]);
+    assert_eq!(network(&request), "user");
+    request.networks.insert("eth0".to_owned(), "br1".to_owned());
+    assert_eq!(network(&request), "br1");
+    request.isolated = true;
+    assert_eq!(network(&request), "br1");
+    request.networks.clear();
+    assert_eq!(network(&request), "isolated");
+}
