@@ -36,6 +36,7 @@ impl Scripts {
             "echo \"$HOLDFAST_WHEN $HOLDFAST_GROUP $HOLDFAST_MODE $HOLDFAST_DIRECTION $1\" >> {place}/notes"
         );
         scripts.write("note", &format!("{note}\nenv | grep ^HOLDFAST_ | sort > {place}/environment"))?;
+        scripts.write("drain", &format!("echo \"$HOLDFAST_MACHINE $1\" >> {place}/drained"))?;
         scripts.write(
             "slow",
             &format!("echo begun >> {place}/slow-notes\n[ -e {place}/be-slow ] && sleep 1000\n{note}"),
@@ -95,6 +96,9 @@ manual = "Look at the databases."
 [[group]]
 name = "application"
 machines = [{}]
+[[group.before]]
+script = ["drain", "60"]
+on = "source"
 [[group.before]]
 script = ["{}"]
 time_limit = "20m"
@@ -232,6 +236,12 @@ fn tested(crowd: &Crowd, scripts: &Scripts) -> Result<()> {
         held["messages"].to_string().contains("exit code 7; it printed: no route to the name server"),
         "{held:#}"
     );
+    // The sources of the second group were told.
+    let mut drained = scripts.taken("drained");
+    drained.sort();
+    let mut expected: Vec<_> = crowd.machines[3..6].iter().map(|machine| format!("{machine} 60")).collect();
+    expected.sort();
+    ensure!(drained == expected, "{drained:?}");
     scripts.set("broken", false)?;
     let done = go_on(site, &job, "retry")?;
     ensure!(done["state"] == "holding" && done["ok"] == true && count(&done, "holding") == 8, "{done:#}");
@@ -328,7 +338,8 @@ fn killed_in_the_middle(crowd: &mut Crowd, scripts: &Scripts) -> Result<()> {
 
 fn walked() -> Result<()> {
     let scripts = Scripts::new()?;
-    let mut crowd = Crowd::start(8, "2s")?;
+    let actions = format!("actions = \"{}\"\n", scripts.folder.path().display());
+    let mut crowd = Crowd::start(8, "2s", &actions)?;
     let text = plan(&crowd.machines, &scripts);
     mistakes_are_named(&crowd.site, &text, scripts.folder.path())?;
     let applied = apply(&crowd.site, scripts.folder.path(), &text)?;
