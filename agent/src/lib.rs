@@ -30,6 +30,8 @@ pub mod ship;
 pub mod source;
 // Programs that recovery plans have run here.
 pub mod actions;
+// A fenced source whose disks are written back.
+pub mod write_back;
 // Settings.
 pub mod config;
 // The agent as a running program.

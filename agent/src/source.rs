@@ -59,6 +59,8 @@ pub enum SourceEvent {
     Fenced(String),
     /// A session was accepted: this source is the machine.
     LetIn,
+    /// The disks of this fenced source are about to be written back: what is frozen on them must not hold them.
+    WriteBack,
 }
 
 /// The operator's programs.
@@ -174,6 +176,10 @@ impl SourceControl {
                 tracing::warn!("this source is the machine again");
                 self.is_fenced = false;
                 self.resume();
+            }
+            SourceEvent::WriteBack => {
+                // Frozen, it could not be unmounted. What else was stopped is started again when this is the machine again.
+                self.owes_resume |= self.stopped.take().is_some();
             }
             SourceEvent::Fenced(_) | SourceEvent::LetIn => {}
         }

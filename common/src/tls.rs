@@ -193,7 +193,7 @@ pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-/// Settings of a client that has a certificate and trusts exactly this CA.
+/// Settings of a client that has a certificate, trusts exactly this CA and speaks this protocol.
 ///
 /// # Errors
 /// Key, certificate or CA cannot be used.
@@ -202,13 +202,14 @@ pub fn session_client(
     authority_der: &[u8],
     certificate_der: &[u8],
     key: &MachineKey,
+    alpn: &[u8],
 ) -> Result<ClientConfig, TlsError> {
     let roots = roots(authority_der)?;
     let mut config = ClientConfig::builder_with_details(provider(), Arc::new(InjectedTime(clock)))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_root_certificates(roots)
         .with_client_auth_cert(vec![certificate_der.to_vec().into()], key.private_der())?;
-    config.alpn_protocols = vec![crate::wire::ALPN_SESSION.to_vec()];
+    config.alpn_protocols = vec![alpn.to_vec()];
     config.resumption = rustls::client::Resumption::disabled();
     Ok(config)
 }
@@ -275,7 +276,7 @@ pub fn server(
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(resolver);
-    Ok(unresumed(config, &[crate::wire::ALPN_SESSION, crate::wire::ALPN_ENROL]))
+    Ok(unresumed(config, &[crate::wire::ALPN_SESSION, crate::wire::ALPN_WRITE_BACK, crate::wire::ALPN_ENROL]))
 }
 
 /// A server that speaks these protocols and resumes no session.

@@ -31,6 +31,8 @@ pub mod groups;
 pub mod quickstart;
 // Views as devices and images.
 pub mod compute;
+// The way back from a target.
+pub mod reverse;
 // Jobs that turn points into something usable.
 pub mod failover;
 // The operator's interface.

@@ -24,7 +24,7 @@ use holdfast_common::{
     wire::{
         Assignment, AuditAnswer, Capture, CutVoided, DiskIdentity, DiskReport, Firmware, GroupAnswer, Hello,
         Inventory, MachineSettings, Platform, Refusal, RefusalCode, ScanAnswer, ScanQuestion, SourceAnswer,
-        TrustLoss,
+        TrustLoss, WriteBackReply, WriteBackRequest,
     },
 };
 use holdfast_coordinator::{
@@ -34,7 +34,7 @@ use holdfast_coordinator::{
         links::LiveLinks,
         port::{
             CertificateRecord, CertificateSerial, Directory, Enrolment, FrameSink, FrameStore, PortError,
-            PortFuture, Ports, ReplicaComparer,
+            PortFuture, Ports, ReplicaComparer, WriteBackDesk, WriteBackFuture,
         },
     },
 };
@@ -117,6 +117,10 @@ impl Directory for MemoryDirectory {
     fn admit(&self, machine: MachineId, serial: CertificateSerial) -> PortFuture<'_, ()> {
         let known = self.state.lock().unwrap().certificates.get(&serial) == Some(&machine);
         Box::pin(async move { if known { Ok(()) } else { Err(refused(RefusalCode::REVOKED, "revoked")) } })
+    }
+
+    fn admit_fenced(&self, machine: MachineId, serial: CertificateSerial) -> PortFuture<'_, ()> {
+        self.admit(machine, serial)
     }
 
     fn record_certificate(&self, machine: MachineId, certificate: CertificateRecord) -> PortFuture<'_, ()> {
@@ -310,6 +314,16 @@ impl TransportSite {
     }
 }
 
+/// No machine is ever fenced.
+#[derive(Debug)]
+struct NoWayBack;
+
+impl WriteBackDesk for NoWayBack {
+    fn answer(&self, _machine: MachineId, _request: WriteBackRequest) -> WriteBackFuture<'_> {
+        Box::pin(async { WriteBackReply::LetIn })
+    }
+}
+
 fn listen(
     authority: &Arc<Authority>,
     directory: &Arc<MemoryDirectory>,
@@ -322,6 +336,7 @@ fn listen(
         directory: Arc::clone(directory) as Arc<dyn Directory>,
         store: Arc::clone(store) as Arc<dyn FrameStore>,
         replica: Arc::new(AllDiffers),
+        write_back: Arc::new(NoWayBack),
     };
     let settings = IngestSettings {
         // No test shall pass because a dead connection was given up in the end.

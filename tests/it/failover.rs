@@ -13,6 +13,7 @@ use holdfast_common::{
     entropy::SystemEntropy,
     frame::cut::Consistency,
     ids::{DiskId, JobId, MachineId, PointId},
+    wire::WrittenBack,
 };
 use holdfast_coordinator::{
     compute::{
@@ -33,7 +34,7 @@ use holdfast_coordinator::{
         plans::failover::Services,
         port::{
             JobStore, LifecycleError, Lifecycles, LogRecord, PointSource, PointsError, ScriptRequest,
-            Scripts, SourceError, SourceFacts, Sources, StoreError,
+            Scripts, SourceError, SourceFacts, Sources, StoreError, WayBack, WayBackError,
         },
         runner::{Command, JobView, Jobs, Parts},
     },
@@ -191,6 +192,62 @@ impl JobStore for MemoryStore {
     }
 }
 
+/// These jobs go one way only.
+#[derive(Debug)]
+struct NoWayBack;
+
+fn no_way<T: Send + 'static>() -> BoxFuture<'static, Result<T, WayBackError>> {
+    Box::pin(async { Err(WayBackError::Refused("there is none here".to_owned())) })
+}
+
+impl WayBack for NoWayBack {
+    fn check(&self, _machine: MachineId, _failover: JobId) -> BoxFuture<'_, Result<(), WayBackError>> {
+        no_way()
+    }
+
+    fn begin(&self, _machine: MachineId, _failover: JobId) -> BoxFuture<'_, Result<(), WayBackError>> {
+        no_way()
+    }
+
+    fn point(
+        &self,
+        _machine: MachineId,
+        _failover: JobId,
+        _task: Arc<Task>,
+    ) -> BoxFuture<'_, Result<PointId, WayBackError>> {
+        no_way()
+    }
+
+    fn clients(&self, _failover: JobId) -> BoxFuture<'_, usize> {
+        Box::pin(async { 0 })
+    }
+
+    fn seal(&self, _failover: JobId, _sealed: bool) -> BoxFuture<'_, Result<(), WayBackError>> {
+        no_way()
+    }
+
+    fn source_ready(&self, _machine: MachineId, _limit: Duration) -> BoxFuture<'_, Result<(), WayBackError>> {
+        no_way()
+    }
+
+    fn write_back(
+        &self,
+        _machine: MachineId,
+        _point: PointId,
+        _task: Arc<Task>,
+    ) -> BoxFuture<'_, Result<WrittenBack, WayBackError>> {
+        no_way()
+    }
+
+    fn release(&self, _machine: MachineId) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+
+    fn end_target(&self, _failover: JobId) -> BoxFuture<'_, Result<(), WayBackError>> {
+        no_way()
+    }
+}
+
 async fn engine(store: &Arc<MemoryStore>, points: &Arc<OnePoint>, sockets: &Path) -> Jobs {
     let attach =
         NbdAttach::new(sockets.into(), sockets.join("branches"), Settings::default(), Arc::new(LogDamage));
@@ -210,6 +267,7 @@ async fn engine(store: &Arc<MemoryStore>, points: &Arc<OnePoint>, sockets: &Path
         lifecycles: points.clone(),
         sources: points.clone(),
         scripts: points.clone(),
+        way_back: Arc::new(NoWayBack),
     };
     let parts = Parts {
         store: store.clone(),

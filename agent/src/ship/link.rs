@@ -11,8 +11,8 @@ use holdfast_common::{
     ids::{DiskId, Generation},
     tls::{self, COORDINATOR_NAME, MachineKey},
     wire::{
-        AgentMessage, ControlBuffer, ControlError, CoordinatorMessage, Inventory, Refusal, RefusalCode,
-        envelope,
+        ALPN_SESSION, ALPN_WRITE_BACK, AgentMessage, ControlBuffer, ControlError, CoordinatorMessage,
+        Inventory, Refusal, RefusalCode, envelope,
     },
 };
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
@@ -33,7 +33,7 @@ use super::{
     shared::Shared,
     streams,
 };
-use crate::{identity::Identity, source::SourceEvent};
+use crate::{identity::Identity, source::SourceEvent, write_back};
 
 /// Most control messages that wait to be sent.
 const CONTROL_MAX: usize = 256;
@@ -134,6 +134,9 @@ pub(super) async fn run(shared: Arc<Shared>, settings: ShipSettings, parts: Ship
             // A failover that is cancelled finds its source replicating again within seconds.
             backoff.reset();
             pause = FENCED_PAUSE.min(settings.reconnect_max);
+            if stand_by(&shared, &settings, &parts, renewal.identity()).await {
+                pause = Duration::ZERO;
+            }
         }
         if matches!(code, Some(RefusalCode::REVOKED | RefusalCode::UNAUTHORIZED | RefusalCode::VERSION)) {
             pause = pause.max(REFUSED_PAUSE.min(settings.reconnect_max));
@@ -153,7 +156,7 @@ async fn connection(
     parts: &ShipParts,
     renewal: &mut Renewal,
 ) -> Result<(), LinkError> {
-    let connecting = connect(shared, settings, renewal.identity());
+    let connecting = connect(shared, settings, renewal.identity(), ALPN_SESSION);
     let (endpoint, connection) = tokio::select! {
         () = shared.closing.cancelled() => return Ok(()),
         connected = connecting => connected?,
@@ -172,14 +175,43 @@ async fn connection(
     ended
 }
 
+/// Stands by while the machine is fenced, for its disks to be written back. Returns when the source is let in again, or when
+/// standing by is of no use (any more); a session is tried again then.
+async fn stand_by(shared: &Shared, settings: &ShipSettings, parts: &ShipParts, identity: &Identity) -> bool {
+    let standing = async {
+        let (endpoint, connection) = connect(shared, settings, identity, ALPN_WRITE_BACK).await?;
+        let inventory = Arc::clone(&parts.inventory);
+        let begins = || shared.tell_source(SourceEvent::WriteBack);
+        let standing = write_back::stand_by(connection.clone(), inventory, parts.entropy.as_ref(), begins);
+        let ended = standing.await;
+        connection.close(RefusalCode::CLOSING.0.into(), b"the source stands by no more");
+        let _gone = timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
+        Ok::<_, LinkError>(ended)
+    };
+    let ended = tokio::select! {
+        () = shared.closing.cancelled() => return false,
+        ended = standing => ended,
+    };
+    match ended {
+        Ok(Ok(())) => return true,
+        Ok(Err(error)) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the source stands by no more");
+        }
+        // A coordinator of before there was a way back.
+        Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "the source cannot stand by"),
+    }
+    false
+}
+
 async fn connect(
     shared: &Shared,
     settings: &ShipSettings,
     identity: &Identity,
+    alpn: &[u8],
 ) -> Result<(Endpoint, Connection), LinkError> {
     let key = MachineKey::from_pkcs8(&identity.key)?;
     let clock = Arc::clone(&shared.clock);
-    let tls = tls::session_client(clock, &identity.authority, &identity.certificate, &key)?;
+    let tls = tls::session_client(clock, &identity.authority, &identity.certificate, &key, alpn)?;
     let config = endpoint::client(tls, &settings.link).map_err(LinkError::Prepare)?;
     let unknown = |source| LinkError::Address { address: identity.coordinator.clone(), source };
     let addresses: Vec<_> = tokio::net::lookup_host(&identity.coordinator).await.map_err(unknown)?.collect();

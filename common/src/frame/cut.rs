@@ -190,6 +190,8 @@ pub enum CutMethod {
     QuietWindow,
     /// The source did not change at all (a plain image file compared twice).
     Unchanged,
+    /// Whoever serves the disks held the writes to them.
+    Held,
 }
 
 /// What is guaranteed about the data in a point. Variants are only ever appended.

@@ -15,7 +15,7 @@ pub mod open;
 
 pub use cut::{
     ApplicationFreeze, Consistency, CutMember, CutMethod, CutMore, CutRecord, GroupMark, ScanRecord,
-    WITNESS_BLOCKS_MAX, Witness, WitnessBlock, witness_digest,
+    WITNESS_BLOCKS_MAX, WITNESS_DIGEST_BYTES, Witness, WitnessBlock, witness_digest,
 };
 pub use extent::{Extent, ExtentKind};
 pub use header::{Compression, FRAME_HEADER_BYTES, FrameError, FrameHeader, FrameKind};

@@ -7,12 +7,14 @@
 //! One QUIC connection per agent (ALPN [`ALPN_SESSION`], mutual TLS). The agent opens one bidirectional control stream:
 //! [`AgentMessage`] one way, [`CoordinatorMessage`] the other. For each assigned disk it opens one unidirectional
 //! stream: a [`DataStreamStart`] (length-prefixed like a control message), then frames back to back.
+//! A fenced source has a connection of its own for the way back ([`write_back`]).
 //! Enrolment is a connection of its own (ALPN [`ALPN_ENROL`], no client certificate) with one exchange on one stream.
 
 pub mod limits;
 pub mod audit;
 pub mod refusal;
 pub mod source;
+pub mod write_back;
 pub mod inventory;
 pub mod control;
 pub mod enrol;
@@ -35,9 +37,13 @@ pub use inventory::{
 pub use opening::{ControlBuffer, ControlError};
 pub use refusal::{Refusal, RefusalCode};
 pub use source::{SourceAnswer, SourceOrder, SourceRun, SourceStep};
+pub use write_back::{BlockDigest, WriteBackReply, WriteBackRequest, WrittenBack};
 
 /// ALPN of an agent's session.
 pub const ALPN_SESSION: &[u8] = b"holdfast/1";
+
+/// ALPN of a fenced source whose disks are written back; another version of its messages has another number.
+pub const ALPN_WRITE_BACK: &[u8] = b"holdfast-write-back/1";
 
 /// ALPN of an enrolment.
 pub const ALPN_ENROL: &[u8] = b"holdfast-enrol/1";

@@ -134,6 +134,8 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/machines/{machine}/cancel", post(verbs::cancel))
         .route("/v1/machines/{machine}/cleanup", post(verbs::cleanup))
         .route("/v1/machines/{machine}/resume", post(verbs::resume))
+        .route("/v1/machines/{machine}/reprotect", post(verbs::reprotect))
+        .route("/v1/machines/{machine}/failback", post(verbs::failback))
         .route("/v1/status", get(status::status))
         .route("/v1/jobs", get(work::list))
         .route("/v1/jobs/{job}", get(work::show))

@@ -96,6 +96,15 @@ pub struct PlanJob {
     pub children: Vec<(MachineId, JobId)>,
 }
 
+/// A way back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WayBackVerb {
+    /// Protect the machine at its target.
+    Reprotect,
+    /// Bring it back to its source.
+    Failback,
+}
+
 /// The jobs, as operators handle them.
 pub trait JobControl: fmt::Debug + Send + Sync {
     /// Begins a failover of one machine.
@@ -111,6 +120,16 @@ pub trait JobControl: fmt::Debug + Send + Sync {
     fn run_plan(&self, who: String, run: PlanRun) -> BoxFuture<'_, Result<JobShape, JobRefusal>>;
     /// All runs of a plan that are known, or of all plans, newest first.
     fn plan_jobs(&self, plan: Option<&str>) -> Vec<PlanJob>;
+    /// Begins a re-protection or a failback of what a failover made.
+    fn way_back(
+        &self,
+        who: String,
+        machine: MachineId,
+        failover: JobId,
+        verb: WayBackVerb,
+    ) -> BoxFuture<'_, Result<JobShape, JobRefusal>>;
+    /// Follows what a failover made no more: nothing is written to its machine's logs when this returns.
+    fn release_target(&self, machine: MachineId) -> BoxFuture<'_, ()>;
     /// All cuts of a machine that are known here, in the order of its disks' logs, oldest first.
     fn candidates(&self, machine: MachineId) -> BoxFuture<'_, Result<Vec<Candidate>, JobRefusal>>;
     /// All jobs, newest first.

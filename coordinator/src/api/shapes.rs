@@ -589,7 +589,8 @@ pub struct FailoverRequest {
 pub struct JobShape {
     /// Its id.
     pub id: String,
-    /// "failover", "planned-failover", "test-failover"; of a plan the same with "plan-" before it.
+    /// "failover", "planned-failover", "test-failover", "reprotect", "failback"; of a plan the first three with "plan-"
+    /// before them.
     pub kind: String,
     /// The machine's id; empty for a plan.
     pub machine: String,
@@ -610,14 +611,16 @@ pub struct JobShape {
     pub settled: bool,
     /// Whether it did what was asked.
     pub ok: bool,
-    /// What was asked for.
+    /// What was asked for; empty where no point is chosen.
+    #[serde(default)]
     pub selection: String,
     /// The point that was chosen.
     pub point: Option<String>,
     /// The instant of its cut.
     pub point_at: Option<String>,
-    /// What is made of it.
-    pub target: TargetShape,
+    /// What is made of it, if something is.
+    #[serde(default)]
+    pub target: Option<TargetShape>,
     /// When it was made.
     pub created_at: String,
     /// When it last changed.

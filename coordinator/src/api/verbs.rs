@@ -11,7 +11,7 @@ use holdfast_common::ids::{JobId, MachineId};
 
 use super::{
     ApiError, ApiState, Who, forecast,
-    port::JobRefusal,
+    port::{JobRefusal, WayBackVerb},
     shapes::{ChangePointRequest, JobShape, LifecycleShape},
     status, views,
 };
@@ -165,8 +165,47 @@ pub(super) async fn resume(
         // The target first: there are never two machines.
         end(&state, &peer.name(), job).await?;
     }
+    // Before the source is let in: a log has one writer.
+    state.jobs.release_target(machine).await;
     state.registry.advance(&peer.name(), machine, LifecycleEvent::Resume).await?;
     Ok(shape(&state, machine))
+}
+
+/// Protects a machine that runs at its target.
+pub(super) async fn reprotect(
+    state: State<ApiState>,
+    peer: Who,
+    given: Path<String>,
+) -> Result<Json<JobShape>, ApiError> {
+    way_back(state, peer, given, WayBackVerb::Reprotect).await
+}
+
+/// Brings a machine back to its source, with what it wrote at its target.
+pub(super) async fn failback(
+    state: State<ApiState>,
+    peer: Who,
+    given: Path<String>,
+) -> Result<Json<JobShape>, ApiError> {
+    way_back(state, peer, given, WayBackVerb::Failback).await
+}
+
+async fn way_back(
+    State(state): State<ApiState>,
+    ConnectInfo(peer): Who,
+    Path(given): Path<String>,
+    verb: WayBackVerb,
+) -> Result<Json<JobShape>, ApiError> {
+    let machine = state.registry.resolve(&given)?;
+    let now = lifecycle(&state, machine);
+    let nobody = JobId::from_bytes([0; 16]);
+    let (event, name) = match verb {
+        WayBackVerb::Reprotect => (LifecycleEvent::BeginReprotect(nobody), "reprotect"),
+        WayBackVerb::Failback => (LifecycleEvent::BeginFailback(nobody), "failback"),
+    };
+    let job = now.stage.failover().filter(|_| now.after(event).is_ok());
+    let job = job.ok_or_else(|| refused(&now, name))?;
+    state.registry.record_act(&peer.name(), name, &views::machine_name(&state, machine), job).await?;
+    Ok(Json(state.jobs.way_back(peer.name(), machine, job, verb).await?))
 }
 
 /// Cancels a job and waits until everything is taken back. One that is over, or not known, is success.

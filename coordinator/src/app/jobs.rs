@@ -10,7 +10,7 @@ use super::{checks::Checks, damage::FailedReads};
 use crate::{
     api::{
         machine_shapes::RunsShape,
-        port::{FailoverMode, JobControl, JobRefusal, PlanJob, PlanMember, PlanRun},
+        port::{FailoverMode, JobControl, JobRefusal, PlanJob, PlanMember, PlanRun, WayBackVerb},
         shapes::{
             ExportShape, ImageShape, JobMachineShape, JobMessageShape, JobShape, JobStepShape, ProgressShape,
             TargetShape, VerificationShape,
@@ -24,10 +24,12 @@ use crate::{
     },
     failover::{
         children::newest,
-        job::{FailoverSpec, Job, JobSpec, Mode, Output, StepKind, StepRecord, StepState, Target},
+        job::{
+            FailoverSpec, Job, JobSpec, Mode, Output, StepKind, StepRecord, StepState, Target, WayBackSpec,
+        },
         machine::State,
         plan::{self, Member, MemberOutcome, MemberState, PlanGroup},
-        port::{JobStore, LogRecord, PointSource, StoreError},
+        port::{JobStore, LogRecord, PointSource, StoreError, WayBack},
         runner::{Command, JobError, JobView, Jobs},
     },
     points::selection::{Candidate, Selection},
@@ -79,6 +81,7 @@ pub(super) struct Control {
     /// What could not be read of attached disks.
     pub(super) failed_reads: Arc<FailedReads>,
     pub(super) checks: Arc<Checks>,
+    pub(super) way_back: Arc<dyn WayBack>,
 }
 
 impl Control {
@@ -95,14 +98,12 @@ impl Control {
 
     fn shape(&self, view: &JobView) -> JobShape {
         let job = &view.job;
-        let (asked, machine) = match &job.spec {
-            JobSpec::Failover(spec) => {
-                let asked = (kind(spec.mode), spec.selection, &spec.target);
-                (asked, self.registry.machine(spec.machine).map(|machine| machine.record))
-            }
-            JobSpec::Plan(spec) => ((plan_kind(spec.mode), spec.selection, &spec.target), None),
+        let (selection, target) = match &job.spec {
+            JobSpec::Failover(spec) => (Some(spec.selection), Some(&spec.target)),
+            JobSpec::Plan(spec) => (Some(spec.selection), Some(&spec.target)),
+            JobSpec::Reprotect(_) | JobSpec::Failback(_) => (None, None),
         };
-        let (kind, selection, target) = asked;
+        let machine = job.spec.machine().and_then(|machine| self.registry.machine(machine));
         let plan = job.spec.plan().map(|plan| plan.plan.clone());
         let machines = self.machines(job);
         let selected = job.steps.iter().find_map(|step| match &step.output {
@@ -112,19 +113,22 @@ impl Control {
         let state = job.status.state;
         JobShape {
             id: job.id.to_string(),
-            kind: kind.to_owned(),
+            kind: kind(&job.spec).to_owned(),
             machine: job.spec.machine().map(|machine| machine.to_string()).unwrap_or_default(),
-            machine_name: machine.map(|machine| machine.name).or_else(|| plan.clone()).unwrap_or_default(),
+            machine_name: machine
+                .map(|machine| machine.record.name)
+                .or_else(|| plan.clone())
+                .unwrap_or_default(),
             plan,
             by: job.by.clone(),
             state: state_text(state).to_owned(),
             settled: view.is_settled(),
             ok: matches!(state, State::Succeeded | State::Holding) && !fell_short(job),
             machines,
-            selection: selection.to_string(),
+            selection: selection.map(|selection| selection.to_string()).unwrap_or_default(),
             point: selected.map(|(point, _)| point.to_string()),
             point_at: selected.map(|(_, at)| time_text(at)),
-            target: target_shape(target),
+            target: target.map(target_shape),
             created_at: time_text(job.created_at),
             changed_at: time_text(job.changed_at),
             steps: job.steps.iter().enumerate().map(|(number, step)| step_shape(job, number, step)).collect(),
@@ -155,6 +159,10 @@ impl Control {
             Output::Selected { remarks, .. } => remarks.clone(),
             Output::Told { text } => vec![text.clone()],
             Output::Members { members } => members.iter().filter_map(told).collect(),
+            Output::WrittenBack { point, compared_bytes, written_bytes, sent_bytes } => vec![format!(
+                "the source's disks hold point {point}: {compared_bytes} bytes were compared, {written_bytes} written, \
+                 {sent_bytes} sent"
+            )],
             Output::Started { machine, .. } => iter::once(&machine.runs_as)
                 .chain(&machine.remarks)
                 .filter(|line| !line.is_empty())
@@ -330,6 +338,33 @@ impl JobControl for Control {
         of_the_plan.collect()
     }
 
+    fn way_back(
+        &self,
+        who: String,
+        machine: MachineId,
+        failover: JobId,
+        verb: WayBackVerb,
+    ) -> BoxFuture<'_, Result<JobShape, JobRefusal>> {
+        Box::pin(async move {
+            let of = self.jobs.watch(failover).ok_or(JobRefusal::Unknown(failover))?;
+            let runs = matches!(
+                &of.borrow().job.spec,
+                JobSpec::Failover(FailoverSpec { target: Target::Machine { .. }, .. })
+            );
+            let spec = WayBackSpec { machine, failover, runs };
+            let spec = match verb {
+                WayBackVerb::Reprotect => JobSpec::Reprotect(spec),
+                WayBackVerb::Failback => JobSpec::Failback(spec),
+            };
+            let job = self.jobs.submit(spec, &who).await.map_err(refusal)?;
+            self.view(job)
+        })
+    }
+
+    fn release_target(&self, machine: MachineId) -> BoxFuture<'_, ()> {
+        self.way_back.release(machine)
+    }
+
     fn candidates(&self, machine: MachineId) -> BoxFuture<'_, Result<Vec<Candidate>, JobRefusal>> {
         Box::pin(async move {
             self.points.candidates(machine).await.map_err(|error| JobRefusal::Failed(Box::new(error)))
@@ -417,19 +452,18 @@ const fn progress_shape(progress: Progress) -> ProgressShape {
     }
 }
 
-const fn kind(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Test => "test-failover",
-        Mode::Unplanned => "failover",
-        Mode::Planned => "planned-failover",
-    }
-}
-
-const fn plan_kind(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Test => "plan-test-failover",
-        Mode::Unplanned => "plan-failover",
-        Mode::Planned => "plan-planned-failover",
+fn kind(spec: &JobSpec) -> &'static str {
+    match spec {
+        JobSpec::Failover(FailoverSpec { mode: Mode::Test, .. }) => "test-failover",
+        JobSpec::Failover(FailoverSpec { mode: Mode::Unplanned, .. }) => "failover",
+        JobSpec::Failover(FailoverSpec { mode: Mode::Planned, .. }) => "planned-failover",
+        JobSpec::Reprotect(_) => "reprotect",
+        JobSpec::Failback(_) => "failback",
+        JobSpec::Plan(plan) => match plan.mode {
+            Mode::Test => "plan-test-failover",
+            Mode::Unplanned => "plan-failover",
+            Mode::Planned => "plan-planned-failover",
+        },
     }
 }
 
@@ -488,6 +522,15 @@ const fn title(kind: StepKind) -> &'static str {
         StepKind::PlanManual => "manual action",
         StepKind::PlanMachines => "fail machines over",
         StepKind::PlanEnd => "end of the plan",
+        StepKind::BeginReprotect | StepKind::BeginFailback => "prerequisites check",
+        StepKind::TakeOverLog => "begin a line of history of the target",
+        StepKind::FollowTarget => "bring the log to the target",
+        StepKind::WriteBack => "write to the source while the target runs",
+        StepKind::StopTarget => "shut down the target",
+        StepKind::LastPoint => "make the last point of the target",
+        StepKind::WriteBackRest => "write the rest to the source",
+        StepKind::SwitchBack => "switch to the source",
+        StepKind::EndTarget => "remove the target",
     }
 }
 

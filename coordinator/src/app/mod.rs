@@ -19,6 +19,7 @@ mod points;
 mod rebuild;
 mod reclaim;
 mod scripts;
+mod reverse;
 mod sources;
 
 use std::{future::Future, net::SocketAddr, path::Path, sync::Arc, time::Duration};
@@ -43,23 +44,25 @@ use damage::{FailedReads, Repair};
 use data::DataFolder;
 use logs::Logs;
 use reclaim::{Reclaimer, SpaceFigures};
+use reverse::{Reverse, ReverseParts};
 
 use crate::{
     api::{self, ApiState, Peer, remote::Limits},
     authority::Authority,
-    catalog::{Catalog, SqliteCatalog},
+    catalog::{Catalog, SqliteCatalog, record::MachineState},
     compute::{
         image::writer::ImageWriter,
         nbd::{
             attach::NbdAttach,
             server::{DamageSink, Settings as NbdSettings},
         },
+        port::{Attach, Branches},
         vm::{MachineSettings, QemuMachines},
     },
     config::Settings,
     failover::{
         plans::failover::Services,
-        port::PointSource,
+        port::{PointSource, WayBack},
         runner::{Jobs, Parts},
     },
     groups::{
@@ -79,6 +82,7 @@ use crate::{
         frame_cache::FrameCache,
     },
     registry::{Registry, RegistryParts},
+    reverse::desk::Desk,
     store::{DiskRecovery, Store, StoreSettings},
 };
 
@@ -101,6 +105,7 @@ struct Running {
     ingest: Ingest,
     state: ApiState,
     space: Arc<SpaceFigures>,
+    reverse: Arc<Reverse>,
 }
 
 /// Runs the coordinator until `stop` resolves.
@@ -145,6 +150,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     let reclaiming = tokio::spawn(reclaimer.run(closing.clone()));
     let checking = tokio::spawn(Arc::clone(&running.checks).run(closing.clone()));
     let cutting = tokio::spawn(driver.run(closing.clone()));
+    let following = tokio::spawn(Arc::clone(&running.reverse).run(closing.clone()));
     let service = api::router(running.state.clone()).into_make_service_with_connect_info::<Peer>();
     let drained = closing.clone();
     let server = tokio::spawn(async move {
@@ -168,6 +174,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     reclaiming.await?;
     checking.await?;
     cutting.await?;
+    following.await?;
     finish(running).await;
     Ok(())
 }
@@ -217,9 +224,27 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
         damage: Arc::clone(&damage),
         checks: Arc::clone(&checks),
     });
+    let attach = Arc::new(attach(settings, data, Arc::clone(&failed_reads) as Arc<dyn DamageSink>)?);
+    let fenced = Arc::clone(&registry);
+    let is_fenced = move |machine| {
+        fenced.machine(machine).is_some_and(|status| {
+            status.lifecycle.is_fenced() && status.record.state != MachineState::Revoked
+        })
+    };
+    let desk = Arc::new(Desk::new(Arc::new(is_fenced), Arc::clone(&clock)));
+    let reverse = Reverse::new(ReverseParts {
+        registry: Arc::clone(&registry),
+        logs: Arc::clone(&logs),
+        points: Arc::clone(&points),
+        source: Arc::clone(&source) as Arc<dyn PointSource>,
+        branches: Arc::clone(&attach) as Arc<dyn Branches>,
+        desk: Arc::clone(&desk),
+        clock: Arc::clone(&clock),
+        entropy: Arc::clone(&entropy),
+    });
     let services = Services {
         points: Arc::clone(&source) as Arc<dyn PointSource>,
-        attach: Arc::new(attach(settings, data, Arc::clone(&failed_reads) as Arc<dyn DamageSink>)?),
+        attach: Arc::clone(&attach) as Arc<dyn Attach>,
         images: Arc::new(ImageWriter::new(settings.image_threads)),
         machines: Arc::new(QemuMachines::new(machine_settings(settings, data))),
         lifecycles: Arc::new(sources::RegistryLifecycles(Arc::clone(&registry))),
@@ -231,6 +256,7 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
             clock: Arc::clone(&clock),
         }),
         scripts: Arc::new(scripts::HostScripts),
+        way_back: Arc::clone(&reverse) as Arc<dyn WayBack>,
     };
     let jobs = Arc::new(
         Jobs::start(Parts {
@@ -242,6 +268,7 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
         .await
         .context("going on with jobs")?,
     );
+    let _set_once = reverse.jobs.set(Arc::downgrade(&jobs));
     sources::forget_lost_jobs(&registry, |job| jobs.watch(job).is_some()).await?;
     let (inbox, heard) = GroupInbox::new();
     registry.set_group_inbox(inbox);
@@ -264,6 +291,7 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
         store: Arc::new(IngestStore(Arc::clone(&logs.store))) as Arc<dyn FrameStore>,
         replica: Arc::new(Comparer { logs: Arc::clone(&logs), cache: FrameCache::new(COMPARE_CACHE_BYTES) })
             as Arc<dyn ReplicaComparer>,
+        write_back: desk,
     };
     let ingest = Ingest::start(
         &ingest_settings(settings),
@@ -282,6 +310,7 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
             registry: Arc::clone(&registry),
             failed_reads,
             checks: Arc::clone(&checks),
+            way_back: Arc::clone(&reverse) as Arc<dyn WayBack>,
         }),
         damage,
         checks: Arc::clone(&checks) as Arc<dyn api::port::StoreChecks>,
@@ -304,7 +333,7 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
         groups: book,
         group_cuts,
     };
-    Ok((Running { catalog, logs, checks, audits, jobs, ingest, state, space }, driver))
+    Ok((Running { catalog, logs, checks, audits, jobs, ingest, state, space, reverse }, driver))
 }
 
 fn machine_settings(settings: &Settings, data: &DataFolder) -> MachineSettings {

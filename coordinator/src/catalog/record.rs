@@ -399,6 +399,7 @@ pub const fn method_text(method: CutMethod) -> &'static str {
         CutMethod::Freeze => "freeze",
         CutMethod::QuietWindow => "quiet-window",
         CutMethod::Unchanged => "unchanged",
+        CutMethod::Held => "held",
     }
 }
 
@@ -409,6 +410,7 @@ pub fn parse_method(text: &str) -> Option<CutMethod> {
         "freeze" => Some(CutMethod::Freeze),
         "quiet-window" => Some(CutMethod::QuietWindow),
         "unchanged" => Some(CutMethod::Unchanged),
+        "held" => Some(CutMethod::Held),
         _ => None,
     }
 }

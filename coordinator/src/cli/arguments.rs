@@ -220,6 +220,32 @@ Examples:
         #[arg(long)]
         yes: bool,
     },
+    /// Protect a machine that runs at its target (after `commit`): points of it are made at the policy's interval, and it can
+    /// go back to its source
+    #[command(
+        after_help = "What the machine writes at its target goes into the same history as what it wrote at its source: every \
+        older point stays. Failovers with `--attach --writable` or `--vm` (without --stream) can be protected."
+    )]
+    Reprotect {
+        /// Name or id
+        machine: String,
+        /// Do not wait for the first point
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Bring a machine back to its source, with everything that it wrote at its target: what differs is written to the
+    /// source's disks while the machine runs, then it is stopped, the rest follows, and the source is the machine again
+    #[command(
+        after_help = "The source's agent must run, and nobody may use the disks there: unmount them, or boot the old machine from \
+        something else. `holdfast job cancel` goes back to the target at any step before the switch."
+    )]
+    Failback {
+        /// Name or id
+        machine: String,
+        /// Do not wait until it is done
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// List the jobs
     Jobs,
     /// Show, cancel, retry or continue a job

@@ -103,6 +103,22 @@ pub(crate) async fn change_point(
     finish(output, &job)
 }
 
+/// Re-protection and failback: jobs of a machine at its target.
+pub(crate) async fn way_back(
+    client: &Client,
+    output: Output,
+    machine: &str,
+    verb: &str,
+    no_wait: bool,
+) -> Result<(), Failure> {
+    let job: JobShape = client.post(&format!("/v1/machines/{}/{verb}", escape(machine)), &()).await?;
+    if no_wait {
+        return output.answer(&job, begun);
+    }
+    let job = watch(client, output, job).await?;
+    finish(output, &job)
+}
+
 /// Commit, cancel, resume: something happens to the machine, and it is told where it stands then.
 pub(crate) async fn verb(client: &Client, output: Output, machine: &str, verb: &str) -> Result<(), Failure> {
     let path = format!("/v1/machines/{}/{verb}", escape(machine));

@@ -100,6 +100,12 @@ async fn dispatch(command: Command, client: Client, output: Output) -> Result<()
         }
         Command::Commit { machine } => failover::verb(&client, output, &machine, "commit").await,
         Command::Cancel { machine } => failover::verb(&client, output, &machine, "cancel").await,
+        Command::Reprotect { machine, no_wait } => {
+            failover::way_back(&client, output, &machine, "reprotect", no_wait).await
+        }
+        Command::Failback { machine, no_wait } => {
+            failover::way_back(&client, output, &machine, "failback", no_wait).await
+        }
         Command::Resume { machine, yes } => failover::resume(&client, output, &machine, yes).await,
         Command::Jobs => failover::jobs(&client, output).await,
         Command::Job { command: JobCommand::Show { job, follow } } => {

@@ -75,7 +75,16 @@ pub struct Branch {
     flushing: Mutex<()>,
     /// A sync failed: nothing is known of what the file holds durably.
     failed: AtomicBool,
+    /// Nothing may be written any more. Changed only while the gate is held alone.
+    sealed: AtomicBool,
+    /// Blocks written since they were last taken, if somebody takes them: bit `n % 64` of word `n / 64`.
+    changed: Mutex<Option<Vec<u64>>>,
 }
+
+/// Writes to a branch wait while this lives.
+#[derive(Debug)]
+#[must_use = "writes go on when it is dropped"]
+pub struct HeldWrites<'branch>(#[expect(dead_code, reason = "held")] RwLockWriteGuard<'branch, ()>);
 
 /// A change was not made, or not made durable.
 #[derive(Debug, Error)]
@@ -109,6 +118,12 @@ pub enum WriteError {
     /// An earlier sync failed.
     #[error("an earlier sync of {} failed: what it holds durably is not known; restart the coordinator", path.display())]
     Failed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Its machine has gone back to its source.
+    #[error("{} takes no more writes: the machine is on its way back to its source, or there already", path.display())]
+    Sealed {
         /// The file.
         path: PathBuf,
     },
@@ -278,8 +293,60 @@ impl Branch {
     }
 
     fn new(path: &Path, file: File, base: Arc<dyn BlockView>, layout: Layout, map: Map) -> Self {
-        let (map, gate, flushing) = (RwLock::new(map), RwLock::default(), Mutex::default());
-        Self { path: path.into(), file, base, layout, map, gate, flushing, failed: AtomicBool::new(false) }
+        Self {
+            path: path.into(),
+            file,
+            base,
+            layout,
+            map: RwLock::new(map),
+            gate: RwLock::default(),
+            flushing: Mutex::default(),
+            failed: AtomicBool::new(false),
+            sealed: AtomicBool::new(false),
+            changed: Mutex::default(),
+        }
+    }
+
+    /// From now on the blocks that are written are remembered for [`take_changed`](Self::take_changed); what was remembered
+    /// before is forgotten.
+    pub fn track(&self) {
+        let words = usize::try_from(self.layout.map_bytes / 8).unwrap_or(usize::MAX);
+        *lock(&self.changed) = Some(vec![0; words]);
+    }
+
+    /// The blocks that were written since they were last taken, ascending and apart from each other. One whose write is
+    /// under way may be among them, and is there again once that is done: taken while [writes are held](Self::hold), they
+    /// and no others differ from what was read of the branch after they were taken before. Empty without
+    /// [`track`](Self::track).
+    #[must_use]
+    pub fn take_changed(&self) -> Vec<BlockRange> {
+        let mut changed = lock(&self.changed);
+        let mut taken: Vec<BlockRange> = Vec::new();
+        for (at, word) in changed.iter_mut().flatten().enumerate().filter(|(_, word)| **word != 0) {
+            let mut bits = std::mem::take(word);
+            while bits != 0 {
+                let from = bits.trailing_zeros();
+                let count = (bits >> from).trailing_ones();
+                let start = at as u64 * 64 + u64::from(from);
+                match taken.last_mut().filter(|last| last.end().0 == start) {
+                    Some(last) => last.count.0 += u64::from(count),
+                    None => taken.push(BlockRange::new(start, u64::from(count))),
+                }
+                bits &= (u64::MAX << from).checked_shl(count).unwrap_or(0);
+            }
+        }
+        taken
+    }
+
+    /// Has writes wait until the guard is dropped; none is under way when this returns. Blocks for as long as a write takes.
+    pub fn hold(&self) -> HeldWrites<'_> {
+        HeldWrites(self.gate.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From now on every write fails, or with `false` none does any more. None is under way when this returns.
+    pub fn seal(&self, sealed: bool) {
+        let _alone = self.hold();
+        self.sealed.store(sealed, Ordering::Release);
     }
 
     /// The blocks that were written, ascending and apart from each other. All others are as the view has them.
@@ -391,8 +458,18 @@ impl Branch {
         self.put(blocks, put)
     }
 
+    /// Called with the gate held, shared or alone.
     fn put(&self, blocks: BlockRange, put: impl FnOnce() -> io::Result<()>) -> Result<(), WriteError> {
-        put().and_then(|()| self.mark(blocks)).map_err(|error| self.io_failed(error))
+        if self.sealed.load(Ordering::Acquire) {
+            return Err(WriteError::Sealed { path: self.path.clone() });
+        }
+        let done = put().and_then(|()| self.mark(blocks));
+        // Behind the write, also behind one that failed half-way: who takes the blocks before it reads them old, and takes
+        // them again.
+        if let Some(changed) = lock(&self.changed).as_mut() {
+            set_bits(changed, blocks);
+        }
+        done.map_err(|error| self.io_failed(error))
     }
 
     /// Those of these blocks that are changed in part only and are not in the file: at most the first and the last.
@@ -561,6 +638,17 @@ fn read_words(file: &File, place: u64, layout: Layout) -> io::Result<Vec<u64>> {
     file.read_exact_at(&mut bytes, place)?;
     let (words, _none) = bytes.as_chunks::<8>();
     Ok(words.iter().map(|word| u64::from_le_bytes(*word)).collect())
+}
+
+fn set_bits(words: &mut [u64], blocks: BlockRange) {
+    let end = blocks.end().0;
+    for at in blocks.start.0 / 64..=(end - 1) / 64 {
+        let from = blocks.start.0.max(at * 64) - at * 64;
+        let count = end.min((at + 1) * 64) - at * 64 - from;
+        if let Some(word) = usize::try_from(at).ok().and_then(|at| words.get_mut(at)) {
+            *word |= (u64::MAX >> (64 - count)) << from;
+        }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

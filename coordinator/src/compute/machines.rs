@@ -3,8 +3,8 @@
 //! Owns the contract only; knows no hypervisor and no job. Whatever is made for a machine is made under the name that the
 //! caller gives (a job's id), and found again by it after a restart of the coordinator.
 //! Invariants of all implementations: every call may be repeated with the same arguments, also after it was interrupted
-//! anywhere, and then gives the same answer; [`Machines::destroy`] also follows calls that never ran or ran half; the disks
-//! that a machine is made of are only ever read: what it writes goes to overlays of its own.
+//! anywhere, and then gives the same answer; [`Machines::destroy`] also follows calls that never ran or ran half; disks
+//! that are served read-only are only ever read: what the machine writes goes to overlays of its own.
 //!
 //! ```text
 //!   absent --define--> defined --start--> running --power_off--> defined --destroy--> absent
@@ -34,9 +34,12 @@ pub struct MachineRequest {
     pub name: String,
     /// What it is, as its agent told last: processors, memory, firmware, network cards, order of disks.
     pub inventory: Inventory,
-    /// Its disks in the order of the point, served read-only for as long as the machine exists or until it was
+    /// Its disks in the order of the point, served for as long as the machine exists or until it was
     /// [streamed](Machines::stream). A restart of the coordinator interrupts that for some seconds.
     pub disks: Vec<Endpoint>,
+    /// Whether the machine writes to what is served. If not, what it writes goes to overlays of its own, and it can be
+    /// streamed.
+    pub writable: bool,
     /// Whether it must not reach the network of the real one: a test failover.
     pub isolated: bool,
     /// Networks of its cards by the names that they have at the source, `*` for any other: "user", "isolated" or a bridge's

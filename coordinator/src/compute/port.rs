@@ -19,7 +19,7 @@ use holdfast_common::ids::{DiskId, PointId};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::branch::Origin;
+use super::branch::{Branch, Origin};
 use crate::points::view::BlockView;
 
 /// A future of a contract that is used behind `dyn`.
@@ -66,6 +66,28 @@ pub trait Attach: fmt::Debug + Send + Sync {
 
     /// Ends serving, and gives up what was written. Nothing to do is success.
     fn discard(&self, name: String) -> BoxFuture<'_, Result<(), ComputeError>>;
+}
+
+/// A disk that is served for clients that write.
+#[derive(Clone, Debug)]
+pub struct ServedBranch {
+    /// The disk.
+    pub disk: DiskId,
+    /// What is written.
+    pub branch: Arc<Branch>,
+}
+
+/// What becomes of the disks that are served for clients that write.
+pub trait Branches: fmt::Debug + Send + Sync {
+    /// The branches that are served under this name, in the order of its disks; empty if nothing is, or read-only.
+    fn served(&self, name: String) -> BoxFuture<'_, Vec<ServedBranch>>;
+
+    /// How many clients are connected to what is served under this name.
+    fn clients(&self, name: String) -> BoxFuture<'_, usize>;
+
+    /// From now on every write to what is served under this name fails, also after a restart; or, with `false`, none does
+    /// any more. No write is under way when this returns.
+    fn seal(&self, name: String, sealed: bool) -> BoxFuture<'_, Result<(), ComputeError>>;
 }
 
 /// Formats of images. Persisted in jobs' logs: variants are only ever appended.

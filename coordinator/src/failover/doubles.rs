@@ -14,17 +14,17 @@ use holdfast_common::{
     frame::cut::Consistency,
     ids::{DiskId, JobId, MachineId, PointId},
     units::BlockRange,
-    wire::{Firmware, Inventory, Platform},
+    wire::{Firmware, Inventory, Platform, WrittenBack},
 };
 use tokio::sync::watch;
 
 use super::{
-    job::{JobSpec, StepKind},
+    job::{JobSpec, StepKind, WayBackSpec},
     log::Then,
     plans::failover::Services,
     port::{
         JobStore, LifecycleError, Lifecycles, LogRecord, PointSource, PointsError, ScriptRequest, Scripts,
-        SourceError, SourceFacts, Sources, StoreError,
+        SourceError, SourceFacts, Sources, StoreError, WayBack, WayBackError,
     },
     step::{Context, Outcome, Plan, Plans, Step, StepError},
 };
@@ -40,7 +40,7 @@ use crate::{
         selection::{Candidate, CandidateState},
         view::{BlockView, ViewError, ViewExtent},
     },
-    registry::lifecycle::{Lifecycle, LifecycleEvent},
+    registry::lifecycle::{Lifecycle, LifecycleEvent, Stage},
 };
 
 /// A store in memory that can die: from a chosen append on nothing is answered any more.
@@ -114,6 +114,8 @@ impl JobStore for MemoryStore {
 #[derive(Debug, Default)]
 pub(super) struct World {
     inner: Mutex<Things>,
+    /// Where the machine stood before the job.
+    before: Lifecycle,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -140,6 +142,22 @@ pub(super) struct Things {
     pub source: Source,
     /// Points that were served or shown by a machine, in order.
     pub shown: Vec<PointId>,
+    pub way: Way,
+}
+
+/// A target on its way back.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Way {
+    /// It is followed.
+    pub followed: bool,
+    /// It takes no more writes.
+    pub sealed: bool,
+    /// What the failover made is gone.
+    pub ended: bool,
+    /// Its points, and whether it could write no more when they were made.
+    pub points: BTreeMap<PointId, bool>,
+    /// What the source's disks hold.
+    pub source_holds: Option<PointId>,
 }
 
 impl Things {
@@ -168,6 +186,44 @@ impl World {
         self.inner.lock().unwrap()
     }
 
+    /// As it is before a job of this kind.
+    pub(super) fn where_begins(spec: &JobSpec) -> Self {
+        let WayBackSpec { machine, failover, .. } = match spec {
+            JobSpec::Failover(_) | JobSpec::Plan(_) => return Self::default(),
+            JobSpec::Reprotect(spec) | JobSpec::Failback(spec) => spec,
+        };
+        let (job, point) = (*failover, point(1));
+        let is_followed = matches!(spec, JobSpec::Failback(_));
+        let stage = if is_followed {
+            Stage::ProtectedReversed { job, point }
+        } else {
+            Stage::Committed { job, point }
+        };
+        let before = Lifecycle { stage, ..Lifecycle::default() };
+        let way = Way { followed: is_followed, ..Way::default() };
+        let things =
+            Things { lifecycles: [(*machine, before.clone())].into(), way, newest: 50, ..Things::default() };
+        Self { inner: Mutex::new(things), before }
+    }
+
+    /// Whether the machine is protected at its target.
+    pub(super) fn is_protected_there(&self) -> bool {
+        let things = self.things();
+        matches!(things.lifecycle().stage, Stage::ProtectedReversed { .. })
+            && things.way.followed
+            && !things.way.points.is_empty()
+    }
+
+    /// Whether the machine is back at its source, with all that its target wrote, and cannot run there too.
+    pub(super) fn is_back(&self) -> bool {
+        let things = self.things();
+        let complete = things.way.source_holds.and_then(|point| things.way.points.get(&point).copied());
+        things.lifecycle() == Lifecycle::default()
+            && complete == Some(true)
+            && (things.way.sealed || things.way.ended)
+            && things.leases.is_empty()
+    }
+
     /// What a crash of the coordinator takes away: the devices. Machines run on.
     pub(super) fn crash(&self) {
         self.things().served.clear();
@@ -181,8 +237,12 @@ impl World {
         things.stopped.retain(is_fenced);
     }
 
-    /// Whether nothing of any job is left.
+    /// Whether nothing of any job is left, or what cannot be taken back is whole.
     pub(super) fn is_clean(&self) -> bool {
+        self.is_as_before() || self.is_back()
+    }
+
+    fn is_as_before(&self) -> bool {
         let things = self.things();
         let made = things.served.is_empty()
             && things.branches.is_empty()
@@ -190,8 +250,10 @@ impl World {
             && things.machines.is_empty();
         made && things.running.is_empty()
             && things.leases.is_empty()
-            && things.lifecycles.values().all(|lifecycle| *lifecycle == Lifecycle::default())
+            && things.lifecycles.values().all(|lifecycle| *lifecycle == self.before)
             && things.stopped.is_empty()
+            && !things.way.sealed
+            && !things.way.ended
     }
 }
 
@@ -331,6 +393,83 @@ impl Attach for World {
             let mut things = self.things();
             things.served.remove(&name);
             things.branches.remove(&name);
+            Ok(())
+        })
+    }
+}
+
+impl WayBack for World {
+    fn check(&self, _machine: MachineId, _failover: JobId) -> BoxFuture<'_, Result<(), WayBackError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn begin(&self, _machine: MachineId, _failover: JobId) -> BoxFuture<'_, Result<(), WayBackError>> {
+        Box::pin(async {
+            self.things().way.followed = true;
+            Ok(())
+        })
+    }
+
+    fn point(
+        &self,
+        _machine: MachineId,
+        _failover: JobId,
+        _task: Arc<Task>,
+    ) -> BoxFuture<'_, Result<PointId, WayBackError>> {
+        Box::pin(async {
+            let mut things = self.things();
+            assert!(things.lifecycle().is_fenced(), "two write to one log");
+            if !things.way.followed {
+                return Err(WayBackError::Refused("it is not followed".into()));
+            }
+            things.newest += 1;
+            let (made, sealed) = (point(things.newest), things.way.sealed);
+            things.way.points.insert(made, sealed);
+            Ok(made)
+        })
+    }
+
+    fn clients(&self, _failover: JobId) -> BoxFuture<'_, usize> {
+        Box::pin(async { 0 })
+    }
+
+    fn seal(&self, _failover: JobId, sealed: bool) -> BoxFuture<'_, Result<(), WayBackError>> {
+        Box::pin(async move {
+            let mut things = self.things();
+            assert!(things.lifecycle().is_fenced(), "there are two machines");
+            things.way.sealed = sealed;
+            Ok(())
+        })
+    }
+
+    fn source_ready(&self, _machine: MachineId, _limit: Duration) -> BoxFuture<'_, Result<(), WayBackError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn write_back(
+        &self,
+        _machine: MachineId,
+        point: PointId,
+        _task: Arc<Task>,
+    ) -> BoxFuture<'_, Result<WrittenBack, WayBackError>> {
+        Box::pin(async move {
+            let mut things = self.things();
+            assert!(things.lifecycle().is_fenced(), "the machine's own disks are written to");
+            assert!(things.leases.iter().any(|(_, held)| *held == point), "written back without a lease");
+            things.way.source_holds = Some(point);
+            Ok(WrittenBack::default())
+        })
+    }
+
+    fn release(&self, _machine: MachineId) -> BoxFuture<'_, ()> {
+        Box::pin(async { self.things().way.followed = false })
+    }
+
+    fn end_target(&self, _failover: JobId) -> BoxFuture<'_, Result<(), WayBackError>> {
+        Box::pin(async {
+            let mut things = self.things();
+            assert!(!things.lifecycle().is_fenced(), "there is no machine any more");
+            things.way.ended = true;
             Ok(())
         })
     }

@@ -34,6 +34,22 @@ pub enum JobSpec {
     Failover(FailoverSpec),
     /// Run a recovery plan: a job of jobs.
     Plan(Box<PlanSpec>),
+    /// Protect a machine at its target: replicate the other way.
+    Reprotect(WayBackSpec),
+    /// Bring a machine back to its source, with what it wrote at its target.
+    Failback(WayBackSpec),
+}
+
+/// A way back of one machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WayBackSpec {
+    /// The machine.
+    pub machine: MachineId,
+    /// The failover that made it run at its target.
+    pub failover: JobId,
+    /// Whether a hypervisor runs it there.
+    #[serde(default)]
+    pub runs: bool,
 }
 
 /// A failover of one machine.
@@ -102,6 +118,7 @@ impl JobSpec {
     pub fn machine(&self) -> Option<MachineId> {
         match self {
             Self::Failover(spec) => Some(spec.machine),
+            Self::Reprotect(spec) | Self::Failback(spec) => Some(spec.machine),
             Self::Plan(_) => None,
         }
     }
@@ -110,7 +127,7 @@ impl JobSpec {
     #[must_use]
     pub fn plan(&self) -> Option<&PlanSpec> {
         match self {
-            Self::Failover(_) => None,
+            Self::Failover(_) | Self::Reprotect(_) | Self::Failback(_) => None,
             Self::Plan(spec) => Some(spec),
         }
     }
@@ -156,6 +173,26 @@ pub enum StepKind {
     PlanMachines,
     /// What the plan itself held is given back.
     PlanEnd,
+    /// Whether a target can be protected; from then on the machine is this job's.
+    BeginReprotect,
+    /// Begin a line of history of the target's own.
+    TakeOverLog,
+    /// Bring the log to what the target has, and make its first point.
+    FollowTarget,
+    /// Whether the machine can go back to its source; from then on it is this job's.
+    BeginFailback,
+    /// Bring the source's disks to a point of the target while that runs.
+    WriteBack,
+    /// The target writes no more.
+    StopTarget,
+    /// Its last point.
+    LastPoint,
+    /// Bring the source's disks to the last point.
+    WriteBackRest,
+    /// The source becomes the machine.
+    SwitchBack,
+    /// Remove what the failover made.
+    EndTarget,
 }
 
 /// What a step found or made, for the steps after it and the operator.
@@ -207,6 +244,17 @@ pub enum Output {
     Members {
         /// Each of them.
         members: Vec<MemberOutcome>,
+    },
+    /// The source's disks hold a point of the target.
+    WrittenBack {
+        /// The point.
+        point: PointId,
+        /// Bytes that were compared.
+        compared_bytes: u64,
+        /// Bytes that were written.
+        written_bytes: u64,
+        /// Bytes that were sent for that.
+        sent_bytes: u64,
     },
 }
 

@@ -23,8 +23,6 @@ pub mod plans;
 pub mod children;
 // Recovery plans: the file, the order, and what is frozen of it into a job.
 pub mod plan;
-// What a failback has to move.
-pub mod way_back;
 
 #[cfg(test)]
 mod doubles;

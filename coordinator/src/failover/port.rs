@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 use holdfast_common::{
     clock::Timestamp,
     ids::{JobId, MachineId, PointId},
-    wire::Inventory,
+    wire::{Inventory, WrittenBack},
 };
 use thiserror::Error;
 
@@ -240,6 +240,68 @@ pub enum PointsError {
     /// Asked to end.
     #[error("cancelled")]
     Cancelled,
+    /// Something failed below.
+    #[error("cannot {action}")]
+    Failed {
+        /// What was tried.
+        action: &'static str,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// The way back from a target to its source.
+pub trait WayBack: fmt::Debug + Send + Sync {
+    /// Whether what a failover made can be followed: its disks are served for writing, and all of them are protected.
+    fn check(&self, machine: MachineId, failover: JobId) -> BoxFuture<'_, Result<(), WayBackError>>;
+
+    /// Begins a new line of history of the machine's disks, whose writer is the coordinator.
+    fn begin(&self, machine: MachineId, failover: JobId) -> BoxFuture<'_, Result<(), WayBackError>>;
+
+    /// Makes a point of what the target's disks hold now; it is durable and listed when this returns. Reports to `task`, and
+    /// ends soon when that is cancelled.
+    fn point(
+        &self,
+        machine: MachineId,
+        failover: JobId,
+        task: Arc<Task>,
+    ) -> BoxFuture<'_, Result<PointId, WayBackError>>;
+
+    /// How many clients use the target's disks.
+    fn clients(&self, failover: JobId) -> BoxFuture<'_, usize>;
+
+    /// The target's disks take no more writes, also after a restart; or, with `false`, take them again.
+    fn seal(&self, failover: JobId, sealed: bool) -> BoxFuture<'_, Result<(), WayBackError>>;
+
+    /// Waits until the source stands by to be written to.
+    fn source_ready(&self, machine: MachineId, limit: Duration) -> BoxFuture<'_, Result<(), WayBackError>>;
+
+    /// Brings the source's disks to a point; durable there when this returns. Reports to `task`, and ends soon when that is
+    /// cancelled. A repetition goes on from what is there.
+    fn write_back(
+        &self,
+        machine: MachineId,
+        point: PointId,
+        task: Arc<Task>,
+    ) -> BoxFuture<'_, Result<WrittenBack, WayBackError>>;
+
+    /// Follows the target no more, until it is begun again. Nothing is written to the machine's logs when this returns.
+    fn release(&self, machine: MachineId) -> BoxFuture<'_, ()>;
+
+    /// Ends what a failover made. Ended already is success.
+    fn end_target(&self, failover: JobId) -> BoxFuture<'_, Result<(), WayBackError>>;
+}
+
+/// Why the way back does not go on. The text says what to do.
+#[derive(Debug, Error)]
+pub enum WayBackError {
+    /// Asked to end.
+    #[error("cancelled")]
+    Cancelled,
+    /// Not possible as it is.
+    #[error("{0}")]
+    Refused(String),
     /// Something failed below.
     #[error("cannot {action}")]
     Failed {

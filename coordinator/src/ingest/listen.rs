@@ -14,7 +14,7 @@ use holdfast_common::{
     clock::Clock,
     entropy::Entropy,
     ids::MachineId,
-    wire::{ALPN_ENROL, Refusal, RefusalCode},
+    wire::{ALPN_ENROL, ALPN_WRITE_BACK, Refusal, RefusalCode},
 };
 use quinn::{
     Connection, Endpoint, Incoming, ServerConfig, TokioRuntime, TransportConfig, VarInt,
@@ -35,6 +35,7 @@ use super::{
     reset,
     seats::Seats,
     verify::VerifyPool,
+    write_back,
 };
 use crate::authority::{Authority, AuthorityError};
 
@@ -238,19 +239,36 @@ async fn serve(door: Arc<Door>, incoming: Incoming) {
             tokio::time::timeout(enrolment::EXCHANGE_MAX * 2, door.enrolments.serve(connection)).await;
         return;
     }
+    if protocol(&connection).as_deref() == Some(ALPN_WRITE_BACK) {
+        return match identified(&door.hall, &connection).await {
+            Ok(machine) => write_back::serve(&door.hall, &connection, machine).await,
+            Err(refusal) => refuse(&connection, &refusal),
+        };
+    }
     match admitted(&door.hall, &connection).await {
         Ok((machine, serial)) => connection::run(Arc::clone(&door.hall), connection, machine, serial).await,
         Err(refusal) => refuse(&connection, &refusal),
     }
 }
 
+/// Whose certificate it is, fenced or not.
+async fn identified(hall: &Hall, connection: &Connection) -> Result<MachineId, Refusal> {
+    let (machine, serial) = certified(hall, connection)?;
+    hall.ports.directory.admit_fenced(machine, serial).await.map_err(enrolment::told)?;
+    Ok(machine)
+}
+
 async fn admitted(hall: &Hall, connection: &Connection) -> Result<(MachineId, CertificateSerial), Refusal> {
+    let (machine, serial) = certified(hall, connection)?;
+    hall.ports.directory.admit(machine, serial).await.map_err(enrolment::told)?;
+    Ok((machine, serial))
+}
+
+fn certified(hall: &Hall, connection: &Connection) -> Result<(MachineId, CertificateSerial), Refusal> {
     let certificates =
         connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
     let certificate = certificates.as_ref().and_then(|chain| chain.first()).map(AsRef::as_ref);
-    let (machine, serial) = admit::identify(certificate, hall.clock.wall())?;
-    hall.ports.directory.admit(machine, serial).await.map_err(enrolment::told)?;
-    Ok((machine, serial))
+    admit::identify(certificate, hall.clock.wall())
 }
 
 fn refuse(connection: &Connection, refusal: &Refusal) {

@@ -20,5 +20,6 @@ mod connection;
 mod control;
 mod receive;
 mod prepare;
+mod write_back;
 
 pub use listen::{Ingest, IngestError, IngestSettings};

@@ -16,7 +16,7 @@ use holdfast_common::{
     token::TokenHash,
     wire::{
         Assignment, AuditAnswer, CutVoided, DiskReport, GroupAnswer, Hello, Inventory, Refusal, ScanAnswer,
-        ScanQuestion, SourceAnswer, TrustLoss,
+        ScanQuestion, SourceAnswer, TrustLoss, WriteBackReply, WriteBackRequest,
     },
 };
 use thiserror::Error;
@@ -34,7 +34,18 @@ pub struct Ports {
     pub store: Arc<dyn FrameStore>,
     /// Comparison with the replica.
     pub replica: Arc<dyn ReplicaComparer>,
+    /// The way back to fenced sources.
+    pub write_back: Arc<dyn WriteBackDesk>,
 }
+
+/// What fenced sources ask while their disks are written back.
+pub trait WriteBackDesk: fmt::Debug + Send + Sync + 'static {
+    /// Answers a question of a machine whose certificate was admitted. One for work waits some seconds at most.
+    fn answer(&self, machine: MachineId, request: WriteBackRequest) -> WriteBackFuture<'_>;
+}
+
+/// What a [`WriteBackDesk`] answers.
+pub type WriteBackFuture<'a> = Pin<Box<dyn Future<Output = WriteBackReply> + Send + 'a>>;
 
 /// Who may connect, and what they are to protect.
 pub trait Directory: fmt::Debug + Send + Sync + 'static {
@@ -55,6 +66,13 @@ pub trait Directory: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// Refused with `REVOKED` or `UNAUTHORIZED`.
     fn admit(&self, machine: MachineId, serial: CertificateSerial) -> PortFuture<'_, ()>;
+
+    /// Whether this certificate may open a connection for the way back: as for [`admit`](Self::admit), but that the machine
+    /// may be fenced.
+    ///
+    /// # Errors
+    /// Refused with `REVOKED` or `UNAUTHORIZED`.
+    fn admit_fenced(&self, machine: MachineId, serial: CertificateSerial) -> PortFuture<'_, ()>;
 
     /// Records a renewed certificate durably, before it is handed out.
     ///

@@ -66,6 +66,13 @@ impl Directory for Registry {
         Box::pin(async move {
             self.not_revoked(machine)?;
             self.not_fenced(machine)?;
+            self.admit_fenced(machine, serial).await
+        })
+    }
+
+    fn admit_fenced(&self, machine: MachineId, serial: CertificateSerial) -> PortFuture<'_, ()> {
+        Box::pin(async move {
+            self.not_revoked(machine)?;
             let found = self.catalog.certificate(serial.0.to_vec()).await;
             match found.map_err(failed("the look-up of a certificate"))? {
                 Some(row) if row.machine == machine && row.revoked_at.is_none() => Ok(()),

@@ -330,6 +330,18 @@ impl Registry {
         self.new_generation("coordinator", known, reason).await.map(drop)
     }
 
+    /// Begins a new line of history of all protected disks of a fenced machine, whose writer is the coordinator.
+    ///
+    /// # Errors
+    /// The catalog fails.
+    pub async fn take_over(&self, machine: MachineId, reason: String) -> Result<(), RegistryError> {
+        let _one_at_a_time = self.changing.lock().await;
+        for disk in self.protected_disks(machine) {
+            self.new_generation("coordinator", disk.record, reason.clone()).await?;
+        }
+        Ok(())
+    }
+
     /// Begins a new line of history of a disk.
     pub(super) async fn new_generation(
         &self,

@@ -73,6 +73,8 @@ pub(super) fn control_message(bytes: &[u8]) {
     let _ = codec::decode::<wire::DataStreamStart>(bytes);
     let _ = codec::decode::<wire::EnrolRequest>(bytes);
     let _ = codec::decode::<wire::EnrolReply>(bytes);
+    let _ = codec::decode::<wire::WriteBackRequest>(bytes);
+    let _ = codec::decode::<wire::WriteBackReply>(bytes);
 }
 
 /// A control stream of either direction.

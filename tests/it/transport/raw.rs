@@ -14,8 +14,8 @@ use holdfast_common::{
     tls::{self, COORDINATOR_NAME, MachineKey},
     units::BlockRange,
     wire::{
-        AgentMessage, CoordinatorMessage, DataStreamStart, Hello, MessageBuffer, RefusalCode, Welcome,
-        envelope,
+        ALPN_SESSION, AgentMessage, CoordinatorMessage, DataStreamStart, Hello, MessageBuffer, RefusalCode,
+        Welcome, envelope,
     },
 };
 use holdfast_tests::transport::{TransportSite, inventory};
@@ -62,7 +62,7 @@ pub(super) async fn connect_with(tls: rustls::ClientConfig, address: SocketAddr)
 pub(super) async fn connect(site: &TransportSite, identity: &Identity) -> Result<Connection> {
     let key = MachineKey::from_pkcs8(&identity.key)?;
     let clock = Arc::new(site.clock.clone());
-    let tls = tls::session_client(clock, &identity.authority, &identity.certificate, &key)?;
+    let tls = tls::session_client(clock, &identity.authority, &identity.certificate, &key, ALPN_SESSION)?;
     connect_with(tls, site.address()).await
 }
 

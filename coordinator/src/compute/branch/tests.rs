@@ -281,3 +281,50 @@ fn the_bytes_of_the_file_are_those_of_version_1() {
     assert_eq!(fs::read(&site.path).unwrap()[8200], 2);
     assert_eq!(Layout::of(0).data(), 4096, "a disk of no bytes");
 }
+
+#[test]
+fn what_was_written_since_it_was_taken_is_told_once() {
+    let site = Site::new();
+    let branch = site.open(Some(0)).unwrap();
+    branch.write(0, &[1; BLOCK_BYTES]).unwrap();
+    assert_eq!(branch.take_changed(), [], "nobody asked for it");
+    branch.track();
+    let at = |block: usize| (block * BLOCK_BYTES) as u64;
+    branch.write(at(63) + 100, &[2; BLOCK_BYTES]).unwrap();
+    branch.write_zeroes(at(128), 3 * BLOCK_BYTES as u64, false).unwrap();
+    // Written before, and again.
+    branch.write(0, &[3; 10]).unwrap();
+    let ranges = [BlockRange::new(0, 1), BlockRange::new(63, 2), BlockRange::new(128, 3)];
+    assert_eq!(branch.take_changed(), ranges);
+    assert_eq!(branch.take_changed(), []);
+    branch.write(0, &[4; 64 * BLOCK_BYTES]).unwrap();
+    branch.write((SIZE - 1) as u64, &[5]).unwrap();
+    assert_eq!(branch.take_changed(), [BlockRange::new(0, 64), BlockRange::new(150, 1)]);
+}
+
+#[test]
+fn a_write_waits_while_writes_are_held_and_fails_once_it_is_sealed() {
+    let site = Site::new();
+    let branch = Arc::new(site.open(Some(0)).unwrap());
+    branch.track();
+    let held = branch.hold();
+    let (writing, begun) = (Arc::clone(&branch), Arc::new(std::sync::Barrier::new(2)));
+    let began = Arc::clone(&begun);
+    let writer = std::thread::spawn(move || {
+        began.wait();
+        writing.write(0, &[1; BLOCK_BYTES])
+    });
+    begun.wait();
+    for _ in 0..1000 {
+        std::thread::yield_now();
+    }
+    assert_eq!((branch.take_changed(), content(&branch)[0]), (Vec::new(), Known::new().bytes[0]));
+    drop(held);
+    writer.join().unwrap().unwrap();
+    assert_eq!(branch.take_changed(), [BlockRange::new(0, 1)]);
+    branch.seal(true);
+    assert!(matches!(branch.write(0, &[2; BLOCK_BYTES]), Err(WriteError::Sealed { .. })));
+    assert_eq!((branch.take_changed(), content(&branch)[0]), (Vec::new(), 1));
+    branch.seal(false);
+    branch.write(0, &[2; BLOCK_BYTES]).unwrap();
+}

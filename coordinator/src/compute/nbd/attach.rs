@@ -1,6 +1,7 @@
 //! `Attach` over NBD: one unix socket per name, one export per disk.
 //!
-//! Owns the running servers, their sockets' folder and that of branches: `NAME/DISK.branch` of each that is written to. Does not know jobs: names come from the caller.
+//! Owns the running servers, their sockets' folder and that of branches: `NAME/DISK.branch` of each that is written to, and
+//! `NAME/sealed` once they take no more writes. Does not know jobs: names come from the caller.
 //! Invariant: a name is served by at most one server; a repeated attach gives the same endpoints.
 //! Limit: a socket's path has at most `SOCKET_PATH_BYTES_MAX` bytes.
 
@@ -23,7 +24,7 @@ use super::{
 use crate::{
     compute::{
         branch::{Branch, Origin},
-        port::{Attach, BoxFuture, ComputeError, DiskView, Endpoint},
+        port::{Attach, BoxFuture, Branches, ComputeError, DiskView, Endpoint, ServedBranch},
     },
     points::{
         read_ahead::ReadAhead,
@@ -45,6 +46,7 @@ pub struct NbdAttach {
 struct Served {
     endpoints: Vec<Endpoint>,
     handles: Vec<ExportHandle>,
+    branches: Vec<ServedBranch>,
     /// Ends listening when dropped.
     _listening: Listening,
 }
@@ -72,7 +74,10 @@ impl NbdAttach {
             made.map_err(|source| cannot("make the folder", &folder, source))?;
             // Where it cannot be read, what was not flushed counts as lost.
             let boot = std::fs::read_to_string(BOOT_ID).unwrap_or_default();
-            Branch::open(&path, origin, base, boot.trim())
+            let branch = Branch::open(&path, origin, base, boot.trim())?;
+            let mark = folder.join(SEALED);
+            branch.seal(mark.try_exists().map_err(|source| cannot("look for", &mark, source))?);
+            Ok(branch)
         });
         let opened = opened.await.map_err(|error| ComputeError::Invalid { detail: error.to_string() })?;
         opened.map(Arc::new)
@@ -103,7 +108,7 @@ impl NbdAttach {
         let path = self.socket_path(name)?;
         let alarm = Named { attachment: name.to_owned(), alarm: Arc::clone(&self.alarm) };
         let server = NbdServer::new(self.settings.clone(), Arc::new(alarm));
-        let (mut handles, mut endpoints) = (Vec::new(), Vec::new());
+        let (mut handles, mut endpoints, mut branches) = (Vec::new(), Vec::new(), Vec::new());
         for disk in disks {
             if !is_plain(&disk.name) {
                 return Err(ComputeError::Invalid {
@@ -119,6 +124,7 @@ impl NbdAttach {
                 None => server.export(&disk.name, &text, view),
                 Some(origin) => {
                     let branch = self.branch(name, &disk.name, view, origin).await?;
+                    branches.push(ServedBranch { disk: disk.disk, branch: Arc::clone(&branch) });
                     server.export_writable(&disk.name, &text, branch)
                 }
             };
@@ -143,7 +149,7 @@ impl NbdAttach {
                 );
             }
         }
-        Ok(Served { endpoints, handles, _listening: listening })
+        Ok(Served { endpoints, handles, branches, _listening: listening })
     }
 }
 
@@ -207,6 +213,53 @@ impl Attach for NbdAttach {
     }
 }
 
+impl Branches for NbdAttach {
+    fn served(&self, name: String) -> BoxFuture<'_, Vec<ServedBranch>> {
+        Box::pin(async move {
+            self.served.lock().await.get(&name).map(|served| served.branches.clone()).unwrap_or_default()
+        })
+    }
+
+    fn clients(&self, name: String) -> BoxFuture<'_, usize> {
+        Box::pin(async move {
+            let served = self.served.lock().await;
+            let handles = served.get(&name).map(|served| served.handles.as_slice()).unwrap_or_default();
+            handles.iter().map(ExportHandle::clients).sum()
+        })
+    }
+
+    fn seal(&self, name: String, sealed: bool) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(async move {
+            let branches = self.served(name.clone()).await;
+            if !is_plain(&name) {
+                return Ok(());
+            }
+            let folder = self.branches.join(name);
+            let sealing = tokio::task::spawn_blocking(move || {
+                let mark = folder.join(SEALED);
+                // Before the branches when it begins and after them when it ends: a restart in between errs towards sealed.
+                if sealed {
+                    holdfast_common::durable::replace(&mark, b"", holdfast_common::durable::MODE_PRIVATE)
+                        .map_err(|source| cannot("write", &mark, source))?;
+                }
+                for served in branches {
+                    served.branch.seal(sealed);
+                }
+                if sealed {
+                    return Ok(());
+                }
+                match std::fs::remove_file(&mark) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        Err(cannot("remove", &mark, error))
+                    }
+                    _ => Ok(()),
+                }
+            });
+            sealing.await.map_err(|error| ComputeError::Invalid { detail: error.to_string() })?
+        })
+    }
+}
+
 fn cannot(action: &'static str, path: &Path, source: io::Error) -> ComputeError {
     ComputeError::Io { action, path: path.into(), source }
 }
@@ -219,6 +272,8 @@ fn is_plain(name: &str) -> bool {
 
 /// What the system allows (`sun_path` with its closing zero).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// Stands beside branches that take no more writes.
+const SEALED: &str = "sealed";
 /// Identity of the system's present boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Names of disks and sockets.

@@ -370,6 +370,14 @@ pub struct ExportHandle {
 }
 
 impl ExportHandle {
+    /// Clients that are connected.
+    #[must_use]
+    pub fn clients(&self) -> usize {
+        let exports = self.inner.exports();
+        let connections = exports.get(&self.name).map(|export| export.connections.values());
+        connections.map_or(0, |all| all.filter(|connection| connection.strong_count() > 0).count())
+    }
+
     /// Ends the export: new clients are refused, connections are broken off. When this returns, the view is free.
     /// Cancel safe: the export is ended all the same.
     pub async fn remove(mut self) {

@@ -275,6 +275,7 @@ impl Connection {
         let number = match error {
             WriteError::NoSpace { .. } => error::NO_SPACE,
             WriteError::BeyondEnd { .. } => error::INVALID,
+            WriteError::Sealed { .. } => error::PERMISSION,
             WriteError::View(_) | WriteError::Io { .. } | WriteError::Failed { .. } => error::IO,
         };
         self.send_simple(request.cookie, number)

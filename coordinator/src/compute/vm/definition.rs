@@ -130,7 +130,7 @@ pub struct Definition {
     pub remarks: Vec<String>,
 }
 
-/// A disk: an overlay over what the coordinator serves.
+/// A disk: what the coordinator serves, or an overlay over it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
     /// Its name for people.
@@ -141,6 +141,9 @@ pub struct Disk {
     pub served: String,
     /// Size in bytes.
     pub size_bytes: u64,
+    /// Whether the machine writes to what is served, instead of to an overlay.
+    #[serde(default)]
+    pub writable: bool,
 }
 
 /// A network card.
@@ -271,7 +274,8 @@ impl Definition {
                 "an IDE controller has four disks at most; set disk_model in its hardware file".to_owned()
             );
         }
-        let disks = request.disks.iter().map(|disk| served(disk, inventory, disk_model)).collect();
+        let disk = |disk| Disk { writable: request.writable, ..served(disk, inventory, disk_model) };
+        let disks = request.disks.iter().map(disk).collect();
         Ok(Self {
             name: request.name.clone(),
             processors,
@@ -346,6 +350,15 @@ impl Definition {
             DiskModel::Virtio | DiskModel::Nvme | DiskModel::Ide => {}
         }
         for (number, disk) in self.disks.iter().enumerate() {
+            if disk.writable {
+                let node = serde_json::json!({
+                    "driver": "raw", "node-name": format!("disk{number}"), "discard": "unmap",
+                    "file": served_node(&disk.served),
+                });
+                arguments.pair("-blockdev", node.to_string());
+                self.device_arguments(number, disk, arguments);
+                continue;
+            }
             let backing = if backed.get(number).copied().unwrap_or(true) {
                 let served = serde_json::json!({
                     "driver": "raw", "node-name": format!("base{number}"), "read-only": true,
@@ -361,24 +374,28 @@ impl Definition {
                 "file": {"driver": "file", "filename": files.overlay(number), "discard": "unmap"},
             });
             arguments.pair("-blockdev", overlay.to_string());
-            let device = match self.disk_model {
-                DiskModel::Virtio => "virtio-blk-pci".to_owned(),
-                DiskModel::Nvme => "nvme".to_owned(),
-                DiskModel::VirtioScsi | DiskModel::Pvscsi | DiskModel::Lsi => {
-                    format!("scsi-hd,bus=disks.0,scsi-id={number}")
-                }
-                DiskModel::Sata => format!("ide-hd,bus=disks.{number}"),
-                DiskModel::Ide => format!("ide-hd,bus=ide.{},unit={}", number / 2, number % 2),
-            };
-            let serial = disk.serial.replace(',', ",,");
-            let serial = if serial.is_empty() { format!("holdfast{number}") } else { serial };
-            // A read that cannot be answered now stops the machine until it can, rather than failing in the guest.
-            let errors = if self.disk_model == DiskModel::Nvme { "" } else { ",rerror=stop,werror=stop" };
-            arguments.pair(
-                "-device",
-                format!("{device},drive=disk{number},serial={serial},bootindex={}{errors}", number + 1),
-            );
+            self.device_arguments(number, disk, arguments);
         }
+    }
+
+    fn device_arguments(&self, number: usize, disk: &Disk, arguments: &mut Arguments) {
+        let device = match self.disk_model {
+            DiskModel::Virtio => "virtio-blk-pci".to_owned(),
+            DiskModel::Nvme => "nvme".to_owned(),
+            DiskModel::VirtioScsi | DiskModel::Pvscsi | DiskModel::Lsi => {
+                format!("scsi-hd,bus=disks.0,scsi-id={number}")
+            }
+            DiskModel::Sata => format!("ide-hd,bus=disks.{number}"),
+            DiskModel::Ide => format!("ide-hd,bus=ide.{},unit={}", number / 2, number % 2),
+        };
+        let serial = disk.serial.replace(',', ",,");
+        let serial = if serial.is_empty() { format!("holdfast{number}") } else { serial };
+        // A read that cannot be answered now stops the machine until it can, rather than failing in the guest.
+        let errors = if self.disk_model == DiskModel::Nvme { "" } else { ",rerror=stop,werror=stop" };
+        arguments.pair(
+            "-device",
+            format!("{device},drive=disk{number},serial={serial},bootindex={}{errors}", number + 1),
+        );
     }
 }
 
@@ -409,7 +426,8 @@ fn served(disk: &Endpoint, inventory: &Inventory, model: DiskModel) -> Disk {
     if model == DiskModel::Virtio {
         serial.truncate(VIRTIO_SERIAL_MAX);
     }
-    Disk { name: disk.name.clone(), serial, served: disk.uri.clone(), size_bytes: disk.size_bytes }
+    let (name, served, size_bytes) = (disk.name.clone(), disk.uri.clone(), disk.size_bytes);
+    Disk { name, serial, served, size_bytes, writable: false }
 }
 
 fn cards(

@@ -1,8 +1,9 @@
 //! Machines of recovery points in QEMU on this host.
 //!
 //! Owns processes, overlays and their folders; QEMU's own programs do the rest. A machine reads its disks from what the
-//! coordinator serves over NBD, and writes to overlays of its own, so it runs at once, whatever the size of its disks; behind its
-//! back the rest can be copied into the overlays ([`Machines::stream`]), and then it needs the coordinator no more.
+//! coordinator serves over NBD, so it runs at once, whatever the size of its disks. It writes there too, if that is served for
+//! writing; or else to overlays of its own, into which the rest can be copied behind its back ([`Machines::stream`]), and then it
+//! needs the coordinator no more.
 //! QEMU is a process of its own session and outlives the coordinator, which finds it again by the folder named after its owner;
 //! reads wait meanwhile. (Under systemd that takes `KillMode=process` in the coordinator's unit.)
 //!
@@ -181,7 +182,7 @@ impl QemuMachines {
                 move |source| ComputeError::Io { action, path, source }
             };
             fs::create_dir_all(&files.folder).map_err(io("create", &files.folder))?;
-            for (number, disk) in definition.disks.iter().enumerate() {
+            for (number, disk) in definition.disks.iter().enumerate().filter(|(_, disk)| !disk.writable) {
                 let overlay = files.overlay(number).display().to_string();
                 let size = disk.size_bytes.to_string();
                 // Not opened now: the served disk is read when the machine starts.
@@ -212,8 +213,8 @@ impl QemuMachines {
                 let _none_is_fine = fs::remove_file(stale);
             }
             let mut backed = Vec::with_capacity(definition.disks.len());
-            for number in 0..definition.disks.len() {
-                backed.push(is_backed(&files.overlay(number)).await?);
+            for (number, disk) in definition.disks.iter().enumerate() {
+                backed.push(!disk.writable && is_backed(&files.overlay(number)).await?);
             }
             let arguments = definition.arguments(&files, &backed);
             tracing::info!(owner, arguments = arguments.join(" "), "a machine starts");

@@ -20,7 +20,7 @@ impl Services {
     pub(super) async fn serve(&self, context: &Context, begins: bool) -> Result<Vec<Endpoint>, StepError> {
         let (point, disks) = self.open(context).await?;
         let origin = Origin { point, turn: begins.then_some(context.job.changes) };
-        let writable = matches!(spec(context)?.target, Target::Branch).then_some(origin);
+        let writable = is_branch(context)?.then_some(origin);
         let attached = self.attach.attach(context.job.id.to_string(), disks, writable).await;
         attached.map_err(compute_failed)
     }
@@ -28,6 +28,12 @@ impl Services {
     pub(super) async fn end_serving(&self, context: &Context) -> Result<(), StepError> {
         self.attach.detach(context.job.id.to_string()).await.map_err(compute_failed)
     }
+}
+
+/// Whether what the target writes goes to branches of the point, which can be protected and lead back. A machine that is moved to
+/// images of its own writes there.
+pub(super) fn is_branch(context: &Context) -> Result<bool, StepError> {
+    Ok(matches!(spec(context)?.target, Target::Branch | Target::Machine { stream: false }))
 }
 
 /// Serves the disks, under the job's id.

@@ -20,7 +20,7 @@
 //! | write-images | images; goes on where it stopped | removes those it made | hold |
 //! | switch | the source is fenced; planned: only if it has proved that the point has everything | lets it in again | hold; planned: undo |
 //! | attach | devices, and of writable ones what is written to them, until undone; again after a restart | ends them, gives that up | hold |
-//! | define-machine | devices, overlays, a definition | removes them | hold |
+//! | define-machine | devices, branches or overlays, a definition | removes them, gives up what is in them | hold |
 //! | start-machine | the machine runs; again after a restart | stops it | hold |
 //! | verify | nothing | nothing | hold |
 //! | move-machine | the machine's own images | with the definition | hold |
@@ -38,10 +38,12 @@ use holdfast_common::ids::{MachineId, PointId};
 
 use super::{
     devices::{AttachDisks, WriteImages},
+    failback,
     machine::{DefineMachine, MoveMachine, StartMachine, Verify},
     plan::{PlanCheck, PlanEnd, PlanManual, PlanScript},
     plan_machines::PlanMachines,
     point::{ProcessPoint, ReleasePoint, SelectPoint},
+    reprotect,
     source::{StopSource, Synchronize},
     switch::{Check, Switch},
 };
@@ -54,7 +56,7 @@ use crate::{
         job::{FailoverSpec, JobSpec, Mode, StepKind, Target},
         log::Then,
         plan::{Member, PlanSpec},
-        port::{LifecycleError, Lifecycles, PointSource, PointsError, Scripts, Sources},
+        port::{LifecycleError, Lifecycles, PointSource, PointsError, Scripts, Sources, WayBack},
         step::{Context, Plan, Plans, Step, StepError},
     },
     points::selection::{self, Choice, Selection},
@@ -78,6 +80,8 @@ pub struct Services {
     pub sources: Arc<dyn Sources>,
     /// Programs of plans.
     pub scripts: Arc<dyn Scripts>,
+    /// The way back to them.
+    pub way_back: Arc<dyn WayBack>,
 }
 
 impl Plans for Services {
@@ -85,6 +89,8 @@ impl Plans for Services {
         let spec = match spec {
             JobSpec::Failover(spec) => spec,
             JobSpec::Plan(spec) => return plan_of(spec),
+            JobSpec::Reprotect(_) => return Plan { steps: reprotect::STEPS.to_vec(), holds: false },
+            JobSpec::Failback(_) => return Plan { steps: failback::STEPS.to_vec(), holds: false },
         };
         let mut steps = vec![StepKind::Check];
         match spec.mode {
@@ -139,6 +145,16 @@ impl Plans for Services {
             StepKind::PlanManual => Arc::new(PlanManual),
             StepKind::PlanMachines => Arc::new(PlanMachines(services)),
             StepKind::PlanEnd => Arc::new(PlanEnd(services)),
+            StepKind::BeginReprotect => Arc::new(reprotect::BeginReprotect(services)),
+            StepKind::TakeOverLog => Arc::new(reprotect::TakeOverLog(services)),
+            StepKind::FollowTarget => Arc::new(reprotect::FollowTarget(services)),
+            StepKind::BeginFailback => Arc::new(failback::BeginFailback(services)),
+            StepKind::WriteBack => Arc::new(failback::WriteBack(services)),
+            StepKind::StopTarget => Arc::new(failback::StopTarget(services)),
+            StepKind::LastPoint => Arc::new(failback::LastPoint(services)),
+            StepKind::WriteBackRest => Arc::new(failback::WriteBackRest(services)),
+            StepKind::SwitchBack => Arc::new(failback::SwitchBack(services)),
+            StepKind::EndTarget => Arc::new(failback::EndTarget(services)),
         }
     }
 }
@@ -178,7 +194,7 @@ impl Services {
         event: LifecycleEvent,
         then: Then,
     ) -> Result<(), StepError> {
-        let advanced = self.lifecycles.advance(spec(context)?.machine, event, context.job.id).await;
+        let advanced = self.lifecycles.advance(machine_of(context)?, event, context.job.id).await;
         advanced.map(drop).map_err(|error: LifecycleError| StepError::new(&error, then))
     }
 
@@ -194,8 +210,14 @@ pub(super) fn spec(context: &Context) -> Result<&FailoverSpec, StepError> {
     let other = || StepError { message: "this job is no failover; cancel it".into(), then: Then::Hold };
     match &context.job.spec {
         JobSpec::Failover(spec) => Ok(spec),
-        JobSpec::Plan(_) => Err(other()),
+        JobSpec::Plan(_) | JobSpec::Reprotect(_) | JobSpec::Failback(_) => Err(other()),
     }
+}
+
+/// The machine that the job is about.
+pub(super) fn machine_of(context: &Context) -> Result<MachineId, StepError> {
+    let none = || StepError { message: "this job is about no machine; cancel it".into(), then: Then::Hold };
+    context.job.spec.machine().ok_or_else(none)
 }
 
 pub(super) fn chosen(context: &Context) -> Result<PointId, StepError> {

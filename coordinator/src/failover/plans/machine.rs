@@ -47,8 +47,9 @@ impl DefineMachine {
             name,
             inventory,
             disks: self.0.serve(context, true).await?,
-            isolated: spec(context)?.mode == Mode::Test,
             networks: spec(context)?.networks.clone(),
+            writable: super::devices::is_branch(context)?,
+            isolated: spec(context)?.mode == Mode::Test,
         };
         self.0.machines.define(request).await.map_err(compute_failed)
     }
@@ -66,7 +67,7 @@ impl Step for DefineMachine {
     fn undo<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<(), StepError>> {
         Box::pin(async move {
             self.0.machines.destroy(owner(context)).await.map_err(compute_failed)?;
-            self.0.end_serving(context).await
+            self.0.attach.discard(owner(context)).await.map_err(compute_failed)
         })
     }
 

@@ -16,3 +16,7 @@ mod machine;
 mod plan;
 // The one of them that has machines failed over.
 mod plan_machines;
+// Steps that protect a machine at its target.
+mod reprotect;
+// Steps that bring it back to its source.
+mod failback;

@@ -61,6 +61,7 @@ fn request(inventory: Inventory) -> MachineRequest {
         inventory,
         disks: vec![disk("sda"), disk("sdb")],
         networks: BTreeMap::new(),
+        writable: false,
         isolated: false,
     }
 }

@@ -1,0 +1,182 @@
+//! A disk of this machine that is written back to.
+//!
+//! Owns the open device or file. Invariant: nobody else on this machine has it mounted or locked while this lives, and it is
+//! written only where a verified frame says so. All methods block.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use holdfast_common::{
+    durable,
+    frame::{ExtentKind, Frame, PlainReader, witness_digest},
+    units::{BLOCK_BYTES, BlockCount, BlockIndex, BlockRange},
+    wire::{BlockDigest, Capture, limits::SCAN_CHUNK_BLOCKS},
+};
+use rustix::{
+    fs::{FallocateFlags, FlockOperation, OFlags},
+    io::Errno,
+};
+
+use crate::inventory::Located;
+
+/// A disk that is held.
+#[derive(Debug)]
+pub(super) struct HeldDisk {
+    file: File,
+    path: PathBuf,
+    size_bytes: u64,
+    /// Another number at every opening.
+    pub(super) hold: u64,
+}
+
+impl HeldDisk {
+    /// Takes the disk for itself.
+    ///
+    /// # Errors
+    /// It cannot be had, or is not what the replica was made of; the text says what to do.
+    pub(super) fn open(located: &Located, capture: &Capture, hold: u64) -> Result<Self, String> {
+        let (path, is_file) = match located {
+            Located::Device { device, .. } => (device.path.clone(), false),
+            Located::ImageFile { path, .. } => (path.clone(), true),
+        };
+        let mut options = OpenOptions::new();
+        // On a block device: refused while it, or a part of it, is mounted or used by a layer above.
+        options.read(true).write(true).custom_flags(OFlags::EXCL.bits().cast_signed());
+        let file = options.open(&path).map_err(|error| cannot_open(&path, &error))?;
+        if is_file {
+            rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive)
+                .map_err(|error| cannot_open(&path, &error.into()))?;
+        }
+        let size_bytes =
+            size_of(&file).map_err(|error| format!("cannot read the size of {}: {error}", path.display()))?;
+        if size_bytes != capture.size_bytes {
+            return Err(format!(
+                "{} has {size_bytes} bytes and the replica {}: only a disk of the same size can be written back; attach the \
+                 right one, or make it that size",
+                path.display(),
+                capture.size_bytes
+            ));
+        }
+        Ok(Self { file, path, size_bytes, hold })
+    }
+
+    /// Digests of the chunks of a range, as [`Compare`](holdfast_common::wire::WriteBackRequest::Compare) wants them.
+    pub(super) fn digests(&self, range: BlockRange) -> Result<Vec<[u8; 32]>, String> {
+        let mut buffer = Vec::new();
+        chunks(range)
+            .map(|chunk| {
+                self.read(chunk, &mut buffer)?;
+                Ok(*blake3::hash(&buffer).as_bytes())
+            })
+            .collect()
+    }
+
+    /// Digests of single blocks.
+    pub(super) fn block_digests(&self, range: BlockRange) -> Result<Vec<BlockDigest>, String> {
+        let mut buffer = Vec::new();
+        self.read(range, &mut buffer)?;
+        let (blocks, _none) = buffer.as_chunks::<BLOCK_BYTES>();
+        let numbered = (range.start.0..).zip(blocks);
+        Ok(numbered
+            .map(|(block, bytes)| BlockDigest { block: BlockIndex(block), digest: witness_digest(bytes) })
+            .collect())
+    }
+
+    /// Writes a frame's blocks; says how many.
+    pub(super) fn apply(&self, frame: &Frame) -> Result<u64, String> {
+        let mut plain = Vec::new();
+        PlainReader::new().read(frame, &mut plain).map_err(|error| error.to_string())?;
+        let (mut rest, mut blocks) = (plain.as_slice(), 0);
+        for extent in frame.extents() {
+            let offset = extent.range.start.byte_offset();
+            let bytes = extent.range.bytes().min(self.size_bytes.saturating_sub(offset));
+            match extent.kind {
+                ExtentKind::Zero => self.zero(offset, bytes),
+                ExtentKind::Data => {
+                    let all = usize::try_from(extent.range.bytes()).unwrap_or(usize::MAX);
+                    let (mine, behind) = rest.split_at(all.min(rest.len()));
+                    rest = behind;
+                    let on_disk = mine.get(..usize::try_from(bytes).unwrap_or(0)).unwrap_or_default();
+                    self.file.write_all_at(on_disk, offset)
+                }
+            }
+            .map_err(|error| format!("cannot write {}: {error}", self.path.display()))?;
+            blocks += extent.range.count.0;
+        }
+        Ok(blocks)
+    }
+
+    /// Makes everything durable.
+    pub(super) fn sync(&self) -> Result<(), String> {
+        durable::sync_data(&self.file)
+            .map_err(|error| format!("cannot make {} durable: {error}", self.path.display()))
+    }
+
+    fn zero(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        let how = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&self.file, how, offset, bytes) {
+            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NODEV) => {}
+            done => return Ok(done?),
+        }
+        let zeroes = [0; BLOCK_BYTES];
+        let mut at = offset;
+        while at < offset + bytes {
+            let part = usize::try_from(offset + bytes - at).unwrap_or(usize::MAX).min(BLOCK_BYTES);
+            self.file.write_all_at(zeroes.get(..part).unwrap_or_default(), at)?;
+            at += part as u64;
+        }
+        Ok(())
+    }
+
+    /// Whole blocks; what stands behind the disk's end is zero.
+    fn read(&self, range: BlockRange, buffer: &mut Vec<u8>) -> Result<(), String> {
+        buffer.clear();
+        buffer.resize(usize::try_from(range.bytes()).unwrap_or(0), 0);
+        let offset = range.start.byte_offset();
+        let on_disk = self.size_bytes.saturating_sub(offset).min(range.bytes());
+        let part = buffer.get_mut(..usize::try_from(on_disk).unwrap_or(0)).unwrap_or_default();
+        self.file
+            .read_exact_at(part, offset)
+            .map_err(|error| format!("cannot read {} at {offset}: {error}", self.path.display()))
+    }
+
+    /// Blocks of the disk.
+    pub(super) const fn blocks(&self) -> u64 {
+        BlockCount::covering(self.size_bytes).0
+    }
+}
+
+/// The parts of a range that a digest each covers.
+pub(super) fn chunks(range: BlockRange) -> impl Iterator<Item = BlockRange> {
+    parts(range, SCAN_CHUNK_BLOCKS)
+}
+
+/// A range in parts of at most `blocks`.
+pub(super) fn parts(range: BlockRange, blocks: u64) -> impl Iterator<Item = BlockRange> {
+    let end = range.end().0;
+    let step = usize::try_from(blocks).unwrap_or(usize::MAX);
+    (range.start.0..end).step_by(step).map(move |start| BlockRange::new(start, blocks.min(end - start)))
+}
+
+/// Size of a device or file: where its end is.
+fn size_of(file: &File) -> io::Result<u64> {
+    use std::io::{Seek as _, SeekFrom};
+    let mut file = file;
+    file.seek(SeekFrom::End(0))
+}
+
+fn cannot_open(path: &Path, error: &io::Error) -> String {
+    let path = path.display();
+    match Errno::from_io_error(error) {
+        Some(Errno::BUSY | Errno::AGAIN | Errno::ACCESS) => format!(
+            "{path} is in use on the source: unmount it there (also what lies on it: LVM, md, a running guest), or boot the \
+             machine from something else, then retry"
+        ),
+        Some(Errno::ROFS) => format!("{path} is read-only on the source; make it writable, then retry"),
+        _ => format!("cannot open {path} on the source for writing: {error}"),
+    }
+}

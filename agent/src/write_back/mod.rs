@@ -1,0 +1,276 @@
+//! A fenced source stands by: its disks are brought to what the machine at the target has, when the coordinator wants it.
+//!
+//! Owns the connection for that and the disks while they are written. Does not know sessions or capture. Invariants: a disk is
+//! written only while it is held ([`disk::HeldDisk`]), and only with what passed a frame's digest; the coordinator hears that a
+//! disk is done only after everything is durable; a hold ends with the connection.
+//! Limits: [`PIECES_MAX`] pieces of a disk are under way at a time, each of up to 4 MiB.
+
+mod disk;
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use holdfast_common::{
+    codec::{CodecError, MESSAGE_BYTES_MAX},
+    entropy::Entropy,
+    frame::{Frame, FrameError},
+    ids::DiskId,
+    units::{BlockIndex, BlockRange},
+    wire::{
+        BlockDigest, Capture, Inventory, MessageBuffer, WriteBackReply, WriteBackRequest, WrittenBack,
+        envelope,
+        limits::SCAN_CHUNK_BLOCKS,
+        write_back::{COMPARE_BLOCKS_MAX, FETCH_BLOCKS_MAX},
+    },
+};
+use quinn::{Connection, ConnectionError};
+use thiserror::Error;
+use tokio::task::{JoinSet, spawn_blocking};
+
+use self::disk::{HeldDisk, chunks, parts};
+use crate::inventory::{Roots, locate};
+
+/// Pieces of one disk under way at a time.
+const PIECES_MAX: usize = 4;
+/// Pause before work is asked for again that failed.
+const PAUSE: Duration = Duration::from_secs(1);
+/// A message and its length.
+const STREAM_BYTES_MAX: usize = MESSAGE_BYTES_MAX + 4;
+
+/// Why the source stands by no more.
+#[derive(Debug, Error)]
+pub enum WriteBackError {
+    /// The connection is gone.
+    #[error("the connection is lost")]
+    Lost(#[from] ConnectionError),
+    /// A stream broke.
+    #[error("a question was not answered")]
+    Stream(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A message cannot be read or made.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// The answer does not fit the question.
+    #[error("the coordinator answered something else than was asked")]
+    Answer,
+    /// A task died.
+    #[error("a task died")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// Why a disk is not done.
+enum Stopped {
+    /// The round is over.
+    Over,
+    /// It cannot go on; the text says what to do.
+    Here(String),
+    /// The connection is of no use any more.
+    Link(WriteBackError),
+}
+
+impl<E: Into<WriteBackError>> From<E> for Stopped {
+    fn from(error: E) -> Self {
+        Self::Link(error.into())
+    }
+}
+
+/// Stands by until the coordinator lets the source in again; then it is to connect for a session. `begins` is called whenever
+/// disks are about to be written.
+///
+/// # Errors
+/// The connection is lost. What was written so far is found by the next comparison.
+pub async fn stand_by(
+    connection: Connection,
+    inventory: Arc<dyn Fn() -> Inventory + Send + Sync>,
+    entropy: &dyn Entropy,
+    begins: impl Fn(),
+) -> Result<(), WriteBackError> {
+    let mut held: HashMap<DiskId, Arc<HeldDisk>> = HashMap::new();
+    loop {
+        match ask(&connection, &WriteBackRequest::Work).await? {
+            WriteBackReply::Wait => {}
+            WriteBackReply::LetIn => return Ok(()),
+            WriteBackReply::Round { round, disks } => {
+                begins();
+                let inventory = Arc::clone(&inventory);
+                let inventory = spawn_blocking(move || inventory()).await?;
+                let mut working = JoinSet::new();
+                for capture in disks {
+                    let mut number = [0; 8];
+                    entropy.fill(&mut number);
+                    let before = held.get(&capture.disk).cloned();
+                    let (connection, inventory) = (connection.clone(), inventory.clone());
+                    working.spawn(work(
+                        connection,
+                        round,
+                        capture,
+                        inventory,
+                        before,
+                        u64::from_le_bytes(number),
+                    ));
+                }
+                while let Some(done) = working.join_next().await {
+                    if let (disk, Some(hold)) = done?? {
+                        held.insert(disk, hold);
+                    }
+                }
+            }
+            _ => tokio::time::sleep(PAUSE).await,
+        }
+    }
+}
+
+/// Brings one disk to the round's point and says so, or why not.
+async fn work(
+    connection: Connection,
+    round: u64,
+    capture: Capture,
+    inventory: Inventory,
+    before: Option<Arc<HeldDisk>>,
+    number: u64,
+) -> Result<(DiskId, Option<Arc<HeldDisk>>), WriteBackError> {
+    let disk = capture.disk;
+    let opened = match before {
+        Some(held) => Ok(held),
+        None => spawn_blocking(move || open(&capture, &inventory, number)).await?.map(Arc::new),
+    };
+    let (result, hold) = match opened {
+        Err(text) => (Err(text), None),
+        Ok(held) => match bring(&connection, round, disk, &held).await {
+            Ok(written) => (Ok(written), Some(held)),
+            Err(Stopped::Over) => return Ok((disk, Some(held))),
+            Err(Stopped::Here(text)) => (Err(text), Some(held)),
+            Err(Stopped::Link(error)) => return Err(error),
+        },
+    };
+    match &result {
+        Ok(written) => {
+            tracing::info!(%disk, round, written.written, written.compared, "a disk is written back")
+        }
+        Err(text) => tracing::error!(%disk, round, text, "a disk cannot be written back"),
+    }
+    let failed = result.is_err();
+    let number = hold.as_ref().map_or(0, |held| held.hold);
+    ask(&connection, &WriteBackRequest::Done { round, disk, hold: number, result }).await?;
+    if failed {
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok((disk, hold))
+}
+
+fn open(capture: &Capture, inventory: &Inventory, number: u64) -> Result<HeldDisk, String> {
+    let located = locate(&Roots::default(), &capture.identity, &capture.path, inventory);
+    HeldDisk::open(&located.map_err(|error| error.to_string())?, capture, number)
+}
+
+async fn bring(
+    connection: &Connection,
+    round: u64,
+    disk: DiskId,
+    held: &Arc<HeldDisk>,
+) -> Result<WrittenBack, Stopped> {
+    let mut written = WrittenBack::default();
+    let mut from = Some(BlockIndex(0));
+    while let Some(at) = from {
+        let asked = WriteBackRequest::Ranges { round, disk, from: at, hold: held.hold };
+        let WriteBackReply::Ranges { ranges, next, known } = answer(connection, &asked).await? else {
+            return Err(WriteBackError::Answer.into());
+        };
+        let on_disk = |range: &BlockRange| range.end().0 <= held.blocks();
+        if next.is_some_and(|next| next <= at) || !ranges.iter().all(on_disk) {
+            return Err(WriteBackError::Answer.into());
+        }
+        from = next;
+        let mut pieces: JoinSet<Result<WrittenBack, Stopped>> = JoinSet::new();
+        for piece in ranges.into_iter().flat_map(|range| parts(range, COMPARE_BLOCKS_MAX)) {
+            if pieces.len() >= PIECES_MAX
+                && let Some(done) = pieces.join_next().await
+            {
+                add(&mut written, done??);
+            }
+            pieces.spawn(bring_piece(connection.clone(), round, disk, Arc::clone(held), piece, known));
+        }
+        while let Some(done) = pieces.join_next().await {
+            add(&mut written, done??);
+        }
+    }
+    let syncing = Arc::clone(held);
+    spawn_blocking(move || syncing.sync()).await?.map_err(Stopped::Here)?;
+    Ok(written)
+}
+
+async fn bring_piece(
+    connection: Connection,
+    round: u64,
+    disk: DiskId,
+    held: Arc<HeldDisk>,
+    piece: BlockRange,
+    known: bool,
+) -> Result<WrittenBack, Stopped> {
+    let mut written = WrittenBack { compared: piece.count.0, ..WrittenBack::default() };
+    let differing: Vec<BlockRange> = if known {
+        vec![piece]
+    } else {
+        let reading = Arc::clone(&held);
+        let digests = spawn_blocking(move || reading.digests(piece)).await?.map_err(Stopped::Here)?;
+        let asked =
+            WriteBackRequest::Compare { round, disk, start: piece.start, count: piece.count, digests };
+        let WriteBackReply::Differs(differs) = answer(&connection, &asked).await? else {
+            return Err(WriteBackError::Answer.into());
+        };
+        chunks(piece).zip(differs).filter_map(|(chunk, differs)| differs.then_some(chunk)).collect()
+    };
+    for range in differing.into_iter().flat_map(|range| parts(range, FETCH_RANGE_BLOCKS)) {
+        let reading = Arc::clone(&held);
+        let blocks: Vec<BlockDigest> =
+            spawn_blocking(move || reading.block_digests(range)).await?.map_err(Stopped::Here)?;
+        let asked = WriteBackRequest::Fetch { round, disk, blocks };
+        let WriteBackReply::Blocks(bytes) = answer(&connection, &asked).await? else {
+            return Err(WriteBackError::Answer.into());
+        };
+        if bytes.is_empty() {
+            continue;
+        }
+        written.received_bytes += bytes.len() as u64;
+        let frame = Frame::verify(Bytes::from(bytes))
+            .map_err(|error: FrameError| Stopped::Here(error.to_string()))?;
+        let asked_for = frame.header().disk == disk
+            && frame.extents().iter().all(|extent| range.intersection(extent.range) == Some(extent.range));
+        if !asked_for {
+            return Err(WriteBackError::Answer.into());
+        }
+        let writing = Arc::clone(&held);
+        written.written += spawn_blocking(move || writing.apply(&frame)).await?.map_err(Stopped::Here)?;
+    }
+    Ok(written)
+}
+
+const fn add(sum: &mut WrittenBack, part: WrittenBack) {
+    sum.compared += part.compared;
+    sum.written += part.written;
+    sum.received_bytes += part.received_bytes;
+}
+
+/// Asks about the round.
+async fn answer(connection: &Connection, request: &WriteBackRequest) -> Result<WriteBackReply, Stopped> {
+    match ask(connection, request).await? {
+        WriteBackReply::Over => Err(Stopped::Over),
+        WriteBackReply::Failed(text) => Err(Stopped::Here(text)),
+        reply => Ok(reply),
+    }
+}
+
+async fn ask(connection: &Connection, request: &WriteBackRequest) -> Result<WriteBackReply, WriteBackError> {
+    let (mut send, mut receive) = connection.open_bi().await?;
+    send.write_chunk(envelope::seal(request)?).await.map_err(|error| WriteBackError::Stream(error.into()))?;
+    send.finish().map_err(|error| WriteBackError::Stream(error.into()))?;
+    let bytes = receive.read_to_end(STREAM_BYTES_MAX).await;
+    let bytes = bytes.map_err(|error| WriteBackError::Stream(error.into()))?;
+    let mut buffer = MessageBuffer::default();
+    buffer.push(&bytes);
+    buffer.next()?.ok_or(WriteBackError::Answer)
+}
+
+/// Blocks asked for at a time.
+const FETCH_RANGE_BLOCKS: u64 = FETCH_BLOCKS_MAX as u64;
+
+const _: () = assert!(FETCH_RANGE_BLOCKS.is_multiple_of(SCAN_CHUNK_BLOCKS));
