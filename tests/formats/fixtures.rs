@@ -32,7 +32,7 @@ fn changes() -> Vec<Change> {
             enrolled_at: AT,
             last_seen_at: Some(AT),
             agent_version: "0.1.0".into(),
-            inventory: Some(serde_json::to_string(&samples::inventory()).unwrap()),
+            inventory: Some(serde_json::to_string(&samples::inventory()).unwrap().into()),
         }),
         Change::PutDisk(DiskRecord {
             id: DiskId::from_bytes([0x11; 16]),

@@ -2,9 +2,10 @@
 //!
 //! Owns the namespace and the pair, removed on drop. Names carry the process id, so tests do not meet.
 
-use std::process::Command;
+use std::{fs, fs::File, os::fd::AsFd as _, path::Path, process::Command, thread};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, anyhow};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::file_system::run;
 
@@ -44,6 +45,60 @@ impl Namespace {
     #[must_use]
     pub fn outer_address(&self) -> String {
         format!("10.213.{}.1", self.subnet)
+    }
+
+    /// Address of the inner side.
+    #[must_use]
+    pub fn inner_address(&self) -> String {
+        format!("10.213.{}.2", self.subnet)
+    }
+
+    /// Lets packets from inside on to other namespaces, by the host. Each of them needs this, and a route to this side.
+    ///
+    /// # Errors
+    /// The kernel has no such switch.
+    pub fn forward(&self) -> Result<()> {
+        let switch = Path::new("/proc/sys/net/ipv4/conf").join(&self.outer).join("forwarding");
+        fs::write(&switch, "1").with_context(|| switch.display().to_string())?;
+        let gateway = self.outer_address();
+        run(Command::new("ip").args(["-n", &self.name, "route", "replace", "default", "via", &gateway]))
+            .map(drop)
+    }
+
+    /// What takes the thread that calls it into the namespace: sockets that it makes from then on stay in there.
+    ///
+    /// # Errors
+    /// The namespace is gone.
+    pub fn enter(&self) -> Result<impl FnOnce() -> Result<()> + Send + 'static> {
+        let place = File::open(Path::new("/run/netns").join(&self.name))?;
+        Ok(move || Ok(move_into_link_name_space(place.as_fd(), Some(LinkNameSpaceType::Network))?))
+    }
+
+    /// Runs this on a thread inside the namespace.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered, or the work fails.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let enter = self.enter()?;
+        let entered = || {
+            enter()?;
+            work()
+        };
+        thread::scope(|scope| scope.spawn(entered).join()).map_err(|_| anyhow!("the work inside panicked"))?
+    }
+
+    /// Loses this many of a hundred packets that come in, until it is called again.
+    ///
+    /// # Errors
+    /// nft is missing.
+    pub fn lose(&self, percent: u8) -> Result<()> {
+        let mut rules = "table inet loss\ndelete table inet loss\n".to_owned();
+        if percent > 0 {
+            rules += "table inet loss {\nchain arriving {\ntype filter hook input priority 0;\n";
+            rules += &format!("numgen random mod 100 < {percent} drop\n}}\n}}\n");
+        }
+        let inside = ["netns", "exec", &self.name, "nft"];
+        run(Command::new("ip").args(inside).arg(&rules)).map(drop)
     }
 
     /// What a command is put behind to run inside the namespace.

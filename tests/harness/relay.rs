@@ -92,7 +92,7 @@ async fn run(
         };
         let Ok((length, client)) = received else { continue };
         if let Entry::Vacant(vacant) = clients.entry(client) {
-            let Ok(back) = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.map(Arc::new) else { continue };
+            let Ok(back) = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await.map(Arc::new) else { continue };
             let up = Direction::start(Arc::clone(&back), &server, &weather, &random);
             let to_client = Arc::new(Mutex::new(client));
             let down = Direction::start(Arc::clone(&front), &to_client, &weather, &random);

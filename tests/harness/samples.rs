@@ -8,7 +8,7 @@ use holdfast_common::{
     ids::{DiskId, Generation, GroupCutId, GroupId, Interval, JobId, MachineId, PointId, Sequence},
     units::{BlockCount, BlockIndex, BlockRange},
     wire::{
-        AgentMessage, AnswerStep, Assignment, AuditAnswer, AuditDigests, AuditOrder, Capture,
+        AgentMessage, AnswerStep, Applications, Assignment, AuditAnswer, AuditDigests, AuditOrder, Capture,
         CoordinatorMessage, CutVoided, DataStreamStart, DiskHealth, DiskIdentity, DiskInventory, DiskReport,
         DiskStart, EnrolReply, EnrolRequest, FileSystemInventory, Firmware, GroupAnswer, GroupArm,
         GroupOrder, Hello, Inventory, MachineSettings, MarkOrder, NetworkCard, OrderStep, PartitionInventory,
@@ -222,7 +222,12 @@ pub fn coordinator_messages() -> Vec<CoordinatorMessage> {
         now: Timestamp(1_700_000_000_000_000),
         assignment: assignment(),
     };
-    let arm = GroupArm { group: GROUP, ready_ms_max: 5_000, wait_ms_max: 500, application: true };
+    let arm = GroupArm {
+        group: GROUP,
+        ready_ms_max: 5_000,
+        wait_ms_max: 500,
+        application: Applications::Consistent,
+    };
     let mark = MarkOrder {
         hold: POINT,
         since_held_us: 300,

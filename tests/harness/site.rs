@@ -147,6 +147,12 @@ impl Site {
         Ok(())
     }
 
+    /// Where agents are told to connect to.
+    #[must_use]
+    pub fn reach(&self) -> &str {
+        &self.reach
+    }
+
     /// From now on agents are told to connect to a relay in front of the coordinator.
     pub fn reach_through(&mut self, relay: SocketAddr) {
         self.reach = relay.to_string();

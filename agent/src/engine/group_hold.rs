@@ -21,8 +21,9 @@ use crate::{
     group::{HeldTurn, Marks},
 };
 
-/// How often the hold is looked after while it waits.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// How often the hold is looked after while it waits. Whatever ends it early also voids it when it is released; this only makes
+/// a wait that is in vain shorter, and every look takes a processor from whoever does not hold yet.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// The part of one hold.
 pub(super) struct GroupHold<'a> {

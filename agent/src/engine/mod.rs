@@ -210,6 +210,7 @@ impl Engine {
         let now = self.clock.monotonic();
         self.report(now);
         let action = self.cycle.next(now);
+        self.marks.occupy(self.cycle.is_in_turn() || matches!(action, Action::Cut { .. }));
         if let Action::Wait { until } = action {
             if std::mem::take(&mut self.tidy) {
                 let disks: Vec<DiskId> = self.cycle.disks().map(|(capture, _)| capture.disk).collect();

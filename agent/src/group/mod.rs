@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use holdfast_common::{
     ids::GroupCutId,
-    wire::{AnswerStep, GroupAnswer, GroupArm, GroupOrder, OrderStep, limits::GROUP_WAIT_MS_MAX},
+    wire::{
+        AnswerStep, Applications, GroupAnswer, GroupArm, GroupOrder, OrderStep, limits::GROUP_WAIT_MS_MAX,
+    },
 };
 
 pub use held::{HeldTurn, Missed};
@@ -82,7 +84,13 @@ impl Turn {
     /// Whether applications are to be made consistent.
     #[must_use]
     pub const fn application(&self) -> bool {
-        self.arm.application
+        !matches!(self.arm.application, Applications::AsTheyAre)
+    }
+
+    /// Whether this machine takes no part if they cannot be made so.
+    #[must_use]
+    pub const fn requires_application(&self) -> bool {
+        matches!(self.arm.application, Applications::Required)
     }
 
     /// When the machine goes its own way.

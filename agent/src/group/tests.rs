@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use holdfast_common::{
     ids::{GroupCutId, GroupId, MachineId, PointId},
-    wire::{AnswerStep, GroupArm, GroupOrder, MarkOrder, OrderStep},
+    wire::{AnswerStep, Applications, GroupArm, GroupOrder, MarkOrder, OrderStep},
 };
 
 use super::{Heard, HeldTurn, Marks, Missed, Turn};
@@ -21,7 +21,7 @@ fn arm(cut: u8) -> GroupOrder {
         group: GroupId::from_bytes([9; 16]),
         ready_ms_max: 1_000,
         wait_ms_max: 50,
-        application: false,
+        application: Applications::AsTheyAre,
     };
     order(cut, OrderStep::Arm(arm))
 }

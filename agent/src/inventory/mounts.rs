@@ -5,7 +5,7 @@
 //! overlooked would not be frozen.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
     path::{Path, PathBuf},
 };
@@ -92,11 +92,22 @@ pub fn btrfs_members(roots: &Roots) -> BtrfsMembers {
     with_devices.filter(|(_, devices): &(String, BTreeSet<String>)| !devices.is_empty()).collect()
 }
 
-/// The mount that a path is reached through: the longest mount point above it, the last mounted of equal ones.
-#[must_use]
-pub fn mount_of<'mounts>(mounts: &'mounts [Mount], path: &Path) -> Option<&'mounts Mount> {
-    let above = mounts.iter().filter(|mount| path.starts_with(&mount.mount_point));
-    above.max_by_key(|mount| mount.mount_point.components().count())
+/// Mounts by their mount points, the last mounted of those with the same one.
+#[derive(Clone, Debug, Default)]
+pub struct MountPoints<'mounts>(HashMap<&'mounts Path, &'mounts Mount>);
+
+impl<'mounts> MountPoints<'mounts> {
+    /// The mounts of a table, which has them in the order in which they were mounted.
+    #[must_use]
+    pub fn new(mounts: &'mounts [Mount]) -> Self {
+        Self(mounts.iter().map(|mount| (mount.mount_point.as_path(), mount)).collect())
+    }
+
+    /// The mount that a path is reached through: that of the longest mount point above it.
+    #[must_use]
+    pub fn of(&self, path: &Path) -> Option<&'mounts Mount> {
+        path.ancestors().find_map(|folder| self.0.get(folder).copied())
+    }
 }
 
 /// Parses `mountinfo`.

@@ -6,7 +6,7 @@
 //! end on one of them. Pure once read.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
 };
@@ -14,7 +14,7 @@ use std::{
 use super::{
     DeviceNumber, Roots,
     block::{BlockGraph, BlockNode},
-    mounts::{self, BtrfsMembers, Mount, Swap},
+    mounts::{self, BtrfsMembers, Mount, MountPoints, Swap},
 };
 
 /// Options of a superblock that name further devices of the file system (XFS; ext4).
@@ -29,7 +29,9 @@ pub struct Stack {
     pub superblocks: Vec<Superblock>,
     /// Swap areas.
     pub swaps: Vec<Swap>,
-    mounts: Vec<Mount>,
+    /// Numbers of the file systems that loop devices' files lie in, by the devices' names. Looked up once: on a host with
+    /// many loop devices the walk asks for each of them at every step.
+    carriers: BTreeMap<String, DeviceNumber>,
 }
 
 /// A mounted file system, with all its mounts.
@@ -92,7 +94,13 @@ impl Stack {
             }
         }
         superblocks.sort_by_key(|superblock| superblock.number);
-        Self { graph, superblocks, swaps, mounts }
+        let points = MountPoints::new(&mounts);
+        let carrier = |node: &BlockNode| {
+            let mount = points.of(node.backing_file.as_deref()?)?;
+            Some((node.name.clone(), mount.number))
+        };
+        let carriers = graph.nodes().filter_map(carrier).collect();
+        Self { graph, superblocks, swaps, carriers }
     }
 
     /// What lives on these disks (kernel names).
@@ -143,13 +151,14 @@ impl Stack {
         &'stack self,
         superblock: &'stack Superblock,
     ) -> impl Iterator<Item = &'stack BlockNode> {
-        self.graph.nodes().filter(move |node| self.carrier_of(node) == Some(superblock))
+        let inside = self.carriers.iter().filter(|(_, number)| **number == superblock.number);
+        inside.filter_map(|(name, _)| self.graph.node(name))
     }
 
     /// File system that a loop device's file lies in.
     fn carrier_of(&self, node: &BlockNode) -> Option<&Superblock> {
-        let mount = mounts::mount_of(&self.mounts, node.backing_file.as_deref()?)?;
-        self.superblocks.iter().find(|superblock| superblock.number == mount.number)
+        let number = self.carriers.get(&node.name)?;
+        self.superblocks.iter().find(|superblock| superblock.number == *number)
     }
 }
 

@@ -53,6 +53,10 @@ const GOOD_SESSION: Duration = Duration::from_secs(10);
 /// How often it is looked whether the machine has changed.
 const INVENTORY_LOOK: Duration = Duration::from_secs(10);
 
+/// Time between two looks whether a group cut is over, and the longest wait for that.
+const OCCUPIED_LOOK: Duration = Duration::from_millis(100);
+const OCCUPIED_MAX: Duration = Duration::from_mins(1);
+
 /// Longest time to wait for acknowledgements when the agent ends.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 
@@ -295,6 +299,13 @@ async fn tell_changes(
 ) -> Result<(), LinkError> {
     loop {
         sleep(INVENTORY_LOOK).await;
+        // Reading the machine takes long where it has many disks: not while others hold for this one.
+        let free = async {
+            while shared.is_occupied() {
+                sleep(OCCUPIED_LOOK).await;
+            }
+        };
+        let _read_all_the_same_in_the_end = timeout(OCCUPIED_MAX, free).await;
         if !shared.session().is_open() {
             continue;
         }

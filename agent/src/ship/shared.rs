@@ -154,6 +154,11 @@ impl Shared {
         self.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(bytes, self.clock.monotonic())
     }
 
+    /// Whether capture takes part in a group cut, or holds.
+    pub(super) fn is_occupied(&self) -> bool {
+        self.marks.is_occupied()
+    }
+
     /// Tells the source. One that does not follow is asked again by whoever wants something of it.
     pub(super) fn tell_source(&self, event: SourceEvent) {
         if self.source.0.try_send(event).is_err() {

@@ -43,7 +43,20 @@ pub struct GroupArm {
     /// Longest time that a held member waits for the mark; then it releases by its own timer.
     pub wait_ms_max: u64,
     /// Whether applications are to be made consistent first.
-    pub application: bool,
+    pub application: Applications,
+}
+
+/// What is wanted of the applications of a member. Variants are only ever appended. (One byte, of which the first two values are
+/// those of the flag that stood here before.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Applications {
+    /// Nothing: its hooks are not run.
+    #[default]
+    AsTheyAre,
+    /// Consistent, by its hooks; if one fails the member's part is kept as a crash-consistent one.
+    Consistent,
+    /// Consistent, by its hooks; if one fails the member takes no part, so that the group cut is void.
+    Required,
 }
 
 /// The mark, for one member.

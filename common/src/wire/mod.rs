@@ -29,7 +29,7 @@ pub use control::{
 };
 pub use enrol::{EnrolReply, EnrolRequest, RenewReply, RenewRequest};
 pub use envelope::MessageBuffer;
-pub use group::{AnswerStep, GroupAnswer, GroupArm, GroupOrder, MarkOrder, OrderStep};
+pub use group::{AnswerStep, Applications, GroupAnswer, GroupArm, GroupOrder, MarkOrder, OrderStep};
 pub use inventory::{
     DiskIdentity, DiskInventory, FileSystemInventory, Firmware, Inventory, NetworkCard, PartitionInventory,
     PartitionTable, Platform,

@@ -30,10 +30,6 @@ use crate::{
     registry::health::{GroupFacts, group_findings, worst},
 };
 
-/// The same for a look at how old it is: where group cuts are as frequent as the machines' own, it is among these.
-const FEW: u32 = 20;
-/// Points of each member that are looked through for a group's newest.
-const RECENT: u32 = 200;
 /// Voided group cuts shown with a group, and with its points.
 const VOIDED_SHOWN: u32 = 20;
 /// Longest wait for a group point.
@@ -105,7 +101,7 @@ pub(super) async fn points(
     Query(query): Query<ListQuery>,
 ) -> Result<Json<GroupPointsShape>, ApiError> {
     let group = state.groups.resolve(&given)?;
-    let (mut points, incomplete) = group_points(&state, &group, ROWS_MAX).await?;
+    let (mut points, incomplete) = group_points(&state, &group).await?;
     points.truncate(query.limit.unwrap_or(usize::MAX));
     let voided = state.catalog.voided_group_cuts(group.record.id, VOIDED_SHOWN).await?;
     Ok(Json(GroupPointsShape {
@@ -144,7 +140,11 @@ pub(super) async fn create_point(
     let deadline = state.clock.monotonic() + Duration::from_millis(body.wait_ms).min(WAIT_MAX);
     loop {
         if holds.iter().all(|hold| state.points.is_known(hold.point)) {
-            let (points, _) = group_points(&state, &group, RECENT).await?;
+            let mut parts = Vec::with_capacity(holds.len());
+            for hold in &holds {
+                parts.extend(state.points.get(hold.point).await?);
+            }
+            let (points, _) = assemble(&parts);
             let made = points.iter().find(|point| point.cut == answered.cut);
             return Ok(Json(made.map(|point| point_shape(&state, point))));
         }
@@ -156,12 +156,8 @@ pub(super) async fn create_point(
     }
 }
 
-/// The whole group points of a group, newest first, from the newest points of all machines that are or were in it.
-async fn group_points(
-    state: &ApiState,
-    group: &GroupStatus,
-    limit: u32,
-) -> Result<(Vec<GroupPoint>, usize), ApiError> {
+/// All whole group points of a group, newest first, from the points of all machines that are or were in it.
+async fn group_points(state: &ApiState, group: &GroupStatus) -> Result<(Vec<GroupPoint>, usize), ApiError> {
     let mut records = Vec::new();
     let mut machines: BTreeSet<MachineId> = group.members.clone();
     let mut read: BTreeSet<MachineId> = BTreeSet::new();
@@ -169,7 +165,7 @@ async fn group_points(
         if !read.insert(machine) {
             continue;
         }
-        for point in state.points.list(machine, limit).await? {
+        for point in state.points.list(machine, ROWS_MAX).await? {
             if let Some(mark) = point.more.group.as_ref().filter(|mark| mark.group == group.record.id) {
                 machines.extend(mark.members.iter().filter(|member| !read.contains(member)));
                 records.push(point);
@@ -180,12 +176,11 @@ async fn group_points(
 }
 
 async fn shape(state: &ApiState, group: &GroupStatus) -> Result<GroupShape, ApiError> {
-    let (points, _) = group_points(state, group, RECENT).await?;
-    let newest = points.first().map(|point| point_shape(state, point));
-    let application = points.iter().find(|point| point.consistency == Consistency::App);
+    let newest = newest(state, group, false).await?;
+    let application = newest_or_older(state, group, newest.as_ref()).await?;
     let figures = state.group_cuts.figures(group.record.id);
     let voided = state.catalog.voided_group_cuts(group.record.id, VOIDED_SHOWN).await?;
-    let status = status_of(state, group, points.first().map(|point| point.at), voided.first());
+    let status = status_of(state, group, newest.as_ref().map(|point| point.at), voided.first());
     let member = |machine: &MachineId| GroupMemberShape {
         machine: machine.to_string(),
         name: name_of(state, *machine),
@@ -200,8 +195,8 @@ async fn shape(state: &ApiState, group: &GroupStatus) -> Result<GroupShape, ApiE
         lag: group.lag(),
         status,
         members: group.members.iter().map(member).collect(),
-        newest,
-        newest_application: application.map(|point| point_shape(state, point)),
+        newest: newest.as_ref().map(|point| point_shape(state, point)),
+        newest_application: application.as_ref().map(|point| point_shape(state, point)),
         marked_cuts: figures.marked,
         voided_cuts: figures.voided,
         last_voided: voided.iter().map(|cut| voided_shape(state, cut)).collect(),
@@ -212,22 +207,33 @@ async fn shape(state: &ApiState, group: &GroupStatus) -> Result<GroupShape, ApiE
 pub(super) async fn statuses(state: &ApiState) -> Result<Vec<GroupStatusShape>, ApiError> {
     let mut statuses = Vec::new();
     for group in state.groups.all() {
-        let newest = newest_at(state, &group).await?;
+        let newest = newest(state, &group, false).await?.map(|point| point.at);
         let voided = state.catalog.voided_group_cuts(group.record.id, 1).await?;
         statuses.push(status_of(state, &group, newest, voided.first()));
     }
     Ok(statuses)
 }
 
-/// When the newest point of a group was cut. Its machines may have made many points of their own since.
-async fn newest_at(state: &ApiState, group: &GroupStatus) -> Result<Option<Timestamp>, ApiError> {
-    for limit in [FEW, RECENT, ROWS_MAX] {
-        let (points, _) = group_points(state, group, limit).await?;
-        if let Some(newest) = points.first() {
-            return Ok(Some(newest.at));
-        }
+/// The newest point of a group, or its newest app-consistent one, however many points its machines have made since.
+async fn newest(
+    state: &ApiState,
+    group: &GroupStatus,
+    application: bool,
+) -> Result<Option<GroupPoint>, ApiError> {
+    let parts = state.points.group_parts(group.record.id, application, 1).await?;
+    Ok(assemble(&parts).0.pop())
+}
+
+/// The newest app-consistent point of a group, whose newest of all is known.
+async fn newest_or_older(
+    state: &ApiState,
+    group: &GroupStatus,
+    newest_of_all: Option<&GroupPoint>,
+) -> Result<Option<GroupPoint>, ApiError> {
+    match newest_of_all {
+        Some(point) if point.consistency == Consistency::App => Ok(Some(point.clone())),
+        _ => newest(state, group, true).await,
     }
-    Ok(None)
 }
 
 fn status_of(
@@ -291,7 +297,7 @@ fn voided_shape(state: &ApiState, cut: &VoidedGroupCutRecord) -> VoidedGroupCutS
 }
 
 fn name_of(state: &ApiState, machine: MachineId) -> String {
-    state.registry.machine(machine).map_or_else(|| machine.to_string(), |machine| machine.record.name)
+    state.registry.name(machine).unwrap_or_else(|| machine.to_string())
 }
 
 fn machines(state: &ApiState, given: &[String]) -> Result<Vec<MachineId>, ApiError> {

@@ -70,7 +70,7 @@ pub(super) async fn show(
         .machine(id)
         .ok_or_else(|| ApiError::conflict("the machine has just been removed", "list the machines again"))?;
     let status = machine_status(&state, &machine).await?;
-    let inventory = machine.inventory.as_ref().map(serde_json::to_value).transpose();
+    let inventory = machine.inventory.as_deref().map(serde_json::to_value).transpose();
     let inventory = inventory.map_err(|error| ApiError::invalid(chain(&error), ""))?.unwrap_or_default();
     Ok(Json(MachineDetailShape {
         machine: views::machine(&state, &machine, status.health),

@@ -131,7 +131,11 @@ impl Sources for AgentSources {
     fn facts(&self, machine: MachineId) -> Option<SourceFacts> {
         let status = self.registry.machine(machine)?;
         let connected = self.links.figures(machine).is_some();
-        Some(SourceFacts { name: status.record.name, connected, inventory: status.inventory })
+        Some(SourceFacts {
+            name: status.record.name,
+            connected,
+            inventory: status.inventory.map(Arc::unwrap_or_clone),
+        })
     }
 
     fn cut(&self, machine: MachineId, limit: Duration) -> BoxFuture<'_, Result<PointId, SourceError>> {

@@ -3,6 +3,8 @@
 //! Owns the records only; they are what is persisted, so they name every field and hold nothing in memory only.
 //! Knows no SQL and no rule. Texts of enums are in their `text`/`parse` functions and never change.
 
+use std::sync::Arc;
+
 use holdfast_common::{
     clock::Timestamp,
     frame::{Consistency, CutMethod, CutMore},
@@ -86,8 +88,8 @@ pub struct MachineRecord {
     pub last_seen_at: Option<Timestamp>,
     /// Version of its agent, empty before the first session.
     pub agent_version: String,
-    /// Its last inventory as JSON (the fields of `wire::Inventory`).
-    pub inventory: Option<String>,
+    /// Its last inventory as JSON (the fields of `wire::Inventory`). Shared: records are copied often, and this is long.
+    pub inventory: Option<Arc<str>>,
 }
 
 /// A certificate that was issued.

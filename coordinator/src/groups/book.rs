@@ -157,6 +157,13 @@ impl GroupBook {
         Ok(state.status(found))
     }
 
+    /// A group.
+    #[must_use]
+    pub fn get(&self, group: GroupId) -> Option<GroupStatus> {
+        let state = self.state();
+        state.groups.get(&group).map(|group| state.status(group))
+    }
+
     /// The group of a machine.
     #[must_use]
     pub fn of(&self, machine: MachineId) -> Option<GroupStatus> {

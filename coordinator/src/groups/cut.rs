@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 use holdfast_common::{
     ids::{GroupCutId, GroupId, MachineId, PointId},
-    wire::{AnswerStep, GroupAnswer, GroupArm, GroupOrder, MarkOrder, OrderStep},
+    wire::{AnswerStep, Applications, GroupAnswer, GroupArm, GroupOrder, MarkOrder, OrderStep},
 };
 
 /// Most that two monotonic clocks may run apart, in parts per million; more is taken for a broken clock.
@@ -150,7 +150,7 @@ impl GroupCut {
             group: cut.group.id,
             ready_ms_max: millis(terms.arming + terms.holding),
             wait_ms_max: millis(terms.wait),
-            application: terms.application,
+            application: if terms.application { Applications::Consistent } else { Applications::AsTheyAre },
         });
         let orders = cut.tell_all(&arm);
         (cut, orders)

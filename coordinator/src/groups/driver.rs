@@ -16,6 +16,7 @@ use holdfast_common::{
     clock::{Clock, Timestamp},
     entropy::Entropy,
     ids::{GroupCutId, GroupId, MachineId, PointId},
+    wire::{Applications, OrderStep},
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -148,7 +149,9 @@ impl Driver {
         let Self { parts, heard, asked, results, keeper, running, figures } = self;
         let first = parts.clock.monotonic() + FIRST;
         let applications = BTreeMap::new();
-        let mut cutter = Cutter { parts, heard, asked, results, running, figures, first, applications };
+        let applications_due = Duration::ZERO;
+        let mut cutter =
+            Cutter { parts, heard, asked, results, running, figures, first, applications, applications_due };
         // The keeper ends when the cutter has, and its queue is empty.
         let cutting = async move { cutter.run(closing).await };
         tokio::join!(cutting, keeper.run());
@@ -167,6 +170,8 @@ struct Cutter {
     first: Duration,
     /// When machines are asked for their next app-consistent point, with the interval that this comes from.
     applications: BTreeMap<MachineId, (Duration, Duration)>,
+    /// When to look through the policies for that again. Not with every answer of a member: others hold meanwhile.
+    applications_due: Duration,
 }
 
 impl Cutter {
@@ -178,7 +183,13 @@ impl Cutter {
             tokio::select! {
                 () = closing.cancelled() => break,
                 heard = self.heard.recv() => match heard {
-                    Some((machine, heard)) => self.hear(machine, &heard),
+                    Some((machine, heard)) => {
+                        self.hear(machine, &heard);
+                        // Members often speak at once; what their answers lead to waits for nothing else.
+                        while let Ok((machine, heard)) = self.heard.try_recv() {
+                            self.hear(machine, &heard);
+                        }
+                    }
                     None => break,
                 },
                 Some(asked) = self.asked.recv() => self.ask(asked),
@@ -246,8 +257,8 @@ impl Cutter {
 
     fn look_at_clock(&mut self) {
         let now = self.now();
-        for status in self.parts.book.all() {
-            let group = status.record.id;
+        let groups: Vec<GroupId> = self.running.keys().copied().collect();
+        for group in groups {
             let Some(running) = self.running.get_mut(&group) else { continue };
             if let Some(attempt) = &mut running.attempt {
                 let outputs = attempt.cut.tick(now);
@@ -256,7 +267,9 @@ impl Cutter {
             }
             let wanted = !running.wanted.is_empty();
             let application = now >= running.application_due;
-            if wanted || application || now >= running.due {
+            if (wanted || application || now >= running.due)
+                && let Some(status) = self.parts.book.get(group)
+            {
                 self.begin(&status, application, now);
             }
         }
@@ -265,9 +278,12 @@ impl Cutter {
     /// Asks machines for the app-consistent points that their policies want.
     fn ask_for_applications(&mut self) {
         let now = self.now();
+        if now < self.applications_due {
+            return;
+        }
         let mut wanted = BTreeMap::new();
-        for machine in self.parts.registry.machines() {
-            let (id, policy) = (machine.record.id, &machine.policy);
+        for policy in self.parts.registry.policies() {
+            let id = policy.machine;
             if policy.application_interval_ms == 0 {
                 continue;
             }
@@ -282,6 +298,7 @@ impl Cutter {
             }
             wanted.insert(id, (due, interval));
         }
+        self.applications_due = wanted.values().map(|(due, _)| *due).fold(now + NAP, Duration::min);
         self.applications = wanted;
     }
 
@@ -332,12 +349,23 @@ impl Cutter {
         self.put_out(group, outputs);
     }
 
+    /// What becomes of the group's cut if a hook fails is the machine's own policy.
+    fn apply_policy(&self, machine: MachineId, step: &mut OrderStep) {
+        if let OrderStep::Arm(arm) = step
+            && arm.application == Applications::Consistent
+            && self.parts.registry.policy(machine).is_some_and(|policy| policy.application_strict)
+        {
+            arm.application = Applications::Required;
+        }
+    }
+
     /// Sends orders; an order that cannot be sent is an answer too.
     fn put_out(&mut self, group: GroupId, outputs: Vec<Output>) {
         let mut outputs = VecDeque::from(outputs);
         while let Some(output) = outputs.pop_front() {
             match output {
-                Output::Send(machine, order) => {
+                Output::Send(machine, mut order) => {
+                    self.apply_policy(machine, &mut order.step);
                     let Err(error) = self.parts.links.push(machine, Push::GroupCut(order)) else { continue };
                     let attempt = self.running.get_mut(&group).and_then(|running| running.attempt.as_mut());
                     outputs.extend(

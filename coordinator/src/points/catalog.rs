@@ -14,13 +14,14 @@ use std::{
 use holdfast_common::{
     clock::{Clock, Timestamp},
     frame::{CutMore, CutRecord, WITNESS_BLOCKS_MAX, WitnessBlock},
-    ids::{DiskId, MachineId, PointId, Sequence},
+    ids::{DiskId, GroupId, MachineId, PointId, Sequence},
 };
 use tokio::sync::watch;
 
 use super::{
     assembler::{Arriving, Assembler, CutSeen, MemberSeen, Outcome},
     known::{Known, KnownPoint},
+    marks::Marks,
     retention::{self, RetentionPlan, RetentionRule, Subject, Verdict},
 };
 use crate::{
@@ -61,6 +62,7 @@ pub struct PointCatalog {
 struct State {
     assembler: Assembler,
     known: Known,
+    marks: Marks,
     /// Points that wait for the index.
     pending: BTreeMap<PointId, PointRecord>,
     newest: HashMap<MachineId, PointRecord>,
@@ -174,6 +176,7 @@ impl PointCatalog {
             for point in points {
                 state.pending.remove(point);
                 state.known.set_state(*point, PointState::Void);
+                state.marks.remove(*point);
                 state.unverified.remove(point);
                 state.unwitnessed.remove(point);
             }
@@ -243,6 +246,32 @@ impl PointCatalog {
     /// The catalog cannot be read.
     pub async fn list(&self, machine: MachineId, limit: u32) -> Result<Vec<PointRecord>, CatalogError> {
         self.catalog.points(machine, limit).await
+    }
+
+    /// The parts of a group's newest whole cuts, at most so many cuts; only of app-consistent ones if `application`. However many
+    /// points its machines have made by themselves since.
+    ///
+    /// # Errors
+    /// The catalog cannot be read.
+    pub async fn group_parts(
+        &self,
+        group: GroupId,
+        application: bool,
+        cuts: usize,
+    ) -> Result<Vec<PointRecord>, CatalogError> {
+        let parts: Vec<PointId> =
+            self.state().marks.newest(group, application).take(cuts).flatten().collect();
+        let mut records = Vec::with_capacity(parts.len());
+        for part in parts {
+            records.extend(self.catalog.point(part).await?);
+        }
+        Ok(records)
+    }
+
+    /// How many cuts of a group are there in part only.
+    #[must_use]
+    pub fn incomplete_group_cuts(&self, group: GroupId) -> usize {
+        self.state().marks.incomplete(group)
     }
 
     /// Cuts of a machine that have not arrived on all disks, oldest first.
@@ -397,6 +426,7 @@ impl PointCatalog {
             for point in some {
                 state.pending.remove(point);
                 state.known.remove(*point);
+                state.marks.remove(*point);
                 state.unverified.remove(point);
                 state.unwitnessed.remove(point);
             }
@@ -492,6 +522,7 @@ impl PointCatalog {
 impl State {
     fn take_in(&mut self, point: PointRecord) {
         self.known.insert(&point);
+        self.marks.insert(&point);
         if point.state == PointState::Pending {
             self.pending.insert(point.id, point.clone());
         }

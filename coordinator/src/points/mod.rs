@@ -7,6 +7,7 @@ pub mod catalog;
 pub mod checks;
 pub mod damage;
 pub mod known;
+mod marks;
 pub mod request;
 pub mod retention;
 pub mod selection;

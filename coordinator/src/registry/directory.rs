@@ -261,7 +261,7 @@ impl Registry {
             name,
             last_seen_at: Some(self.now()),
             agent_version: version.unwrap_or(record.agent_version),
-            inventory: Some(text),
+            inventory: Some(text.into()),
             ..record
         };
         self.commit(vec![Change::PutMachine(record)]).await.map_err(failed("the record of an inventory"))

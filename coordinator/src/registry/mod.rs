@@ -34,7 +34,10 @@ use thiserror::Error;
 use tokio::sync::broadcast;
 
 use crate::{
-    catalog::{Catalog, CatalogError, Change, record::AuditRecord},
+    catalog::{
+        Catalog, CatalogError, Change,
+        record::{AuditRecord, PolicyRecord},
+    },
     compute::port::BoxFuture,
     groups::inbox::GroupInbox,
     ingest::links::LiveLinks,
@@ -168,6 +171,24 @@ impl Registry {
     #[must_use]
     pub fn machine(&self, machine: MachineId) -> Option<MachineStatus> {
         self.state().machines.get(&machine).cloned()
+    }
+
+    /// The name of a machine, as last heard.
+    #[must_use]
+    pub fn name(&self, machine: MachineId) -> Option<String> {
+        self.state().machines.get(&machine).map(|machine| machine.record.name.clone())
+    }
+
+    /// The rules of a machine.
+    #[must_use]
+    pub fn policy(&self, machine: MachineId) -> Option<PolicyRecord> {
+        self.state().machines.get(&machine).map(|machine| machine.policy.clone())
+    }
+
+    /// The rules of all machines.
+    #[must_use]
+    pub fn policies(&self) -> Vec<PolicyRecord> {
+        self.state().machines.values().map(|machine| machine.policy.clone()).collect()
     }
 
     /// The disks of a machine that are protected now, in order of their ids.

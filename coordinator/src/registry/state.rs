@@ -2,7 +2,7 @@
 //!
 //! Owns the model only; pure but for loading. Invariant: applying the changes that the catalog applied keeps both equal.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use holdfast_common::{
     clock::Timestamp,
@@ -29,8 +29,8 @@ pub struct MachineStatus {
     pub lifecycle: Lifecycle,
     /// When its source was last told that it is fenced.
     pub told_fenced_at: Option<Timestamp>,
-    /// Its last inventory.
-    pub inventory: Option<Inventory>,
+    /// Its last inventory. Shared: whoever asks for a machine gets a copy of all this.
+    pub inventory: Option<Arc<Inventory>>,
     /// When its session was opened, if one is open.
     pub connected_since: Option<Timestamp>,
     /// Why the last session ended.
@@ -182,6 +182,7 @@ impl State {
 
 /// The inventory of a record; one that another version wrote and that cannot be read counts as none, until the next
 /// session brings it anew.
-fn inventory_of(record: &MachineRecord) -> Option<Inventory> {
-    record.inventory.as_deref().and_then(|text| serde_json::from_str(text).ok())
+fn inventory_of(record: &MachineRecord) -> Option<Arc<Inventory>> {
+    let read = record.inventory.as_deref().and_then(|text| serde_json::from_str::<Inventory>(text).ok());
+    read.map(Arc::new)
 }

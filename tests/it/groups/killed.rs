@@ -20,7 +20,7 @@ use holdfast_tests::{
     site::{Agent, Site, wait_for},
 };
 
-use super::{DISK_BYTES, PATIENCE, group_points};
+use super::{DISK_BYTES, PATIENCE, group_points, machines};
 
 const ROUNDS: usize = 4;
 /// Packets of one machine take so long, each way: the other one's hold lasts at least as long.
@@ -79,15 +79,10 @@ impl Drop for Probe {
 }
 
 fn member(site: &Site) -> Result<(String, MountedDisk, Agent)> {
-    let ids = |site: &Site| -> Result<Vec<String>> {
-        let machines = site.cli(&["machines"])?;
-        let list = machines.as_array().context("a list")?;
-        Ok(list.iter().filter_map(|machine| machine["id"].as_str().map(str::to_owned)).collect())
-    };
-    let before = ids(site)?;
+    let before = machines(site)?;
     let disk = MountedDisk::create(Kind::Ext4, DISK_BYTES)?;
     let agent = site.add_agent()?;
-    let machine = ids(site)?.into_iter().find(|id| !before.contains(id)).context("a new machine")?;
+    let machine = machines(site)?.into_iter().find(|id| !before.contains(id)).context("a new machine")?;
     site.protect(&machine, &[disk.device.path()], "1h")?;
     Ok((machine, disk, agent))
 }

@@ -27,6 +27,11 @@ impl Cycle {
         !self.requests.is_empty() || self.turn.is_some()
     }
 
+    /// Whether a group cut is under way in which this machine takes part and does not hold yet.
+    pub(crate) const fn is_in_turn(&self) -> bool {
+        self.turn.is_some()
+    }
+
     /// This machine cannot take part, if there is such a reason; the coordinator need not wait for it.
     pub(super) fn decline_turn(&mut self, reason: impl FnOnce(&Self) -> Option<String>) {
         if self.turn.is_none() {

@@ -33,6 +33,14 @@ impl Cycle {
 
     /// Whether the cut that is next is void without its applications.
     pub(super) fn is_strict(&self) -> bool {
+        self.is_required_by_group() || self.is_request_strict()
+    }
+
+    fn is_required_by_group(&self) -> bool {
+        self.turn.as_ref().is_some_and(crate::group::Turn::requires_application)
+    }
+
+    fn is_request_strict(&self) -> bool {
         let request = match &self.phase {
             Phase::Settle(settle) => settle.request,
             _ => self.requests.front().copied(),
@@ -61,7 +69,12 @@ impl Cycle {
                 // What the applications wrote meanwhile is copied before anything is held.
                 self.phase = Phase::PreCopy { round: self.round(1, 0), since: now, converged: true };
             }
-            HookState::Failed(reason) if self.is_strict() => {
+            HookState::Failed(reason) if self.is_required_by_group() => {
+                // The machine's own point is not concerned: it goes on, without the group.
+                self.hooks = Hooks::Free;
+                self.decline_turn(|_| Some(format!("it cannot be app-consistent: {reason}")));
+            }
+            HookState::Failed(reason) if self.is_request_strict() => {
                 self.hooks = Hooks::Free;
                 let request = self.requests.pop_front();
                 self.phase = Phase::Settle(Settle::new(now, request));

@@ -7,7 +7,7 @@ use holdfast_common::{
     frame::{CutMethod, CutMore},
     ids::{DiskId, GroupCutId, GroupId, PointId},
     units::BlockCount,
-    wire::{AnswerStep, GroupArm, GroupOrder, OrderStep},
+    wire::{AnswerStep, Applications, GroupArm, GroupOrder, OrderStep},
 };
 
 use super::{
@@ -44,7 +44,7 @@ impl Scene {
         self.cycle.inbound(&Inbound::GroupCut(Box::new(order)), self.now);
     }
 
-    fn arm(&mut self, application: bool) {
+    fn arm(&mut self, application: Applications) {
         let group = GroupId::from_bytes([8; 16]);
         self.order(OrderStep::Arm(GroupArm { group, ready_ms_max: 5_000, wait_ms_max: 100, application }));
     }
@@ -125,7 +125,7 @@ fn made() -> CutMade {
 #[test]
 fn a_member_says_that_it_is_ready_and_holds_when_it_is_told() {
     let mut scene = Scene::new();
-    scene.arm(false);
+    scene.arm(Applications::AsTheyAre);
     scene.run_until("tell Armed");
     let armed_at = scene.now;
     for _ in 0..20 {
@@ -141,13 +141,13 @@ fn a_member_says_that_it_is_ready_and_holds_when_it_is_told() {
 #[test]
 fn a_cancel_and_a_group_that_never_holds_leave_the_machine_its_own_cut() {
     let mut scene = Scene::new();
-    scene.arm(false);
+    scene.arm(Applications::AsTheyAre);
     scene.run_until("tell Armed");
     scene.order(OrderStep::Cancel { reason: "two is late".into() });
     scene.run_until("cut group=false");
 
     let mut scene = Scene::new();
-    scene.arm(false);
+    scene.arm(Applications::AsTheyAre);
     scene.run_until("tell Declined");
     assert!(scene.now >= at(5_000), "after its own time: {:?}", scene.now);
     scene.run_until("cut group=false");
@@ -156,7 +156,7 @@ fn a_cancel_and_a_group_that_never_holds_leave_the_machine_its_own_cut() {
 #[test]
 fn a_lost_link_ends_a_turn() {
     let mut scene = Scene::new();
-    scene.arm(false);
+    scene.arm(Applications::AsTheyAre);
     scene.run_until("tell Armed");
     scene.cycle.inbound(&Inbound::Disconnected, scene.now);
     scene.run_until("cut group=false");
@@ -182,7 +182,18 @@ fn a_hook_that_fails_voids_what_must_be_app_consistent_and_marks_what_need_not()
     assert_eq!(scene.seen, ["freeze hooks", "void it cannot be app-consistent: 10-db: no"]);
 
     scene.seen.clear();
-    scene.arm(true);
+    scene.arm(Applications::Required);
+    scene.run_until("sent");
+    assert_eq!(scene.seen[0], "freeze hooks");
+    assert!(
+        scene.seen[1].starts_with("tell Declined") && scene.seen[1].contains("10-db: no"),
+        "{:?}",
+        scene.seen
+    );
+    assert_eq!(scene.seen[2..], ["cut group=false strict=false", "sent []"], "its own point goes on");
+
+    scene.seen.clear();
+    scene.arm(Applications::Consistent);
     scene.run_until("tell Armed");
     scene.order(OrderStep::Hold);
     scene.run_until("sent");

@@ -49,7 +49,7 @@ pub(super) async fn machines(pool: &SqlitePool) -> Result<Vec<MachineRecord>, Ca
             enrolled_at: time(row, "enrolled_at")?,
             last_seen_at: optional_time(row, "last_seen_at")?,
             agent_version: text(row, "agent_version")?,
-            inventory: optional_text(row, "inventory")?,
+            inventory: optional_text(row, "inventory")?.map(Into::into),
         })
     })
 }
