@@ -15,15 +15,18 @@ use holdfast_common::{
 use serde::Deserialize;
 
 use super::{
-    ApiError, ApiState,
+    ApiError, ApiState, groups,
     shapes::{ForecastShape, KindShape, NewerShape, OverviewShape},
     status::age,
     views,
 };
-use crate::points::selection::{
-    Choice, Refusal, Selection,
-    passed::{PASSED_SHOWN, passed},
-    set::{Candidates, choose_set, mates},
+use crate::{
+    groups::{book::GroupStatus, points::GroupPoint},
+    points::selection::{
+        Choice, Refusal, Selection,
+        passed::{PASSED_SHOWN, passed},
+        set::{Candidates, choose_set, mates},
+    },
 };
 
 /// Most machines in one request.
@@ -88,11 +91,41 @@ pub(super) async fn overview(State(state): State<ApiState>) -> Result<Json<Vec<O
         };
         shapes.push(OverviewShape {
             machine: machine.to_string(),
+            group: None,
             name: views::machine_name(&state, machine),
             kinds: KINDS.map(kind).into(),
         });
     }
+    for group in state.groups.all() {
+        shapes.push(group_overview(&state, &group).await?);
+    }
     Ok(Json(shapes))
+}
+
+/// A group's newest points: what its machines have in common, whoever of them is failed over with which others.
+async fn group_overview(state: &ApiState, group: &GroupStatus) -> Result<OverviewShape, ApiError> {
+    let now = state.clock.wall();
+    let mut kinds = Vec::new();
+    for (kind, application) in
+        [(Selection::LatestMultiVm, false), (Selection::LatestMultiVmAppConsistent, true)]
+    {
+        let point = groups::newest(state, group, application).await?;
+        let age = |point: &GroupPoint| u64::try_from(now.since(point.at).as_millis()).unwrap_or(u64::MAX);
+        kinds.push(KindShape {
+            kind: kind.to_string(),
+            point: point.as_ref().map(|point| point.cut.to_string()),
+            at: point.as_ref().map(|point| views::time(point.at)),
+            age_ms: point.as_ref().map(age),
+            refusal: point.is_none().then(|| match application {
+                true => {
+                    "no app-consistent group point yet; `holdfast group point create --app-consistent`".into()
+                }
+                false => "no group point yet; `holdfast group show` says why".into(),
+            }),
+        });
+    }
+    let name = group.record.name.clone();
+    Ok(OverviewShape { machine: String::new(), group: Some(group.record.id.to_string()), name, kinds })
 }
 
 /// The selection of a text.

@@ -215,7 +215,7 @@ pub(super) async fn statuses(state: &ApiState) -> Result<Vec<GroupStatusShape>, 
 }
 
 /// The newest point of a group, or its newest app-consistent one, however many points its machines have made since.
-async fn newest(
+pub(super) async fn newest(
     state: &ApiState,
     group: &GroupStatus,
     application: bool,

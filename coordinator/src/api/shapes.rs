@@ -960,12 +960,15 @@ pub struct NewerShape {
     pub why: String,
 }
 
-/// The newest point of each kind of a machine.
+/// The newest point of each kind of a machine, or of a group.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct OverviewShape {
-    /// The machine's id.
+    /// The machine's id; empty for a group.
     pub machine: String,
-    /// Its host name.
+    /// The group's id; null for a machine.
+    #[serde(default)]
+    pub group: Option<String>,
+    /// Its host name, or the group's name.
     pub name: String,
     /// For each selection what it would give.
     pub kinds: Vec<KindShape>,

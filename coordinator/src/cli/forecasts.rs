@@ -60,6 +60,11 @@ fn one(text: &mut String, machine: &ForecastShape) {
     }
 }
 
+/// A machine by its name, or a group.
+fn named(machine: &OverviewShape) -> String {
+    if machine.group.is_some() { format!("group {}", machine.name) } else { machine.name.clone() }
+}
+
 /// `holdfast points` of all machines.
 pub(crate) fn overview(machines: &[OverviewShape]) -> String {
     if machines.is_empty() {
@@ -70,7 +75,7 @@ pub(crate) fn overview(machines: &[OverviewShape]) -> String {
     for machine in machines {
         for (number, kind) in machine.kinds.iter().enumerate() {
             table.add_row([
-                if number == 0 { machine.name.clone() } else { String::new() },
+                if number == 0 { named(machine) } else { String::new() },
                 kind.kind.clone(),
                 kind.age_ms.map_or_else(|| "-".to_owned(), |age| duration::show(Duration::from_millis(age))),
                 kind.at.as_deref().map_or_else(|| "none".to_owned(), tables::local),

@@ -368,19 +368,17 @@ impl GroupRules {
             lag_critical_ms: self.lag.map_or(record.lag_critical_ms, |lag| lag.critical_ms),
             ..record
         };
-        let out_of_range = |what, low, high, unit| {
-            Err(GroupError::Setting(format!("{what} must lie between {low} and {high} {unit}")))
-        };
+        let out_of_range = |what, range| Err(GroupError::Setting(format!("{what} must lie between {range}")));
         if !(CUT_INTERVAL_MS_MIN..=INTERVAL_MS_MAX).contains(&record.interval_ms) {
-            return out_of_range("the interval", CUT_INTERVAL_MS_MIN, INTERVAL_MS_MAX, "ms");
+            return out_of_range("the interval", "1s and 24h");
         }
         if !(WAIT_MS_MIN..=GROUP_WAIT_MS_MAX).contains(&record.wait_ms_max) {
-            return out_of_range("the longest wait of a held member", WAIT_MS_MIN, GROUP_WAIT_MS_MAX, "ms");
+            return out_of_range("the longest wait of a held member", "10ms and 2s");
         }
         let application = record.application_interval_ms;
         if application != 0 && !(APPLICATION_INTERVAL_MS_MIN..=INTERVAL_MS_MAX).contains(&application) {
             let what = "the interval of app-consistent points (0 for none)";
-            return out_of_range(what, APPLICATION_INTERVAL_MS_MIN, INTERVAL_MS_MAX, "ms");
+            return out_of_range(what, "1m and 24h");
         }
         let lag = Thresholds { lag: lag_of(&record), ..Thresholds::default() };
         lag.check().map_err(|error| GroupError::Setting(error.to_string()))?;
