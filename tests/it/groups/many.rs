@@ -159,7 +159,7 @@ fn check_ring(first_subnet: u8, machines: u8) -> Result<()> {
     while asker.count() < wanted {
         ensure!(started.elapsed() < limit, "only {} of {wanted} group points", asker.count());
         faults.next(&mut site, &mut members)?;
-        if wanted > 100 && faults.count() % 50 == 0 {
+        if wanted > 100 && faults.count().is_multiple_of(50) {
             eprintln!("{:?}: {} group points, {} faults", started.elapsed(), asker.count(), faults.count());
         }
     }

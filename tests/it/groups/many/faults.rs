@@ -45,6 +45,7 @@ impl Faults {
         });
         let relay = relay.recv().context("a relay")?;
         let address = relay.address();
+        relay.set(USUAL);
         (self.road, self._road_ends) = (Some(relay), Some(road_ends));
         Ok(address)
     }
@@ -93,7 +94,7 @@ impl Faults {
                 let delay = Duration::from_millis(self.draw(5, 150));
                 road.set(Weather { delay, loss_per_million: self.draw(0, 50_000), ..Weather::default() });
                 self.pause(500, 2000);
-                road.set(Weather::default());
+                road.set(USUAL);
             }
             4 => {
                 // Longer than any hold may last: its guardian thaws.
@@ -115,6 +116,10 @@ impl Faults {
         Ok(())
     }
 }
+
+/// The last machine is always some way off, so that holds that did not wait for each other would not overlap by chance.
+const USUAL: Weather =
+    Weather { delay: Duration::from_millis(6), loss_per_million: 0, bytes_per_second: 0, cut: false };
 
 const KINDS: [&str; 7] =
     ["agent killed", "packets lost", "coordinator killed", "long way", "agent stopped", "link cut", "calm"];

@@ -46,7 +46,7 @@ fn write(file: &File, seed: u64, end: &AtomicBool) {
         random.fill(&mut bytes);
         let at = random.next_u64() % (FILE_BYTES / PIECE_BYTES) * PIECE_BYTES;
         file.write_all_at(&bytes, at).unwrap();
-        if random.next_u64() % 16 == 0 {
+        if random.next_u64().is_multiple_of(16) {
             file.sync_data().unwrap();
         }
         thread::sleep(Duration::from_millis(20));
