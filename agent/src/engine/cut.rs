@@ -62,6 +62,11 @@ impl ResidueStore {
         Self { pool: BufferPool::new(limit, wanted), limit, wanted }
     }
 
+    /// Makes the buffers that the next cut is likely to need. Costs nothing if they are there.
+    pub(super) fn make_ready(&mut self) {
+        self.pool.prepare(self.wanted);
+    }
+
     /// A cut needed `frames` buffers: the next one gets twice as many, and what is far beyond goes back.
     fn learn(&mut self, frames: usize) {
         let wanted = (frames * 2).clamp(RESIDUE_READY, self.limit.max(RESIDUE_READY));
@@ -84,7 +89,7 @@ impl Engine {
         turn: Option<HeldTurn>,
         strict: bool,
     ) -> Result<CutMade, CutFailure> {
-        self.residue.pool.prepare(self.residue.wanted);
+        self.residue.make_ready();
         let swap: Vec<Vec<BlockRange>> = members.iter().map(|disk| self.host.swap_areas(*disk)).collect();
         let point = PointId(self.entropy.uuid(self.clock.wall()));
         let mut section = Section {

@@ -26,7 +26,7 @@ use holdfast_common::{
     clock::Clock,
     entropy::Entropy,
     ids::DiskId,
-    wire::{AgentMessage, CutVoided},
+    wire::{AgentMessage, AnswerStep, CutVoided},
 };
 
 pub use host::{Held, HoldCheck, Host, HostDisk, Mechanism};
@@ -272,6 +272,10 @@ impl Engine {
                 return Ok(None);
             }
             Action::TellGroup(answer) => {
+                if answer.step == AnswerStep::Armed {
+                    // When the order to hold comes, others may hold already.
+                    self.residue.make_ready();
+                }
                 self.messages.send(AgentMessage::GroupCut(answer));
                 return Ok(None);
             }

@@ -598,7 +598,7 @@ pub(crate) struct ProtectOptions {
     /// Time between app-consistent points, made with the freeze hooks on the machine (1m to 24h; 0s for none)
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(crate) app_consistent_interval: Option<Duration>,
-    /// What becomes of such a point if a hook fails (crash if never set)
+    /// What becomes of such a point, or of the machine's part in a group's, if a hook fails (crash if never set)
     #[arg(long, value_enum, value_name = "WHAT")]
     pub(crate) on_hook_failure: Option<HookFailure>,
 }
@@ -608,7 +608,7 @@ pub(crate) struct ProtectOptions {
 pub(crate) enum HookFailure {
     /// It is kept as a crash-consistent one, with the reason
     Crash,
-    /// There is no point, and the reason is shown
+    /// There is no point, nor one of its group, and the reason is shown
     Void,
 }
 
