@@ -33,6 +33,8 @@ pub mod quickstart;
 pub mod compute;
 // The way back from a target.
 pub mod reverse;
+// Whether machines will boot, told before it matters.
+pub mod readiness;
 // Jobs that turn points into something usable.
 pub mod failover;
 // The operator's interface.

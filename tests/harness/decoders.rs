@@ -39,6 +39,9 @@ pub const DECODERS: &[Decoder] = &[
     decoder("index_run", files::index_run, seeds::runs),
     decoder("manifest", files::manifest, seeds::manifests),
     decoder("kept", files::kept, seeds::kept),
+    decoder("partition_table", files::partition_table, seeds::partition_tables),
+    decoder("fat", files::fat, seeds::fats),
+    decoder("initramfs", files::initramfs, seeds::initramfs),
     decoder("job_event", files::job_event, seeds::job_events),
     decoder("machine_table", holdfast_agent::inventory::decode_as_any_table, seeds::machine_tables),
     decoder(

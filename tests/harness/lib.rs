@@ -18,6 +18,8 @@ pub mod postgres;
 pub mod load;
 // A disk in memory behind the view contract.
 pub mod memory_view;
+// Disks with a system on them.
+pub mod system_disk;
 // Programs of the system, run and checked.
 pub mod program;
 // Debian machines in QEMU.

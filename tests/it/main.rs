@@ -18,6 +18,7 @@ mod witness;
 mod oracle;
 mod mariadb;
 mod postgres;
+mod readiness;
 mod split_brain;
 mod machine_boot;
 mod machine_tracking;

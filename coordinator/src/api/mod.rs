@@ -21,6 +21,7 @@ mod plan_runs;
 pub mod plan_shapes;
 mod plans;
 mod points;
+pub mod readiness;
 mod retention;
 pub mod port;
 pub mod remote;
@@ -83,6 +84,8 @@ pub struct ApiState {
     pub checks: Arc<dyn StoreChecks>,
     /// Comparisons with sources.
     pub audits: Arc<dyn SourceAudits>,
+    /// Whether machines will boot.
+    pub readiness: Arc<dyn readiness::Looks>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// What is damaged.
@@ -125,6 +128,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/machines/{machine}/protect", post(machines::protect))
         .route("/v1/machines/{machine}/unprotect", post(machines::unprotect))
         .route("/v1/machines/{machine}/console", get(console::show))
+        .route("/v1/machines/{machine}/readiness", get(readiness::show).post(readiness::look))
         .route("/v1/machines/{machine}/points", get(points::list).post(points::create))
         .route("/v1/machines/{machine}/retention", get(retention::plan))
         .route("/v1/machines/{machine}/points/diff", get(points::diff))

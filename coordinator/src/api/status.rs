@@ -131,6 +131,7 @@ pub(super) async fn machine_status(
         rpo: newest.as_ref().map(|point| Duration::from_micros(point.rpo_us)),
         app_age,
         gap: newest_gap,
+        unready: state.readiness.record(id).and_then(|record| record.report.against()),
         thresholds: machine.thresholds,
     };
     let findings = machine_findings(&facts);

@@ -16,6 +16,7 @@ mod jobs;
 mod logs;
 mod plans;
 mod points;
+mod readiness;
 mod rebuild;
 mod reclaim;
 mod scripts;
@@ -52,6 +53,7 @@ use crate::{
     catalog::{Catalog, SqliteCatalog, record::MachineState},
     compute::{
         image::writer::ImageWriter,
+        machines::Machines,
         nbd::{
             attach::NbdAttach,
             server::{DamageSink, Settings as NbdSettings},
@@ -101,6 +103,7 @@ struct Running {
     logs: Arc<Logs>,
     checks: Arc<Checks>,
     audits: Arc<Audits>,
+    readiness: Arc<readiness::Readiness>,
     jobs: Arc<Jobs>,
     ingest: Ingest,
     state: ApiState,
@@ -149,6 +152,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     };
     let reclaiming = tokio::spawn(reclaimer.run(closing.clone()));
     let checking = tokio::spawn(Arc::clone(&running.checks).run(closing.clone()));
+    let looking = tokio::spawn(Arc::clone(&running.readiness).run(closing.clone()));
     let cutting = tokio::spawn(driver.run(closing.clone()));
     let following = tokio::spawn(Arc::clone(&running.reverse).run(closing.clone()));
     let service = api::router(running.state.clone()).into_make_service_with_connect_info::<Peer>();
@@ -173,6 +177,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     repairing.await?;
     reclaiming.await?;
     checking.await?;
+    looking.await?;
     cutting.await?;
     following.await?;
     finish(running).await;
@@ -242,11 +247,18 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
         clock: Arc::clone(&clock),
         entropy: Arc::clone(&entropy),
     });
+    let machines: Arc<dyn Machines> = Arc::new(QemuMachines::new(machine_settings(settings, data)));
+    let readiness = readiness::Readiness::new(
+        Arc::clone(&source),
+        Arc::clone(&machines),
+        Arc::clone(&clock),
+        data.readiness(),
+    );
     let services = Services {
         points: Arc::clone(&source) as Arc<dyn PointSource>,
         attach: Arc::clone(&attach) as Arc<dyn Attach>,
         images: Arc::new(ImageWriter::new(settings.image_threads)),
-        machines: Arc::new(QemuMachines::new(machine_settings(settings, data))),
+        machines,
         lifecycles: Arc::new(sources::RegistryLifecycles(Arc::clone(&registry))),
         sources: Arc::new(sources::AgentSources {
             registry: Arc::clone(&registry),
@@ -315,6 +327,7 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
         damage,
         checks: Arc::clone(&checks) as Arc<dyn api::port::StoreChecks>,
         audits: Arc::new(AuditControl(Arc::clone(&audits))),
+        readiness: Arc::clone(&readiness) as Arc<dyn api::readiness::Looks>,
         diff: source,
         store: Arc::new(Figures { logs: Arc::clone(&logs), trouble, space: Arc::clone(&space) }),
         listen: ingest.local_address()?.to_string(),
@@ -333,7 +346,7 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
         groups: book,
         group_cuts,
     };
-    Ok((Running { catalog, logs, checks, audits, jobs, ingest, state, space, reverse }, driver))
+    Ok((Running { catalog, logs, checks, audits, readiness, jobs, ingest, state, space, reverse }, driver))
 }
 
 fn machine_settings(settings: &Settings, data: &DataFolder) -> MachineSettings {

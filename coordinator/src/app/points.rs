@@ -98,7 +98,7 @@ impl Source {
         Ok(())
     }
 
-    fn views(&self, point: &PointRecord) -> Result<Vec<DiskView>, PointsError> {
+    pub(super) fn views(&self, point: &PointRecord) -> Result<Vec<DiskView>, PointsError> {
         let mut names = HashSet::new();
         let mut views = Vec::new();
         for member in &point.disks {

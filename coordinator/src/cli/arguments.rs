@@ -93,6 +93,22 @@ Examples:
         #[arg(long)]
         watch: bool,
     },
+    /// Whether a machine will boot at the target, and what speaks against it
+    #[command(after_help = "\
+Examples:
+  holdfast readiness web-1            what the last look into its replica has found
+  holdfast readiness web-1 --now      looks again, at its newest processed point
+
+A look reads the newest processed point: partition table, boot loader, kernel and initramfs, fstab, network settings. It is
+done after the first point, once a day, and when the machine's hardware has changed. File systems other than ext2, ext3
+and ext4 (XFS, btrfs, LVM, NTFS) are not looked into, and the answer says so: only a test failover proves that these boot.")]
+    Readiness {
+        /// Name or id
+        machine: String,
+        /// Look now
+        #[arg(long)]
+        now: bool,
+    },
     /// Show or set when a machine's state is worth a warning, and when it is critical
     #[command(after_help = "\
 Examples:

@@ -17,6 +17,7 @@ mod manual;
 mod operators;
 mod output;
 mod plan;
+mod readiness;
 mod retention_tables;
 mod settings;
 mod tables;
@@ -131,6 +132,7 @@ async fn dispatch(command: Command, client: Client, output: Output) -> Result<()
         Command::Audit { limit, since } => operators::audit(&client, output, limit, since).await,
         Command::Operator { command } => operators::operator(&client, output, command).await,
         Command::Thresholds(options) => thresholds::thresholds(&client, output, options).await,
+        Command::Readiness { machine, now } => readiness::run(&client, output, &machine, now).await,
         Command::Who => operators::who(&client, output).await,
         Command::Completions { .. }
         | Command::Man { .. }

@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
 
 use holdfast_common::{
     ids::{MachineId, PointId},
-    wire::Inventory,
+    wire::{Firmware, Inventory},
 };
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +45,32 @@ pub struct MachineRequest {
     /// Networks of its cards by the names that they have at the source, `*` for any other: "user", "isolated" or a bridge's
     /// name. They go before everything else that is said about networks.
     pub networks: BTreeMap<String, String>,
+}
+
+/// What a machine would be made of, for looking whether its system has the drivers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Planned {
+    /// How it boots; `None` if nobody can tell.
+    pub firmware: Option<Firmware>,
+    /// What its disks hang on, for people.
+    pub disk_model: String,
+    /// Drivers of Linux that it takes to find a file system on them.
+    pub disk_drivers: Vec<String>,
+    /// What names of its disks begin with in Linux ("sd").
+    pub node_prefix: String,
+    /// Its network cards.
+    pub cards: Vec<PlannedCard>,
+    /// What could not be kept as it was.
+    pub remarks: Vec<String>,
+}
+
+/// A network card.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedCard {
+    /// Hardware address.
+    pub mac: String,
+    /// Drivers of Linux that it takes.
+    pub drivers: Vec<String>,
 }
 
 /// A machine that was started. Persisted in jobs' logs: fields are only ever added, with a default.
@@ -82,6 +108,15 @@ pub trait Machines: fmt::Debug + Send + Sync {
     /// Whether machines can run here at all; asked before anything is begun.
     fn ready(&self) -> BoxFuture<'_, Result<(), ComputeError>> {
         Box::pin(async { Ok(()) })
+    }
+
+    /// What the machine would be made of if it were defined now. Makes nothing.
+    ///
+    /// # Errors
+    /// It cannot be run here as it is wanted; the text says what to do.
+    fn plan(&self, request: &MachineRequest) -> Result<Planned, ComputeError> {
+        let _ = request;
+        Ok(Planned::default())
     }
 
     /// Works out the definition of the machine and makes an empty overlay for each disk. Nothing runs yet. Defined

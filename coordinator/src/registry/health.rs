@@ -81,6 +81,8 @@ pub struct MachineFacts {
     pub app_age: Option<Duration>,
     /// The newest time without points, if there was one: as text with its exact extent, and how long ago it ended.
     pub gap: Option<(String, Duration)>,
+    /// What speaks against its booting at the target, in short.
+    pub unready: Option<String>,
     /// When these are worth a warning.
     pub thresholds: Thresholds,
 }
@@ -212,6 +214,12 @@ pub fn machine_findings(facts: &MachineFacts) -> Vec<Finding> {
         findings.push(warning(
             format!("the last {} cuts were void; the newest: {because}", facts.voided_since),
             "`holdfast points` shows all; a longer `--hold` or a longer interval may help",
+        ));
+    }
+    if let Some(reason) = &facts.unready {
+        findings.push(warning(
+            reason.clone(),
+            "`holdfast readiness MACHINE` says all that was found and what to do; points go on meanwhile",
         ));
     }
     if let Some((text, _)) = facts.gap.as_ref().filter(|(_, ended)| *ended < GAP_FRESH) {

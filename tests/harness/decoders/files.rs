@@ -141,3 +141,21 @@ pub(super) fn job_event(bytes: &[u8]) {
         assert_eq!(log::decode(&again).expect("and read again"), record);
     }
 }
+
+/// The partition table of a disk.
+pub(super) fn partition_table(bytes: &[u8]) {
+    let _ = holdfast_coordinator::readiness::table::read(&bytes);
+    let _ = holdfast_coordinator::readiness::volumes::probe(&bytes);
+}
+
+/// An EFI system partition.
+pub(super) fn fat(bytes: &[u8]) {
+    if let Ok(fat) = holdfast_coordinator::readiness::fat::Fat::open(&bytes) {
+        let _ = fat.list(&["EFI", "BOOT"]);
+    }
+}
+
+/// An initramfs.
+pub(super) fn initramfs(bytes: &[u8]) {
+    let _ = holdfast_coordinator::readiness::initramfs::modules(bytes);
+}

@@ -351,3 +351,63 @@ pub(super) fn tracking_records() -> Vec<Vec<u8>> {
     kernel.extend_from_slice(strings);
     vec![record, kernel]
 }
+
+/// An MBR with a logical partition, and a GPT.
+pub(super) fn partition_tables() -> Vec<Vec<u8>> {
+    let mut mbr = vec![0; 4096];
+    let mut entry = |at: usize, kind: u8, first: u8, count: u8| {
+        (mbr[at + 4], mbr[at + 8], mbr[at + 12]) = (kind, first, count);
+    };
+    entry(446, 0x83, 1, 1);
+    entry(462, 0x05, 2, 4);
+    entry(1024 + 446, 0x83, 1, 1);
+    entry(1024 + 462, 0x05, 2, 1);
+    entry(2048 + 446, 0x83, 1, 1);
+    for sector in [0, 1024, 2048] {
+        mbr[sector + 510..sector + 512].copy_from_slice(&[0x55, 0xaa]);
+    }
+    let mut gpt = vec![0; 4096];
+    gpt[450] = 0xee;
+    gpt[510..512].copy_from_slice(&[0x55, 0xaa]);
+    gpt[512..520].copy_from_slice(b"EFI PART");
+    (gpt[512 + 72], gpt[512 + 80], gpt[512 + 84]) = (2, 4, 128);
+    gpt[1024..1040].copy_from_slice(b"Hah!IdontNeedEFI");
+    (gpt[1024 + 32], gpt[1024 + 40]) = (34, 40);
+    vec![mbr, gpt]
+}
+
+/// A FAT16 with `\EFI\BOOT\BOOTX64.EFI`, and a FAT32 by its size.
+pub(super) fn fats() -> Vec<Vec<u8>> {
+    let seed = |sectors: u32, root_entries: u8, table_sectors: u8| {
+        let mut bytes = vec![0; 16 << 10];
+        (bytes[12], bytes[13], bytes[14], bytes[16], bytes[17]) = (2, 1, 1, 1, root_entries);
+        bytes[32..36].copy_from_slice(&sectors.to_le_bytes());
+        if root_entries == 0 {
+            (bytes[36], bytes[44]) = (table_sectors, 2);
+        } else {
+            bytes[22] = table_sectors;
+        }
+        let data = 512 * (1 + usize::from(table_sectors)) + usize::from(root_entries) * 32;
+        let mut folder = |at: usize, name: &[u8; 11], kind: u8, cluster: u8| {
+            bytes[at..at + 11].copy_from_slice(name);
+            (bytes[at + 11], bytes[at + 26]) = (kind, cluster);
+        };
+        folder(512 * (1 + usize::from(table_sectors)), b"EFI        ", 0x10, 3);
+        folder(data + 512, b"BOOT       ", 0x10, 4);
+        folder(data + 1024, b"BOOTX64 EFI", 0x20, 5);
+        // Chains of two clusters and a circle.
+        bytes[518..522].copy_from_slice(&[4, 0, 3, 0]);
+        bytes
+    };
+    vec![seed(20_000, 16, 2), seed(200_000, 0, 2), seed(100, 16, 1)]
+}
+
+/// Plain, and packed by zstd.
+pub(super) fn initramfs() -> Vec<Vec<u8>> {
+    let plain = crate::system_disk::archive(&[
+        ("lib/modules/6.1/modules.builtin", b"kernel/drivers/block/virtio_blk.ko\n"),
+        ("lib/modules/6.1/kernel/drivers/sd_mod.ko.xz", b"module"),
+    ]);
+    let gzip = crate::system_disk::initramfs(&["virtio_blk"], crate::system_disk::Packed::Gzip);
+    [Some(plain), gzip.ok()].into_iter().flatten().collect()
+}

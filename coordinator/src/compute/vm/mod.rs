@@ -16,6 +16,7 @@
 //! Limits: paths of sockets are short (about 100 bytes); what is asked of QEMU's programs takes [`TOOL_MAX`] at most.
 
 pub mod definition;
+mod planned;
 pub mod qmp;
 
 use std::{
@@ -39,7 +40,7 @@ use self::{
     qmp::Qmp,
 };
 use super::{
-    machines::{MachineRequest, Machines, StartedMachine, Stop},
+    machines::{MachineRequest, Machines, Planned, StartedMachine, Stop},
     port::{BoxFuture, ComputeError, Task},
 };
 
@@ -337,6 +338,11 @@ impl QemuMachines {
 impl Machines for QemuMachines {
     fn ready(&self) -> BoxFuture<'_, Result<(), ComputeError>> {
         Box::pin(Self::ready(self))
+    }
+
+    fn plan(&self, request: &MachineRequest) -> Result<Planned, ComputeError> {
+        let overrides = self.overrides(request)?;
+        Definition::of(request, &overrides, &self.host()).map(|definition| definition.planned()).map_err(invalid)
     }
 
     fn define(&self, request: MachineRequest) -> BoxFuture<'_, Result<(), ComputeError>> {

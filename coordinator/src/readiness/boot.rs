@@ -1,0 +1,87 @@
+//! What the firmware will find to start.
+//!
+//! Owns the rules for BIOS and UEFI. A machine at the target has fresh UEFI variables, so only the path that every firmware
+//! tries without any (`\EFI\BOOT\BOOTX64.EFI`) counts.
+
+use holdfast_common::wire::Firmware;
+
+use super::{Report, fat::Fat, volumes::Disk};
+
+pub(super) fn look(disks: &[Disk], firmware: Option<Firmware>, report: &mut Report) {
+    if disks.iter().all(|disk| disk.table.is_err()) {
+        return;
+    }
+    match firmware {
+        Some(Firmware::Uefi) => uefi(disks, report),
+        Some(Firmware::Bios) => bios(disks, report),
+        None => {}
+    }
+}
+
+fn bios(disks: &[Disk], report: &mut Report) {
+    let starts = disks.iter().find(|disk| disk.table.as_ref().is_ok_and(|table| table.has_boot_code));
+    match starts {
+        Some(disk) => report.seen.push(format!("boot code for a BIOS on {}", disk.path)),
+        None => report.critical(
+            "it boots by BIOS, and no protected disk has boot code",
+            "protect the disk that it boots from as well, or set `firmware = \"uefi\"` in its hardware file",
+        ),
+    }
+    let lacks_core = |disk: &&Disk| {
+        disk.table.as_ref().is_ok_and(|table| {
+            table.has_boot_code && table.kind == "gpt" && !table.partitions.iter().any(|found| found.is_bios_boot)
+        })
+    };
+    if let Some(disk) = disks.iter().find(lacks_core) {
+        report.note(
+            format!("{} has a GPT and boots by BIOS without a partition for GRUB's core", disk.path),
+            "look whether its boot loader needs one",
+        );
+    }
+}
+
+fn uefi(disks: &[Disk], report: &mut Report) {
+    let volumes = disks.iter().flat_map(|disk| &disk.volumes);
+    let systems: Vec<_> =
+        volumes.filter(|volume| volume.partition.as_ref().is_some_and(|found| found.is_efi)).collect();
+    if systems.is_empty() {
+        report.critical(
+            "it boots by UEFI, and no protected disk has an EFI system partition",
+            "protect the disk that it boots from as well, or set `firmware = \"bios\"` in its hardware file",
+        );
+    }
+    let mut others = Vec::new();
+    for volume in &systems {
+        let fat = Fat::open(&volume.part);
+        let names = |path: &[&str]| match &fat {
+            Ok(fat) => fat.list(path).map(Option::unwrap_or_default),
+            Err(error) => Err(error.clone()),
+        };
+        let found = names(&["EFI", "BOOT"]);
+        let folders = names(&["EFI"]);
+        let (Ok(found), Ok(folders)) = (&found, &folders) else {
+            let error = found.err().or(folders.err()).unwrap_or_default();
+            report.warning(
+                format!("the EFI system partition {} cannot be read: {error}", volume.path),
+                "check it on the source (fsck.vfat), and compare the disk with `holdfast compare start`",
+            );
+            return;
+        };
+        if found.iter().any(|entry| entry.name == "BOOTX64.EFI") {
+            report.seen.push(format!("the loader \\EFI\\BOOT\\BOOTX64.EFI on {}", volume.path));
+            return;
+        }
+        others.extend(folders.iter().filter(|entry| entry.is_folder && !entry.name.starts_with('.')).map(|entry| entry.name.clone()));
+    }
+    if !systems.is_empty() {
+        let others = if others.is_empty() { "nothing".to_owned() } else { others.join(", ") };
+        report.critical(
+            format!(
+                "its EFI system partition has no \\EFI\\BOOT\\BOOTX64.EFI (below \\EFI is {others}); firmware without its \
+                 stored variables starts nothing else"
+            ),
+            "install the loader there too: on Debian `dpkg-reconfigure grub-efi-amd64` with \"force extra installation\", \
+             else `grub-install --removable`",
+        );
+    }
+}
