@@ -101,9 +101,11 @@ impl SystemDisk {
         for folder in ["etc/network", "boot/grub", &modules] {
             fs::create_dir_all(tree.join(folder))?;
         }
-        let grub = format!("menuentry 'Linux' {{\n\tlinux /boot/vmlinuz-{KERNEL} root={} ro quiet\n}}\n", self.root);
+        let grub =
+            format!("menuentry 'Linux' {{\n\tlinux /boot/vmlinuz-{KERNEL} root={} ro quiet\n}}\n", self.root);
         let all = self.early.iter().chain(&self.installed);
-        let dependencies: String = all.map(|name| format!("kernel/drivers/{name}.ko: kernel/lib/x.ko\n")).collect();
+        let dependencies: String =
+            all.map(|name| format!("kernel/drivers/{name}.ko: kernel/lib/x.ko\n")).collect();
         for (path, content) in [
             ("etc/fstab", self.fstab.as_bytes()),
             ("etc/os-release", b"ID=debian\n"),
@@ -131,7 +133,8 @@ fn put(disk: &mut [u8], at: u64, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// The packer is missing or fails.
 pub fn initramfs(modules: &[&str], packed: Packed) -> Result<Vec<u8>> {
-    let names: Vec<String> = modules.iter().map(|name| format!("usr/lib/modules/{KERNEL}/kernel/drivers/{name}.ko")).collect();
+    let names: Vec<String> =
+        modules.iter().map(|name| format!("usr/lib/modules/{KERNEL}/kernel/drivers/{name}.ko")).collect();
     let files: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), b"module".as_slice())).collect();
     let early = archive(&[("kernel/x86/microcode/GenuineIntel.bin", b"microcode")]);
     let rest = archive(&files);
@@ -144,8 +147,10 @@ pub fn initramfs(modules: &[&str], packed: Packed) -> Result<Vec<u8>> {
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("rest");
     fs::write(&file, rest)?;
-    let packer = Command::new(program.first().context("a packer")?).args(program.get(1..).unwrap_or_default())
-        .stdin(fs::File::open(&file)?).output()?;
+    let packer = Command::new(program.first().context("a packer")?)
+        .args(program.get(1..).unwrap_or_default())
+        .stdin(fs::File::open(&file)?)
+        .output()?;
     anyhow::ensure!(packer.status.success(), "{packer:?}");
     Ok([early, packer.stdout].concat())
 }

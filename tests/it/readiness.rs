@@ -65,38 +65,104 @@ fn check(what: &str, disk: &SystemDisk, planned: Planned, verdict: Verdict, says
 fn a_sound_machine_is_ready_and_each_fault_is_named() -> Result<()> {
     let sound = SystemDisk::default();
     let (bios, uefi) = (Firmware::Bios, Firmware::Uefi);
-    check("sound", &sound, virtio(bios), Verdict::Ready, &["root=UUID=", "drivers for disks on virtio", "DHCP"])?;
+    check(
+        "sound",
+        &sound,
+        virtio(bios),
+        Verdict::Ready,
+        &["root=UUID=", "drivers for disks on virtio", "DHCP"],
+    )?;
     let no_virtio = SystemDisk { early: vec!["vmw_pvscsi", "sd_mod"], ..sound.clone() };
-    check("no driver", &no_virtio, virtio(bios), Verdict::NotReady, &["lacks virtio_pci, virtio_blk", "disk_model"])?;
+    check(
+        "no driver",
+        &no_virtio,
+        virtio(bios),
+        Verdict::NotReady,
+        &["lacks virtio_pci, virtio_blk", "disk_model"],
+    )?;
     let pvscsi = planned("pvscsi", &["vmw_pvscsi", "sd_mod"], "sd", bios);
-    check("pvscsi", &no_virtio, pvscsi.clone(), Verdict::Ready, &["no virtio driver", "pvscsi, which it has"])?;
-    let by_name = SystemDisk { root: "/dev/sda1".to_owned(), fstab: "/dev/sda1 / ext4 defaults 0 1\n".to_owned(), ..sound.clone() };
-    check("other names", &by_name, virtio(bios), Verdict::NotReady, &["root is /dev/sda1, a name that there will not be", "mounts /dev/sda1 on /"])?;
+    check(
+        "pvscsi",
+        &no_virtio,
+        pvscsi.clone(),
+        Verdict::Ready,
+        &["no virtio driver", "pvscsi, which it has"],
+    )?;
+    let by_name = SystemDisk {
+        root: "/dev/sda1".to_owned(),
+        fstab: "/dev/sda1 / ext4 defaults 0 1\n".to_owned(),
+        ..sound.clone()
+    };
+    check(
+        "other names",
+        &by_name,
+        virtio(bios),
+        Verdict::NotReady,
+        &["root is /dev/sda1, a name that there will not be", "mounts /dev/sda1 on /"],
+    )?;
     check("same names", &by_name, pvscsi, Verdict::Doubtful, &["goes by the order of disks"])?;
-    let more = format!("{}UUID=ffff-0000 /data ext4 defaults 0 2\nLABEL=gone /old ext4 nofail 0 2\n", sound.fstab);
+    let more =
+        format!("{}UUID=ffff-0000 /data ext4 defaults 0 2\nLABEL=gone /old ext4 nofail 0 2\n", sound.fstab);
     let missing = SystemDisk { fstab: more, ..sound.clone() };
-    check("missing", &missing, virtio(bios), Verdict::NotReady, &["mounts UUID=ffff-0000 on /data, which is on no", "LABEL=gone"])?;
-    let by_slot = SystemDisk { interfaces: "auto ens192\niface ens192 inet static\n address 10.0.0.2/24\n".to_owned(), ..sound.clone() };
-    check("slots", &by_slot, virtio(bios), Verdict::Doubtful, &["settings are for ens192", "fixed addresses"])?;
+    check(
+        "missing",
+        &missing,
+        virtio(bios),
+        Verdict::NotReady,
+        &["mounts UUID=ffff-0000 on /data, which is on no", "LABEL=gone"],
+    )?;
+    let by_slot = SystemDisk {
+        interfaces: "auto ens192\niface ens192 inet static\n address 10.0.0.2/24\n".to_owned(),
+        ..sound.clone()
+    };
+    check(
+        "slots",
+        &by_slot,
+        virtio(bios),
+        Verdict::Doubtful,
+        &["settings are for ens192", "fixed addresses"],
+    )?;
     let card = SystemDisk { installed: vec!["vmxnet3"], ..sound.clone() };
     check("card", &card, virtio(bios), Verdict::Doubtful, &["needs virtio_net"])?;
     let efi = SystemDisk { efi: Some(true), ..sound.clone() };
-    check("uefi", &efi, virtio(uefi), Verdict::Ready, &["BOOTX64.EFI on /dev/sda1", "GPT with 2 partitions"])?;
+    check(
+        "uefi",
+        &efi,
+        virtio(uefi),
+        Verdict::Ready,
+        &["BOOTX64.EFI on /dev/sda1", "GPT with 2 partitions"],
+    )?;
     check("uefi as bios", &efi, virtio(bios), Verdict::NotReady, &["no protected disk has boot code"])?;
     let debian = SystemDisk { efi: Some(false), ..sound.clone() };
-    check("no loader", &debian, virtio(uefi), Verdict::NotReady, &["below \\\\EFI is DEBIAN", "force extra"])?;
-    check("bios as uefi", &sound, virtio(uefi), Verdict::NotReady, &["no protected disk has an EFI system partition"])
+    check(
+        "no loader",
+        &debian,
+        virtio(uefi),
+        Verdict::NotReady,
+        &["below \\\\EFI is DEBIAN", "force extra"],
+    )?;
+    check(
+        "bios as uefi",
+        &sound,
+        virtio(uefi),
+        Verdict::NotReady,
+        &["no protected disk has an EFI system partition"],
+    )
 }
 
 #[test]
 fn an_initramfs_is_read_however_it_is_packed() -> Result<()> {
     for packed in [Packed::Plain, Packed::Gzip, Packed::Xz, Packed::Zstd] {
         let bytes = initramfs(&["virtio_blk", "sd-mod"], packed)?;
-        let found = initramfs::modules(&bytes).map_err(anyhow::Error::msg).with_context(|| format!("{packed:?}"))?;
+        let found =
+            initramfs::modules(&bytes).map_err(anyhow::Error::msg).with_context(|| format!("{packed:?}"))?;
         let names: Vec<String> = found.files.into_iter().collect();
         ensure!(names == ["sd_mod", "virtio_blk"], "{packed:?}: {names:?}");
         let half = bytes.len() - 60;
-        ensure!(initramfs::modules(&bytes[..half]).is_err() || packed == Packed::Plain, "{packed:?}: half of it is good");
+        ensure!(
+            initramfs::modules(&bytes[..half]).is_err() || packed == Packed::Plain,
+            "{packed:?}: half of it is good"
+        );
     }
     let unknown = [b"\x02\x21\x4c\x18".as_slice(), &[7; 100]].concat();
     let error = initramfs::modules(&unknown).unwrap_err();
@@ -128,7 +194,9 @@ fn damaged_disks_are_looked_at_to_an_end() -> Result<()> {
     for firmware in [Firmware::Bios, Firmware::Uefi] {
         let efi = (firmware == Firmware::Uefi).then_some(true);
         let sound = SystemDisk { efi, ..SystemDisk::default() }.make()?;
-        let used: Vec<usize> = (0..sound.len() / 4096).filter(|block| sound[block * 4096..][..4096].iter().any(|byte| *byte != 0)).collect();
+        let used: Vec<usize> = (0..sound.len() / 4096)
+            .filter(|block| sound[block * 4096..][..4096].iter().any(|byte| *byte != 0))
+            .collect();
         for _ in 0..40 {
             let mut disk = sound.clone();
             for _ in 0..=random(40) {

@@ -74,7 +74,10 @@ pub(super) async fn look(
     let machine = state.registry.resolve(&given)?;
     state.registry.record_act(&peer.name(), "look at readiness", machine.to_string(), "").await?;
     let record = state.readiness.look(machine).await.map_err(|reason| {
-        ApiError::conflict(format!("the machine cannot be looked at: {reason}"), "follow the text, and try again")
+        ApiError::conflict(
+            format!("the machine cannot be looked at: {reason}"),
+            "follow the text, and try again",
+        )
     })?;
     Ok(Json(shape(&state, machine, Some(record))))
 }

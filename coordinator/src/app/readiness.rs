@@ -11,11 +11,7 @@ use std::{
     time::Duration,
 };
 
-use holdfast_common::{
-    clock::Clock,
-    ids::MachineId,
-    wire::Inventory,
-};
+use holdfast_common::{clock::Clock, ids::MachineId, wire::Inventory};
 use tokio_util::sync::CancellationToken;
 
 use super::points::Source;
@@ -61,7 +57,14 @@ impl Readiness {
         let ids = source.registry.machines().into_iter().map(|machine| machine.record.id);
         let load = |id: MachineId| Some((id, ReadinessRecord::load(&folder.join(format!("{id}.json")))?));
         let records = Mutex::new(ids.filter_map(load).collect());
-        Arc::new(Self { source, machines, clock, folder, records, one_at_a_time: tokio::sync::Mutex::default() })
+        Arc::new(Self {
+            source,
+            machines,
+            clock,
+            folder,
+            records,
+            one_at_a_time: tokio::sync::Mutex::default(),
+        })
     }
 
     /// Looks until told to end.
@@ -112,6 +115,7 @@ impl Readiness {
             inventory: inventory.clone(),
             disks: disks.collect(),
             isolated: false,
+            networks: std::collections::BTreeMap::new(),
         };
         self.machines.plan(&request).map_err(|error| error.to_string())
     }
@@ -120,7 +124,8 @@ impl Readiness {
     async fn look_at(&self, id: MachineId) -> Result<ReadinessRecord, String> {
         let _one_at_a_time = self.one_at_a_time.lock().await;
         let machine = self.source.registry.machine(id).ok_or("there is no such machine")?;
-        let inventory = machine.inventory.clone().ok_or("its agent has not told yet what it is; start the agent")?;
+        let inventory =
+            machine.inventory.clone().ok_or("its agent has not told yet what it is; start the agent")?;
         let holder = format!("readiness {id}");
         let words = |error: crate::catalog::CatalogError| error.to_string();
         // What a killed coordinator may have left.
@@ -147,7 +152,12 @@ impl Readiness {
         Ok(record)
     }
 
-    async fn report(&self, point: &PointRecord, inventory: Inventory, planned: Result<Planned, String>) -> Report {
+    async fn report(
+        &self,
+        point: &PointRecord,
+        inventory: Inventory,
+        planned: Result<Planned, String>,
+    ) -> Report {
         let failed = |reason: String| {
             let mut report = Report::default();
             report.not_looked_into.push(reason);
@@ -158,11 +168,15 @@ impl Readiness {
             Err(error) => return failed(format!("the point cannot be opened: {error}")),
         };
         let path = |disk| self.source.registry.disk(disk).map(|disk| disk.record.path).unwrap_or_default();
-        let disks = views.into_iter().map(|view| (path(view.disk), view.view as Arc<dyn BlockView>)).collect();
+        let disks =
+            views.into_iter().map(|view| (path(view.disk), view.view as Arc<dyn BlockView>)).collect();
         let subject = Subject { inventory, planned, disks };
         match tokio::task::spawn_blocking(move || readiness::look(&subject)).await {
             Ok(report) => report,
-            Err(_) => failed("the look came upon something that it could not cope with (see the coordinator's log)".to_owned()),
+            Err(_) => failed(
+                "the look came upon something that it could not cope with (see the coordinator's log)"
+                    .to_owned(),
+            ),
         }
     }
 }
@@ -179,7 +193,11 @@ impl Looks for Readiness {
 
 /// What a report depends on besides the disks; addresses, which come and go, are left out.
 fn basis(inventory: &Inventory, planned: &Result<Planned, String>) -> String {
-    let cards: Vec<_> = inventory.network_cards.iter().map(|card| (&card.name, &card.mac, &card.driver)).collect();
-    let text = format!("{} {:?} {:?} {cards:?} {planned:?}", inventory.kernel, inventory.firmware, inventory.drivers);
+    let cards: Vec<_> =
+        inventory.network_cards.iter().map(|card| (&card.name, &card.mac, &card.driver)).collect();
+    let text = format!(
+        "{} {:?} {:?} {cards:?} {planned:?}",
+        inventory.kernel, inventory.firmware, inventory.drivers
+    );
     blake3::hash(text.as_bytes()).to_hex().to_string()
 }

@@ -28,7 +28,10 @@ fn show(found: &ReadinessShape) -> String {
         Verdict::Doubtful => "doubtful: it may not boot, or not as it should",
         Verdict::NotReady => "NOT READY: it will not boot at the target as it is",
     };
-    let mut lines = vec![format!("{}: {verdict}", found.machine_name), format!("looked at {} (point {})", with_age(at), found.point)];
+    let mut lines = vec![
+        format!("{}: {verdict}", found.machine_name),
+        format!("looked at {} (point {})", with_age(at), found.point),
+    ];
     for finding in &report.findings {
         let level = match finding.level {
             Level::Healthy => "note",

@@ -29,7 +29,9 @@ fn bios(disks: &[Disk], report: &mut Report) {
     }
     let lacks_core = |disk: &&Disk| {
         disk.table.as_ref().is_ok_and(|table| {
-            table.has_boot_code && table.kind == "gpt" && !table.partitions.iter().any(|found| found.is_bios_boot)
+            table.has_boot_code
+                && table.kind == "gpt"
+                && !table.partitions.iter().any(|found| found.is_bios_boot)
         })
     };
     if let Some(disk) = disks.iter().find(lacks_core) {
@@ -71,7 +73,12 @@ fn uefi(disks: &[Disk], report: &mut Report) {
             report.seen.push(format!("the loader \\EFI\\BOOT\\BOOTX64.EFI on {}", volume.path));
             return;
         }
-        others.extend(folders.iter().filter(|entry| entry.is_folder && !entry.name.starts_with('.')).map(|entry| entry.name.clone()));
+        others.extend(
+            folders
+                .iter()
+                .filter(|entry| entry.is_folder && !entry.name.starts_with('.'))
+                .map(|entry| entry.name.clone()),
+        );
     }
     if !systems.is_empty() {
         let others = if others.is_empty() { "nothing".to_owned() } else { others.join(", ") };

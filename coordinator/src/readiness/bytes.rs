@@ -53,7 +53,8 @@ impl Default for Budget {
 impl Budget {
     fn take(&self, bytes: u64) -> Result<(), String> {
         let left = self.bytes.get().checked_sub(bytes).zip(self.reads.get().checked_sub(1));
-        let (bytes, reads) = left.ok_or("the look was ended: it would have read more than any sound disk needs")?;
+        let (bytes, reads) =
+            left.ok_or("the look was ended: it would have read more than any sound disk needs")?;
         self.bytes.set(bytes);
         self.reads.set(reads);
         Ok(())

@@ -52,7 +52,8 @@ impl<'a, S: Source> Fat<'a, S> {
         let either = |small: u64, large: u64| if small == 0 { large } else { small };
         let sectors = either(number(&boot, 19..21), number(&boot, 32..36));
         let table_sectors = either(number(&boot, 22..24), number(&boot, 36..40));
-        let sound = matches!(sector, 512 | 1024 | 2048 | 4096) && per_cluster.is_power_of_two() && reserved > 0;
+        let sound =
+            matches!(sector, 512 | 1024 | 2048 | 4096) && per_cluster.is_power_of_two() && reserved > 0;
         if !sound || !(1..=2).contains(&tables) || table_sectors == 0 {
             return Err("it is no FAT file system".to_owned());
         }
@@ -61,7 +62,13 @@ impl<'a, S: Source> Fat<'a, S> {
         let after_tables = table + tables * table_sectors * sector;
         let data = after_tables + root_bytes;
         let clusters = (sectors * sector).saturating_sub(data) / (sector * per_cluster);
-        let bits = if clusters < 4085 { 12 } else if clusters < 65_525 { 16 } else { 32 };
+        let bits = if clusters < 4085 {
+            12
+        } else if clusters < 65_525 {
+            16
+        } else {
+            32
+        };
         Ok(Self {
             source,
             cluster_bytes: sector * per_cluster,
@@ -118,7 +125,7 @@ impl<'a, S: Source> Fat<'a, S> {
         Ok(match self.bits {
             12 => {
                 let pair = number(&self.source.array::<2>(at)?, 0..2);
-                if cluster % 2 == 0 { pair & 0xfff } else { pair >> 4 }
+                if cluster.is_multiple_of(2) { pair & 0xfff } else { pair >> 4 }
             }
             16 => number(&self.source.array::<2>(at)?, 0..2),
             _ => number(&self.source.array::<4>(at)?, 0..4) & 0x0fff_ffff,
@@ -134,7 +141,8 @@ fn entries(folder: &[u8]) -> Vec<Entry> {
         if kind & IS_LABEL != 0 {
             return None;
         }
-        let part = |range| String::from_utf8_lossy(entry.get(range).unwrap_or_default()).trim_end().to_owned();
+        let part =
+            |range| String::from_utf8_lossy(entry.get(range).unwrap_or_default()).trim_end().to_owned();
         let (stem, extension) = (part(0..8), part(8..11));
         let name = if extension.is_empty() { stem } else { format!("{stem}.{extension}") };
         let cluster = number(entry, 20..22) << 16 | number(entry, 26..28);

@@ -21,7 +21,8 @@ pub(super) fn lines(text: &str) -> Vec<Line> {
             let (spec, mount_point) = (fields.next()?.to_owned(), fields.next()?.to_owned());
             let kind = fields.next().unwrap_or_default();
             let options = fields.next().unwrap_or_default();
-            let may_fail = kind == "swap" || options.split(',').any(|option| matches!(option, "nofail" | "noauto"));
+            let may_fail =
+                kind == "swap" || options.split(',').any(|option| matches!(option, "nofail" | "noauto"));
             Some(Line { spec, mount_point, may_fail })
         })
         .collect()
@@ -38,7 +39,10 @@ pub(super) fn look(system: &System<'_>, report: &mut Report) {
         match system.name(&line.spec) {
             Named::Found | Named::Other => {}
             Named::Missing if line.may_fail => {
-                report.note(format!("{what}, which is on no protected disk"), "protect its disk too if it is needed");
+                report.note(
+                    format!("{what}, which is on no protected disk"),
+                    "protect its disk too if it is needed",
+                );
             }
             Named::Missing => report.critical(
                 format!("{what}, which is on no protected disk: the boot will stop and wait for it"),
@@ -48,14 +52,20 @@ pub(super) fn look(system: &System<'_>, report: &mut Report) {
                 report.note(format!("{what}, a name that there will not be"), by_uuid);
             }
             Named::ByOldName => report.critical(
-                format!("{what}: the name of its device will be another (/dev/{}...)", system.planned.node_prefix),
+                format!(
+                    "{what}: the name of its device will be another (/dev/{}...)",
+                    system.planned.node_prefix
+                ),
                 by_uuid,
             ),
             Named::ByOrder => {
                 report.warning(format!("{what}: the name of its device goes by the order of disks"), by_uuid);
             }
             Named::ByPlace => {
-                report.warning(format!("{what}: it is found by its connection or serial number, which may be another"), by_uuid);
+                report.warning(
+                    format!("{what}: it is found by its connection or serial number, which may be another"),
+                    by_uuid,
+                );
             }
         }
     }

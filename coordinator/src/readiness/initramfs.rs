@@ -74,7 +74,9 @@ fn unpacker(bytes: &[u8]) -> Result<BufReader<Box<dyn Read + '_>>, String> {
     } else if bytes.starts_with(&[0xfd, b'7', b'z', b'X', b'Z', 0]) {
         Box::new(lzma_rust2::XzReader::new_mem_limit(bytes, true, XZ_MEMORY_KIB))
     } else {
-        return Err("it is packed in a way that is not known here (known are zstd, gzip, xz and none)".to_owned());
+        return Err(
+            "it is packed in a way that is not known here (known are zstd, gzip, xz and none)".to_owned()
+        );
     };
     Ok(BufReader::with_capacity(64 << 10, reader))
 }

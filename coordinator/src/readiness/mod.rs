@@ -103,9 +103,14 @@ impl Report {
     /// What speaks against its booting, in short; `None` if nothing does.
     #[must_use]
     pub fn against(&self) -> Option<String> {
-        let faults: Vec<&Finding> = self.findings.iter().filter(|finding| finding.level > Level::Healthy).collect();
+        let faults: Vec<&Finding> =
+            self.findings.iter().filter(|finding| finding.level > Level::Healthy).collect();
         let first = faults.first()?;
-        let sum = if self.verdict == Verdict::NotReady { "will not boot" } else { "may not boot, or not as it should," };
+        let sum = if self.verdict == Verdict::NotReady {
+            "will not boot"
+        } else {
+            "may not boot, or not as it should,"
+        };
         let more = match faults.len() {
             1 => String::new(),
             count => format!(" (and {} more)", count - 1),
@@ -133,7 +138,8 @@ pub fn look(subject: &Subject) -> Report {
     let mut report = Report::default();
     let budget = Rc::new(Budget::default());
     let whole = |view: &Arc<dyn BlockView>| Part::whole(Arc::clone(view), Rc::clone(&budget));
-    let disks: Vec<Disk> = subject.disks.iter().map(|(path, view)| volumes::disk(path, &whole(view))).collect();
+    let disks: Vec<Disk> =
+        subject.disks.iter().map(|(path, view)| volumes::disk(path, &whole(view))).collect();
     describe(&disks, &mut report);
     if root(&disks).is_none() && !disks.iter().any(starts) {
         report.not_looked_into.push("the protected disks hold no system that could be booted".to_owned());
@@ -186,8 +192,11 @@ impl System<'_> {
         let is = |has: &dyn Fn(&Volume) -> bool| {
             if self.volumes().any(has) { Named::Found } else { Named::Missing }
         };
-        let partition = |volume: &Volume, has: &dyn Fn(&Partition) -> bool| volume.partition.as_ref().is_some_and(has);
-        let by_link = |kind: &str| spec.strip_prefix("/dev/disk/by-").and_then(|rest| rest.strip_prefix(kind)).map(quoted);
+        let partition =
+            |volume: &Volume, has: &dyn Fn(&Partition) -> bool| volume.partition.as_ref().is_some_and(has);
+        let by_link = |kind: &str| {
+            spec.strip_prefix("/dev/disk/by-").and_then(|rest| rest.strip_prefix(kind)).map(quoted)
+        };
         let given = |tag: &str, link: &str| spec.strip_prefix(tag).map(quoted).or_else(|| by_link(link));
         if let Some(id) = given("UUID=", "uuid/") {
             return is(&|volume| volume.identity.uuid.eq_ignore_ascii_case(&id));
@@ -211,7 +220,11 @@ impl System<'_> {
             Some(prefix) if prefix == self.planned.node_prefix => {
                 // Disks that are files on the source say nothing of the names inside.
                 let known = self.disks.iter().any(|disk| disk.path.starts_with(&format!("/dev/{prefix}")));
-                if !known || self.volumes().any(|volume| volume.path == spec) { Named::ByOrder } else { Named::Missing }
+                if !known || self.volumes().any(|volume| volume.path == spec) {
+                    Named::ByOrder
+                } else {
+                    Named::Missing
+                }
             }
             Some(_) => Named::ByOldName,
         }
@@ -252,7 +265,8 @@ fn root(disks: &[Disk]) -> Option<&Volume> {
 /// Whether a firmware may start something from the disk.
 fn starts(disk: &Disk) -> bool {
     let efi = |volume: &Volume| volume.partition.as_ref().is_some_and(|found| found.is_efi);
-    disk.table.as_ref().is_ok_and(|table| table.has_boot_code && !table.partitions.is_empty()) || disk.volumes.iter().any(efi)
+    disk.table.as_ref().is_ok_and(|table| table.has_boot_code && !table.partitions.is_empty())
+        || disk.volumes.iter().any(efi)
 }
 
 fn describe(disks: &[Disk], report: &mut Report) {
@@ -260,14 +274,21 @@ fn describe(disks: &[Disk], report: &mut Report) {
         let table = match &disk.table {
             Err(error) => {
                 let reason = format!("the partition table of {} cannot be read: {error}", disk.path);
-                report.critical(reason, "see that the source boots from this disk; compare it with `holdfast compare start`");
+                report.critical(
+                    reason,
+                    "see that the source boots from this disk; compare it with `holdfast compare start`",
+                );
                 continue;
             }
             Ok(table) if table.kind.is_empty() => "no partition table".to_owned(),
             Ok(table) => format!("{} with {} partitions", table.kind.to_uppercase(), table.partitions.len()),
         };
-        let kinds: Vec<String> = disk.volumes.iter().filter(|volume| !volume.identity.kind.is_empty())
-            .map(|volume| format!("{} {}", volume.path, volume.identity.kind)).collect();
+        let kinds: Vec<String> = disk
+            .volumes
+            .iter()
+            .filter(|volume| !volume.identity.kind.is_empty())
+            .map(|volume| format!("{} {}", volume.path, volume.identity.kind))
+            .collect();
         report.seen.push(format!("{}: {table}; {}", disk.path, kinds.join(", ")));
     }
 }

@@ -23,8 +23,10 @@ pub(super) fn look(system: &System<'_>, report: &mut Report) {
     let (mut fixed, mut dynamic, mut by_mac, mut files) = (false, false, false, 0);
     for (folder, ending) in PLACES {
         for name in system.root.list(folder) {
-            let is_wanted = name.ends_with(ending) && (folder != "/etc/sysconfig/network-scripts" || name.starts_with("ifcfg-"));
-            let Some(text) = is_wanted.then(|| system.root.text(&format!("{folder}/{name}"))).flatten() else {
+            let is_wanted = name.ends_with(ending)
+                && (folder != "/etc/sysconfig/network-scripts" || name.starts_with("ifcfg-"));
+            let Some(text) = is_wanted.then(|| system.root.text(&format!("{folder}/{name}"))).flatten()
+            else {
                 continue;
             };
             files += 1;
@@ -33,7 +35,9 @@ pub(super) fn look(system: &System<'_>, report: &mut Report) {
             fixed |= told.fixed;
             dynamic |= told.dynamic;
             let lower = text.to_ascii_lowercase();
-            by_mac |= cards.iter().any(|card| !card.mac.is_empty() && lower.contains(&card.mac.to_ascii_lowercase()));
+            by_mac |= cards
+                .iter()
+                .any(|card| !card.mac.is_empty() && lower.contains(&card.mac.to_ascii_lowercase()));
         }
     }
     if files == 0 {
@@ -87,14 +91,25 @@ fn settings(text: &str) -> Told {
             continue;
         }
         let lower = trimmed.to_ascii_lowercase().replace(' ', "");
-        told.dynamic |= ["dhcp4:true", "dhcp4:yes", "dhcp=yes", "dhcp=ipv4", "dhcp=true", "bootproto=dhcp", "bootproto=\"dhcp\"", "method=auto"]
-            .iter().any(|word| lower.starts_with(word)) || lower.starts_with("iface") && lower.ends_with("dhcp");
-        told.fixed |= ["addresses:", "address=", "address1=", "ipaddr"].iter().any(|word| lower.starts_with(word))
-            || lower.starts_with("iface") && lower.ends_with("inetstatic");
+        told.dynamic |= [
+            "dhcp4:true",
+            "dhcp4:yes",
+            "dhcp=yes",
+            "dhcp=ipv4",
+            "dhcp=true",
+            "bootproto=dhcp",
+            "bootproto=\"dhcp\"",
+            "method=auto",
+        ]
+        .iter()
+        .any(|word| lower.starts_with(word))
+            || lower.starts_with("iface") && lower.ends_with("dhcp");
+        told.fixed |=
+            ["addresses:", "address=", "address1=", "ipaddr"].iter().any(|word| lower.starts_with(word))
+                || lower.starts_with("iface") && lower.ends_with("inetstatic");
         let mut words = trimmed.split_whitespace();
-        match words.next() {
-            Some("iface" | "auto" | "allow-hotplug") => told.names.extend(words.next().map(str::to_owned)),
-            _ => {}
+        if let Some("iface" | "auto" | "allow-hotplug") = words.next() {
+            told.names.extend(words.next().map(str::to_owned));
         }
         for key in ["Name=", "interface-name=", "DEVICE="] {
             if let Some(value) = trimmed.strip_prefix(key) {
@@ -107,7 +122,10 @@ fn settings(text: &str) -> Told {
             in_cards = true;
         } else if in_cards && indent <= 2 {
             in_cards = false;
-        } else if in_cards && indent <= 4 && let Some(name) = trimmed.strip_suffix(':') {
+        } else if in_cards
+            && indent <= 4
+            && let Some(name) = trimmed.strip_suffix(':')
+        {
             told.names.insert(name.to_owned());
         }
     }
@@ -118,7 +136,8 @@ fn settings(text: &str) -> Told {
 fn is_by_slot(name: &str) -> bool {
     let rest = name.strip_prefix("en").or_else(|| name.strip_prefix("wl")).unwrap_or_default();
     let mut letters = rest.chars();
-    matches!(letters.next(), Some('o' | 's' | 'p' | 'P')) && letters.next().is_some_and(|next| next.is_ascii_digit())
+    matches!(letters.next(), Some('o' | 's' | 'p' | 'P'))
+        && letters.next().is_some_and(|next| next.is_ascii_digit())
 }
 
 #[cfg(test)]
@@ -129,19 +148,34 @@ mod tests {
     fn names_and_kinds_of_addresses_are_found_in_all_styles() {
         let netplan = "network:\n  version: 2\n  ethernets:\n    ens192:\n      addresses: [10.0.0.2/24]\n    ens224:\n      dhcp4: true\n";
         for (text, names, fixed, dynamic) in [
-            ("auto lo\niface lo inet loopback\nallow-hotplug ens3\niface ens3 inet dhcp\n", "ens3 lo", false, true),
+            (
+                "auto lo\niface lo inet loopback\nallow-hotplug ens3\niface ens3 inet dhcp\n",
+                "ens3 lo",
+                false,
+                true,
+            ),
             ("iface eth0 inet static\n  address 10.0.0.2/24\n", "eth0", true, false),
             (netplan, "ens192 ens224", true, true),
             ("[Match]\nName=enp1s0\n[Network]\nDHCP=yes\n", "enp1s0", false, true),
-            ("[connection]\ninterface-name=ens192\n[ipv4]\naddress1=10.0.0.2/24\nmethod=manual\n", "ens192", true, false),
+            (
+                "[connection]\ninterface-name=ens192\n[ipv4]\naddress1=10.0.0.2/24\nmethod=manual\n",
+                "ens192",
+                true,
+                false,
+            ),
             ("DEVICE=\"ens192\"\nBOOTPROTO=\"dhcp\"\n", "ens192", false, true),
             ("# iface ens9 inet dhcp\n", "", false, false),
         ] {
             let told = settings(text);
             let found: Vec<String> = told.names.into_iter().collect();
-            assert_eq!((found.join(" ").as_str(), told.fixed, told.dynamic), (names, fixed, dynamic), "{text}");
+            assert_eq!(
+                (found.join(" ").as_str(), told.fixed, told.dynamic),
+                (names, fixed, dynamic),
+                "{text}"
+            );
         }
-        let by_slot: Vec<bool> = ["ens192", "enp1s0", "eno1", "eth0", "lo", "enx525400123456", "entry"].map(is_by_slot).to_vec();
+        let by_slot: Vec<bool> =
+            ["ens192", "enp1s0", "eno1", "eth0", "lo", "enx525400123456", "entry"].map(is_by_slot).to_vec();
         assert_eq!(by_slot, [true, true, true, false, false, false, false]);
     }
 }

@@ -48,11 +48,20 @@ fn kernels<'a>(system: &'a System<'_>) -> Vec<Kernel<'a>> {
         for folder in ["/boot", ""] {
             let names = files.list(if folder.is_empty() { "/" } else { folder });
             for name in &names {
-                let Some(release) = name.strip_prefix("vmlinuz-").filter(|release| !release.contains("rescue")) else {
+                let Some(release) =
+                    name.strip_prefix("vmlinuz-").filter(|release| !release.contains("rescue"))
+                else {
                     continue;
                 };
-                let wanted = [format!("initrd.img-{release}"), format!("initramfs-{release}.img"), format!("initrd-{release}")];
-                let initramfs = wanted.iter().find(|wanted| names.contains(wanted)).map(|name| format!("{folder}/{name}"));
+                let wanted = [
+                    format!("initrd.img-{release}"),
+                    format!("initramfs-{release}.img"),
+                    format!("initrd-{release}"),
+                ];
+                let initramfs = wanted
+                    .iter()
+                    .find(|wanted| names.contains(wanted))
+                    .map(|name| format!("{folder}/{name}"));
                 found.push(Kernel { release: release.to_owned(), files, initramfs });
             }
         }
@@ -69,16 +78,25 @@ fn version(release: &str) -> Vec<u64> {
 fn drivers(system: &System<'_>, kernel: &Kernel<'_>, report: &mut Report) {
     let modules = ["/lib/modules", "/usr/lib/modules"].map(|folder| format!("{folder}/{}", kernel.release));
     let list = |name: &str| {
-        let text = modules.iter().find_map(|folder| system.root.text(&format!("{folder}/{name}"))).unwrap_or_default();
-        text.lines().filter_map(|line| initramfs::module(line.split(':').next()?)).collect::<BTreeSet<String>>()
+        let text = modules
+            .iter()
+            .find_map(|folder| system.root.text(&format!("{folder}/{name}")))
+            .unwrap_or_default();
+        text.lines()
+            .filter_map(|line| initramfs::module(line.split(':').next()?))
+            .collect::<BTreeSet<String>>()
     };
     let (mut built_in, installed) = (list("modules.builtin"), list("modules.dep"));
     let early = match &kernel.initramfs {
         None => Ok(Modules::default()),
-        Some(path) => kernel.files.read(path).and_then(|bytes| initramfs::modules(&bytes.unwrap_or_default())),
+        Some(path) => {
+            kernel.files.read(path).and_then(|bytes| initramfs::modules(&bytes.unwrap_or_default()))
+        }
     };
     match early {
-        Err(error) => report.not_looked_into.push(format!("the initramfs of kernel {}: {error}", kernel.release)),
+        Err(error) => {
+            report.not_looked_into.push(format!("the initramfs of kernel {}: {error}", kernel.release))
+        }
         Ok(early) => {
             if built_in.is_empty() && early.built_in.is_empty() {
                 report.not_looked_into.push(format!("which drivers are in kernel {} itself", kernel.release));
@@ -109,9 +127,14 @@ fn disk_drivers(
     let where_it_is = if kernel.initramfs.is_some() { "its initramfs" } else { "a kernel without initramfs" };
     let planned = system.planned;
     if !built_in.is_empty() {
-        let missing: Vec<&str> = planned.disk_drivers.iter().map(String::as_str).filter(|driver| !has(driver)).collect();
+        let missing: Vec<&str> =
+            planned.disk_drivers.iter().map(String::as_str).filter(|driver| !has(driver)).collect();
         if missing.is_empty() {
-            report.seen.push(format!("drivers for disks on {} ({})", planned.disk_model, planned.disk_drivers.join(", ")));
+            report.seen.push(format!(
+                "drivers for disks on {} ({})",
+                planned.disk_model,
+                planned.disk_drivers.join(", ")
+            ));
         } else {
             report.critical(
                 format!(
@@ -127,9 +150,15 @@ fn disk_drivers(
         }
     }
     let lacks_virtio = !has("virtio_blk") && !has("virtio_scsi");
-    if lacks_virtio && !built_in.is_empty() && !planned.disk_drivers.iter().any(|driver| driver.starts_with("virtio")) {
+    if lacks_virtio
+        && !built_in.is_empty()
+        && !planned.disk_drivers.iter().any(|driver| driver.starts_with("virtio"))
+    {
         report.note(
-            format!("{where_it_is} has no virtio driver; disks will hang on {}, which it has", planned.disk_model),
+            format!(
+                "{where_it_is} has no virtio driver; disks will hang on {}, which it has",
+                planned.disk_model
+            ),
             "nothing has to be done; with virtio its disks would be faster",
         );
     }
@@ -142,14 +171,16 @@ fn root_name(system: &System<'_>, report: &mut Report) {
     for files in files {
         texts.extend(LOADERS.iter().filter_map(|path| files.text(path)));
         for folder in ["/boot/loader/entries", "/loader/entries"] {
-            texts.extend(files.list(folder).iter().filter_map(|name| files.text(&format!("{folder}/{name}"))));
+            texts
+                .extend(files.list(folder).iter().filter_map(|name| files.text(&format!("{folder}/{name}"))));
         }
     }
     if texts.is_empty() {
         report.not_looked_into.push("no settings of a known boot loader were found".to_owned());
         return;
     }
-    let advice = "name it by UUID (GRUB: remove GRUB_DISABLE_LINUX_UUID from /etc/default/grub and run `update-grub`)";
+    let advice =
+        "name it by UUID (GRUB: remove GRUB_DISABLE_LINUX_UUID from /etc/default/grub and run `update-grub`)";
     for spec in roots(&texts) {
         let what = format!("the boot loader tells the kernel that its root is {spec}");
         match system.name(&spec) {
@@ -160,10 +191,17 @@ fn root_name(system: &System<'_>, report: &mut Report) {
                 "protect the disk that it is on, or run the boot loader's update",
             ),
             Named::ByOldName => {
-                report.critical(format!("{what}, a name that there will not be (/dev/{}...)", system.planned.node_prefix), advice);
+                report.critical(
+                    format!("{what}, a name that there will not be (/dev/{}...)", system.planned.node_prefix),
+                    advice,
+                );
             }
-            Named::ByOrder => report.warning(format!("{what}, a name that goes by the order of disks"), advice),
-            Named::ByPlace => report.warning(format!("{what}, which goes by its connection or serial number"), advice),
+            Named::ByOrder => {
+                report.warning(format!("{what}, a name that goes by the order of disks"), advice)
+            }
+            Named::ByPlace => {
+                report.warning(format!("{what}, which goes by its connection or serial number"), advice)
+            }
         }
     }
 }
@@ -174,5 +212,9 @@ fn roots(texts: &[String]) -> BTreeSet<String> {
     let starts = ["linux", "append", "options", "kernel"];
     let starting = lines.filter(|line| starts.iter().any(|word| line.to_ascii_lowercase().starts_with(word)));
     let words = starting.flat_map(str::split_whitespace);
-    words.filter_map(|word| word.strip_prefix("root=")).filter(|spec| !spec.starts_with('$')).map(str::to_owned).collect()
+    words
+        .filter_map(|word| word.strip_prefix("root="))
+        .filter(|spec| !spec.starts_with('$'))
+        .map(str::to_owned)
+        .collect()
 }

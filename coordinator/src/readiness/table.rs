@@ -66,7 +66,11 @@ pub fn read(disk: &impl Source) -> Result<Table, String> {
     }
     let disk_id = number(&first, 440..444);
     let partitions = mbr(disk, &first, disk_id)?;
-    if partitions.is_empty() { Ok(Table::default()) } else { Ok(Table { kind: "mbr", has_boot_code, partitions }) }
+    if partitions.is_empty() {
+        Ok(Table::default())
+    } else {
+        Ok(Table { kind: "mbr", has_boot_code, partitions })
+    }
 }
 
 fn gpt(disk: &impl Source) -> Result<Vec<Partition>, String> {
@@ -96,9 +100,15 @@ fn gpt_entries(disk: &impl Source, header: &[u8], block: u64) -> Result<Vec<Part
         let (from, to) = (number(&bytes, 32..40), number(&bytes, 40..48));
         let blocks = to.checked_sub(from).and_then(|blocks| blocks.checked_add(1));
         let place = blocks.and_then(|blocks| blocks.checked_mul(block)).zip(from.checked_mul(block));
-        let (size, start) = place.ok_or_else(|| format!("partition {} of its GPT ends before it begins", entry + 1))?;
-        let name: Vec<u16> = bytes.get(56..128).unwrap_or_default().chunks_exact(2)
-            .map(|pair| u16::from_le_bytes([pair.first().copied().unwrap_or(0), pair.get(1).copied().unwrap_or(0)]))
+        let (size, start) =
+            place.ok_or_else(|| format!("partition {} of its GPT ends before it begins", entry + 1))?;
+        let name: Vec<u16> = bytes
+            .get(56..128)
+            .unwrap_or_default()
+            .chunks_exact(2)
+            .map(|pair| {
+                u16::from_le_bytes([pair.first().copied().unwrap_or(0), pair.get(1).copied().unwrap_or(0)])
+            })
             .take_while(|unit| *unit != 0)
             .collect();
         let id: [u8; 16] = bytes.get(16..32).and_then(|id| id.try_into().ok()).unwrap_or_default();

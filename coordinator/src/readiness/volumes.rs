@@ -140,12 +140,14 @@ pub fn probe(source: &impl Source) -> Identity {
         let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
         String::from_utf8_lossy(bytes.get(..end).unwrap_or_default()).trim_end().to_owned()
     };
-    let uuid = |bytes: &[u8]| bytes.try_into().map(|id| uuid::Uuid::from_bytes(id).to_string()).unwrap_or_default();
-    let found = |sector: &[u8; 512], kind, id: std::ops::Range<usize>, label: std::ops::Range<usize>| Identity {
-        kind,
-        uuid: uuid(sector.get(id).unwrap_or_default()),
-        label: text(sector.get(label).unwrap_or_default()),
-    };
+    let uuid =
+        |bytes: &[u8]| bytes.try_into().map(|id| uuid::Uuid::from_bytes(id).to_string()).unwrap_or_default();
+    let found =
+        |sector: &[u8; 512], kind, id: std::ops::Range<usize>, label: std::ops::Range<usize>| Identity {
+            kind,
+            uuid: uuid(sector.get(id).unwrap_or_default()),
+            label: text(sector.get(label).unwrap_or_default()),
+        };
     let boot = at(0);
     let ext = at(1024);
     if ext.get(56..58) == Some(&[0x53, 0xef]) {

@@ -342,7 +342,9 @@ impl Machines for QemuMachines {
 
     fn plan(&self, request: &MachineRequest) -> Result<Planned, ComputeError> {
         let overrides = self.overrides(request)?;
-        Definition::of(request, &overrides, &self.host()).map(|definition| definition.planned()).map_err(invalid)
+        Definition::of(request, &overrides, &self.host())
+            .map(|definition| definition.planned())
+            .map_err(invalid)
     }
 
     fn define(&self, request: MachineRequest) -> BoxFuture<'_, Result<(), ComputeError>> {
