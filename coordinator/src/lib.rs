@@ -35,6 +35,8 @@ pub mod compute;
 pub mod reverse;
 // Whether machines will boot, told before it matters.
 pub mod readiness;
+// Test failovers that prove that a machine boots.
+pub mod drills;
 // Jobs that turn points into something usable.
 pub mod failover;
 // The operator's interface.

@@ -268,6 +268,7 @@ async fn engine(store: &Arc<MemoryStore>, points: &Arc<OnePoint>, sockets: &Path
         sources: points.clone(),
         scripts: points.clone(),
         way_back: Arc::new(NoWayBack),
+        drills: Arc::new(holdfast_coordinator::drills::DrillFolder::new(std::env::temp_dir())),
     };
     let parts = Parts {
         store: store.clone(),
@@ -293,7 +294,15 @@ fn spec(target: Target) -> JobSpec {
     let machine = MachineId::from_bytes([9; 16]);
     let (selection, mode) = (Selection::Latest, Mode::Test);
     let networks = BTreeMap::new();
-    JobSpec::Failover(FailoverSpec { machine, selection, target, mode, stop_source: false, networks })
+    JobSpec::Failover(FailoverSpec {
+        machine,
+        selection,
+        target,
+        mode,
+        stop_source: false,
+        networks,
+        drill: None,
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -116,6 +116,9 @@ pub(super) async fn protect(
         scan_bytes_per_second_max: request.scan_bytes_per_second_max,
         application_interval_ms: request.application_interval_ms,
         application_strict: request.application_strict,
+        drill_every_ms: request.drill_every_ms,
+        drill_probe: request.drill_probe,
+        drill_limit_ms: request.drill_limit_ms,
     };
     wait_for_inventory(&state, machine, &wanted).await;
     let protected = state.registry.protect(&peer.name(), machine, wanted).await?;

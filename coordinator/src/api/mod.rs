@@ -9,6 +9,7 @@ mod checks;
 mod compare;
 mod console;
 pub mod compare_shapes;
+pub mod drills;
 mod error;
 mod forecast;
 mod gate;
@@ -52,6 +53,8 @@ pub(crate) use views::time as time_text;
 use crate::{
     authority::Authority,
     catalog::Catalog,
+    compute::machines::Machines,
+    drills::DrillBook,
     groups::{book::GroupBook, driver::GroupCuts},
     ingest::links::LiveLinks,
     points::{catalog::PointCatalog, damage::DamageLedger},
@@ -86,6 +89,10 @@ pub struct ApiState {
     pub audits: Arc<dyn SourceAudits>,
     /// Whether machines will boot.
     pub readiness: Arc<dyn readiness::Looks>,
+    /// What drills have shown.
+    pub drills: Arc<dyn DrillBook>,
+    /// Machines that run here.
+    pub machines: Arc<dyn Machines>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// What is damaged.
@@ -128,6 +135,8 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/machines/{machine}/protect", post(machines::protect))
         .route("/v1/machines/{machine}/unprotect", post(machines::unprotect))
         .route("/v1/machines/{machine}/console", get(console::show))
+        .route("/v1/machines/{machine}/drill", get(drills::list).post(drills::begin))
+        .route("/v1/machines/{machine}/screenshot", post(drills::screenshot))
         .route("/v1/machines/{machine}/readiness", get(readiness::show).post(readiness::look))
         .route("/v1/machines/{machine}/points", get(points::list).post(points::create))
         .route("/v1/machines/{machine}/retention", get(retention::plan))

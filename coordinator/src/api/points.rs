@@ -21,7 +21,7 @@ use super::{
 use crate::{
     catalog::{
         VOIDED_CUTS_KEPT,
-        record::{PointState, VoidedCutRecord},
+        record::{PointRecord, PointState, VoidedCutRecord},
     },
     ingest::links::Push,
     points::{request::next_request, selection::Selection},
@@ -56,7 +56,15 @@ pub(super) async fn list(
     let gaps = views::gaps(&records, &voided, Duration::from_millis(interval.unwrap_or(u64::MAX)));
     let (void, complete): (Vec<_>, Vec<_>) =
         records.iter().partition(|point| point.state == PointState::Void);
-    let shapes = |records: Vec<_>| records.into_iter().map(|point| views::point(&state, point)).collect();
+    let drills = state.drills.list(machine);
+    let drilled = |point: &PointRecord| {
+        let mut shape = views::point(&state, point);
+        if let Some(drill) = drills.iter().find(|drill| drill.ok && drill.point == Some(point.id)) {
+            (shape.booted_at, shape.booted_rto_us) = (Some(views::time(drill.at)), Some(drill.rto_us));
+        }
+        shape
+    };
+    let shapes = |records: Vec<_>| records.into_iter().map(&drilled).collect();
     let arriving = state.points.arriving(machine).into_iter().map(|arriving| ArrivingShape {
         id: arriving.record.point.to_string(),
         at: views::time(arriving.record.at),

@@ -13,6 +13,7 @@ use thiserror::Error;
 use super::shapes::{DiffShape, JobShape, TargetShape};
 use crate::{
     compute::port::BoxFuture,
+    drills::Drill,
     failover::{plan::file::PlanFile, port::PointsError},
     points::selection::{Candidate, Selection},
     store::{Alarm, DiskSpace},
@@ -115,6 +116,14 @@ pub trait JobControl: fmt::Debug + Send + Sync {
         selection: Selection,
         target: TargetShape,
         mode: FailoverMode,
+    ) -> BoxFuture<'_, Result<JobShape, JobRefusal>>;
+    /// Begins a drill: a test failover that proves that the machine boots, and ends by itself.
+    fn drill(
+        &self,
+        who: String,
+        machine: MachineId,
+        selection: Selection,
+        drill: Drill,
     ) -> BoxFuture<'_, Result<JobShape, JobRefusal>>;
     /// Begins a plan.
     fn run_plan(&self, who: String, run: PlanRun) -> BoxFuture<'_, Result<JobShape, JobRefusal>>;

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use crate::catalog::record::RetentionTier;
+use crate::drills::DrillPolicy;
 use crate::registry::{
     health::{Finding, Level},
     thresholds::Thresholds,
@@ -119,6 +120,9 @@ pub struct PolicyShape {
     /// Whether such a point is void if a freeze hook fails; else it is kept as a crash-consistent one.
     #[serde(default)]
     pub application_strict: bool,
+    /// When it is drilled, and what proves that it boots.
+    #[serde(default)]
+    pub drill: DrillPolicy,
 }
 
 /// Disks to protect, rules to change.
@@ -143,6 +147,12 @@ pub struct ProtectRequest {
     pub application_interval_ms: Option<u64>,
     /// Whether such a point is void if a freeze hook fails.
     pub application_strict: Option<bool>,
+    /// New time between drills; zero means none by themselves.
+    pub drill_every_ms: Option<u64>,
+    /// What the console says when the machine has booted.
+    pub drill_probe: Option<String>,
+    /// How long that may take.
+    pub drill_limit_ms: Option<u64>,
 }
 
 /// What is protected now.
@@ -239,6 +249,12 @@ pub struct MachineStatusShape {
     pub newest_point: Option<PointShape>,
     /// Age of its cut, the clocks' difference taken out: what a failover now would lose.
     pub lag_ms: Option<u64>,
+    /// The last drill in which it has booted.
+    #[serde(default)]
+    pub drill: Option<super::drills::DrillShape>,
+    /// How long ago that was.
+    #[serde(default)]
+    pub drill_age_ms: Option<u64>,
     /// Age of the newest app-consistent point; null if there is none.
     #[serde(default)]
     pub app_age_ms: Option<u64>,
@@ -404,6 +420,12 @@ pub struct PointShape {
     /// When all data that it needs had been read and found good for the first time; none until then.
     #[serde(default)]
     pub verified_at: Option<String>,
+    /// When a drill has last booted it.
+    #[serde(default)]
+    pub booted_at: Option<String>,
+    /// From that drill's trigger until it had booted, in microseconds.
+    #[serde(default)]
+    pub booted_rto_us: Option<u64>,
     /// What its witness says, if it has one.
     #[serde(default)]
     pub witness: Option<WitnessShape>,

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     catalog::{ROWS_MAX, record::MachineState},
+    drills::DrillRecord,
     registry::{
         DiskState, MachineStatus,
         health::{FailedOver, Finding, Level, MachineFacts, machine_findings, worst},
@@ -117,6 +118,8 @@ pub(super) async fn machine_status(
     let recent = state.points.list(id, POINTS_LOOKED_AT).await?;
     let gaps = views::gaps(&recent, &voided, interval);
     let newest_gap = gaps.first().map(|gap| (views::gap_text(gap), age(state, machine, gap.to)));
+    let drills = state.drills.list(id);
+    let last_good = drills.iter().find(|drill| drill.ok);
     let facts = MachineFacts {
         revoked: machine.record.state == MachineState::Revoked,
         failed_over: failed_over(state, machine),
@@ -132,6 +135,7 @@ pub(super) async fn machine_status(
         app_age,
         gap: newest_gap,
         unready: state.readiness.record(id).and_then(|record| record.report.against()),
+        undrilled: undrilled(machine, &drills, state.clock.wall()),
         thresholds: machine.thresholds,
     };
     let findings = machine_findings(&facts);
@@ -147,6 +151,8 @@ pub(super) async fn machine_status(
         interval_ms: machine.policy.interval_ms,
         newest_point: newest.as_ref().map(|point| views::point(state, point)),
         lag_ms: lag.map(millis),
+        drill: last_good.map(super::drills::shape),
+        drill_age_ms: last_good.map(|drill| millis(state.clock.wall().since(drill.at))),
         app_age_ms: app_age.map(millis),
         voided_since,
         gaps: gaps.iter().map(views::gap).collect(),
@@ -161,6 +167,20 @@ pub(super) async fn machine_status(
         link: state.links.figures(id).as_ref().map(views::link),
         disks,
     })
+}
+
+/// Drills may be so many times as old as their policy wants them before that is worth a warning.
+const DRILLS_LATE: u32 = 2;
+
+/// What speaks against a machine's drills.
+fn undrilled(machine: &MachineStatus, drills: &[DrillRecord], now: Timestamp) -> Option<String> {
+    if let Some(last) = drills.first().filter(|last| !last.ok) {
+        return Some(format!("its last drill failed: {}", last.text));
+    }
+    let every = Duration::from_millis(machine.policy.drill.every_ms);
+    let age = now.since(drills.first()?.at);
+    (!every.is_zero() && age > every * DRILLS_LATE)
+        .then(|| format!("its last drill is {} h old", age.as_secs() / 3600))
 }
 
 fn failed_over(state: &ApiState, machine: &MachineStatus) -> Option<FailedOver> {

@@ -54,6 +54,7 @@ pub(super) fn policy(policy: &PolicyRecord) -> PolicyShape {
         scan_bytes_per_second_max: policy.scan_bytes_per_second_max,
         application_interval_ms: policy.application_interval_ms,
         application_strict: policy.application_strict,
+        drill: policy.drill.clone(),
     }
 }
 
@@ -117,6 +118,8 @@ pub(super) fn point(state: &ApiState, point: &PointRecord) -> PointShape {
         damage,
         disks: disks.collect(),
         verified_at: point.verified_at.map(time),
+        booted_at: None,
+        booted_rto_us: None,
         witness: (point.witness.blocks > 0).then(|| WitnessShape {
             blocks: point.witness.blocks,
             compared_at: point.witness.compared_at.map(time),

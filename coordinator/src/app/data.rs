@@ -40,7 +40,7 @@ impl DataFolder {
         }
         let mode = std::os::unix::fs::PermissionsExt::from_mode(FOLDER_MODE);
         fs::set_permissions(root, mode).map_err(trouble)?;
-        for folder in ["authority", "machines", "readiness"] {
+        for folder in ["authority", "machines", "readiness", "drills"] {
             durable::create_folder(&root.join(folder)).map_err(trouble)?;
         }
         // Finds a full or failing file system here, where it can be explained, and not in the database.
@@ -63,6 +63,11 @@ impl DataFolder {
 
     pub(super) fn machines(&self) -> PathBuf {
         self.root.join("machines")
+    }
+
+    /// What drills have shown.
+    pub(super) fn drills(&self) -> PathBuf {
+        self.root.join("drills")
     }
 
     /// What looks at machines' replicas have found.

@@ -22,6 +22,7 @@ use crate::{
         machines::StartedMachine,
         port::{BoxFuture, Endpoint, ImageFormat, Progress},
     },
+    drills::Drill,
     failover::{
         children::newest,
         job::{
@@ -296,9 +297,31 @@ impl JobControl for Control {
         Box::pin(async move {
             let (target, (mode, stop_source)) = (target_of(target), mode_of(mode));
             let networks = BTreeMap::new();
-            let spec = FailoverSpec { machine, selection, target, mode, stop_source, networks };
+            let spec = FailoverSpec { machine, selection, target, mode, stop_source, networks, drill: None };
             let spec = JobSpec::Failover(spec);
             let job = self.jobs.submit(spec, &who).await.map_err(refusal)?;
+            self.view(job)
+        })
+    }
+
+    fn drill(
+        &self,
+        who: String,
+        machine: MachineId,
+        selection: Selection,
+        drill: Drill,
+    ) -> BoxFuture<'_, Result<JobShape, JobRefusal>> {
+        Box::pin(async move {
+            let spec = FailoverSpec {
+                machine,
+                selection,
+                target: Target::Machine { stream: false },
+                mode: Mode::Test,
+                stop_source: false,
+                networks: BTreeMap::new(),
+                drill: Some(drill),
+            };
+            let job = self.jobs.submit(JobSpec::Failover(spec), &who).await.map_err(refusal)?;
             self.view(job)
         })
     }
@@ -454,6 +477,7 @@ const fn progress_shape(progress: Progress) -> ProgressShape {
 
 fn kind(spec: &JobSpec) -> &'static str {
     match spec {
+        JobSpec::Failover(FailoverSpec { drill: Some(_), .. }) => "drill",
         JobSpec::Failover(FailoverSpec { mode: Mode::Test, .. }) => "test-failover",
         JobSpec::Failover(FailoverSpec { mode: Mode::Unplanned, .. }) => "failover",
         JobSpec::Failover(FailoverSpec { mode: Mode::Planned, .. }) => "planned-failover",
@@ -531,6 +555,8 @@ const fn title(kind: StepKind) -> &'static str {
         StepKind::WriteBackRest => "write the rest to the source",
         StepKind::SwitchBack => "switch to the source",
         StepKind::EndTarget => "remove the target",
+        StepKind::Probe => "wait until it has booted",
+        StepKind::EndDrill => "clean up",
     }
 }
 

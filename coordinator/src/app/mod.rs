@@ -11,6 +11,7 @@ mod checks;
 mod damage;
 mod data;
 mod diff;
+mod drills;
 mod housekeeping;
 mod jobs;
 mod logs;
@@ -62,6 +63,7 @@ use crate::{
         vm::{MachineSettings, QemuMachines},
     },
     config::Settings,
+    drills::{DrillBook, DrillFolder},
     failover::{
         plans::failover::Services,
         port::{PointSource, WayBack},
@@ -152,6 +154,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     };
     let reclaiming = tokio::spawn(reclaimer.run(closing.clone()));
     let checking = tokio::spawn(Arc::clone(&running.checks).run(closing.clone()));
+    let drilling = tokio::spawn(drills::run(running.state.clone(), closing.clone()));
     let looking = tokio::spawn(Arc::clone(&running.readiness).run(closing.clone()));
     let cutting = tokio::spawn(driver.run(closing.clone()));
     let following = tokio::spawn(Arc::clone(&running.reverse).run(closing.clone()));
@@ -178,6 +181,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result
     reclaiming.await?;
     checking.await?;
     looking.await?;
+    drilling.await?;
     cutting.await?;
     following.await?;
     finish(running).await;
@@ -248,12 +252,14 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
         entropy: Arc::clone(&entropy),
     });
     let machines: Arc<dyn Machines> = Arc::new(QemuMachines::new(machine_settings(settings, data)));
+    let running_machines = Arc::clone(&machines);
     let readiness = readiness::Readiness::new(
         Arc::clone(&source),
         Arc::clone(&machines),
         Arc::clone(&clock),
         data.readiness(),
     );
+    let book_of_drills: Arc<dyn DrillBook> = Arc::new(DrillFolder::new(data.drills()));
     let services = Services {
         points: Arc::clone(&source) as Arc<dyn PointSource>,
         attach: Arc::clone(&attach) as Arc<dyn Attach>,
@@ -269,6 +275,7 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
         }),
         scripts: Arc::new(scripts::HostScripts),
         way_back: Arc::clone(&reverse) as Arc<dyn WayBack>,
+        drills: Arc::clone(&book_of_drills) as Arc<dyn DrillBook>,
     };
     let jobs = Arc::new(
         Jobs::start(Parts {
@@ -328,6 +335,8 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
         checks: Arc::clone(&checks) as Arc<dyn api::port::StoreChecks>,
         audits: Arc::new(AuditControl(Arc::clone(&audits))),
         readiness: Arc::clone(&readiness) as Arc<dyn api::readiness::Looks>,
+        drills: book_of_drills,
+        machines: running_machines,
         diff: source,
         store: Arc::new(Figures { logs: Arc::clone(&logs), trouble, space: Arc::clone(&space) }),
         listen: ingest.local_address()?.to_string(),

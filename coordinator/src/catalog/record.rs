@@ -14,6 +14,8 @@ use holdfast_common::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::drills::DrillPolicy;
+
 macro_rules! text_enum {
     ($(#[$doc:meta])* $name:ident { $($(#[$item:meta])* $variant:ident = $text:literal,)* }) => {
         $(#[$doc])*
@@ -181,6 +183,8 @@ pub struct PolicyRecord {
     pub application_interval_ms: u64,
     /// Whether such a point is void if a freeze hook fails; else it is kept as a crash-consistent one.
     pub application_strict: bool,
+    /// When it is drilled, and what proves that it boots.
+    pub drill: DrillPolicy,
 }
 
 /// What is kept of points that are no longer all kept: one of each stretch. Persisted as JSON.

@@ -104,6 +104,7 @@ async fn everything_is_read_back_as_written_also_by_the_next_process() {
         scan_bytes_per_second_max: 1,
         application_interval_ms: 60_000,
         application_strict: true,
+        drill: crate::drills::DrillPolicy { every_ms: 86_400_000, ..Default::default() },
     };
     let event =
         JobEventRow { job: JobId::from_bytes([4; 16]), number: 1, at: Timestamp(3), body: "{}".to_owned() };

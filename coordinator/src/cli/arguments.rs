@@ -93,6 +93,17 @@ Examples:
         #[arg(long)]
         watch: bool,
     },
+    /// Prove that a machine boots: start a copy of it apart from everything, wait for a sign of life, clean up
+    #[command(after_help = "\
+Examples:
+  holdfast drill web-1                              boots the newest processed point and waits for a login prompt
+  holdfast drill web-1 --probe 'app ready' --time-limit 5m
+  holdfast drill web-1 --history                    what earlier drills have shown
+  holdfast protect web-1 --drill daily              has it done by itself (weekly, 6h, off)
+
+The copy has no network. Its serial console is read for the probe; a picture of its screen is kept. Whatever happens, the copy
+is removed at the end, also after the coordinator was started again in the middle.")]
+    Drill(DrillOptions),
     /// Whether a machine will boot at the target, and what speaks against it
     #[command(after_help = "\
 Examples:
@@ -467,6 +478,39 @@ impl RoleName {
     }
 }
 
+/// A drill.
+#[derive(Debug, Args)]
+pub(crate) struct DrillOptions {
+    /// Name or id
+    pub(crate) machine: String,
+    /// Which point, as `holdfast failover --point` takes it
+    #[arg(long, default_value = "latest-processed")]
+    pub(crate) point: String,
+    /// Regular expression for what the console says when the machine has booted (by its policy: login: if never set)
+    #[arg(long, value_name = "REGEX")]
+    pub(crate) probe: Option<String>,
+    /// How long that may take (by its policy: 10m if never set)
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) time_limit: Option<Duration>,
+    /// Do not wait for its end
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+    /// Show what earlier drills have shown, and begin none
+    #[arg(long, conflicts_with_all = ["probe", "time_limit", "no_wait"])]
+    pub(crate) history: bool,
+}
+
+/// Reads "daily", "weekly", "off" or a time.
+fn parse_every(text: &str) -> Result<Duration, String> {
+    match text {
+        "off" => Ok(Duration::ZERO),
+        "daily" => Ok(Duration::from_hours(24)),
+        "weekly" => Ok(Duration::from_hours(7 * 24)),
+        time => parse_duration(time)
+            .map_err(|_| format!("`{time}` is no rhythm; write daily, weekly, 6h, or off")),
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum MachineCommand {
     /// Show a machine, its hardware, disks and health
@@ -485,6 +529,16 @@ Examples:
         /// Print the end of its log instead
         #[arg(long)]
         log: bool,
+    },
+    /// Take a picture of the screen of a machine that runs from a recovery point
+    #[command(after_help = "\
+Examples:
+  holdfast machine screenshot web-1 screen.png")]
+    Screenshot {
+        /// Name or id
+        machine: String,
+        /// Where the picture goes (PNG); a file that is there is replaced
+        file: std::path::PathBuf,
     },
     /// Close a machine's connection and refuse it from now on; its history stays
     Revoke {
@@ -617,6 +671,15 @@ pub(crate) struct ProtectOptions {
     /// What becomes of such a point, or of the machine's part in a group's, if a hook fails (crash if never set)
     #[arg(long, value_enum, value_name = "WHAT")]
     pub(crate) on_hook_failure: Option<HookFailure>,
+    /// Time between drills that begin by themselves (daily, weekly, 1h and more, or off; off if never set)
+    #[arg(long, value_name = "RHYTHM", value_parser = parse_every)]
+    pub(crate) drill: Option<Duration>,
+    /// Regular expression for what its console says when it has booted (login: if never set)
+    #[arg(long, value_name = "REGEX")]
+    pub(crate) drill_probe: Option<String>,
+    /// How long a drill waits for that (10m if never set)
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) drill_time_limit: Option<Duration>,
 }
 
 /// What becomes of a point whose applications could not be made consistent.

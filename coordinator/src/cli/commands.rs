@@ -91,6 +91,9 @@ pub(crate) async fn protect(client: &Client, output: Output, options: ProtectOpt
         send_bytes_per_second_max: mebibytes(options.send_rate),
         scan_bytes_per_second_max: mebibytes(options.scan_rate),
         application_interval_ms: millis(options.app_consistent_interval),
+        drill_every_ms: millis(options.drill),
+        drill_probe: options.drill_probe,
+        drill_limit_ms: millis(options.drill_time_limit),
         application_strict: options.on_hook_failure.map(|then| then == HookFailure::Void),
     };
     let nothing = serde_json::to_value(&request).ok() == serde_json::to_value(ProtectRequest::default()).ok();

@@ -9,6 +9,7 @@ mod client;
 mod commands;
 mod comparisons;
 mod console;
+mod drills;
 mod duration;
 mod failover;
 mod forecasts;
@@ -132,6 +133,10 @@ async fn dispatch(command: Command, client: Client, output: Output) -> Result<()
         Command::Audit { limit, since } => operators::audit(&client, output, limit, since).await,
         Command::Operator { command } => operators::operator(&client, output, command).await,
         Command::Thresholds(options) => thresholds::thresholds(&client, output, options).await,
+        Command::Drill(options) => drills::run(&client, output, options).await,
+        Command::Machine { command: MachineCommand::Screenshot { machine, file } } => {
+            drills::screenshot(&client, output, &machine, &file).await
+        }
         Command::Readiness { machine, now } => readiness::run(&client, output, &machine, now).await,
         Command::Who => operators::who(&client, output).await,
         Command::Completions { .. }

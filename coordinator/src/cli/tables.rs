@@ -247,6 +247,12 @@ fn stage(machine: &MachineStatusShape) -> String {
     if !lifecycle.tests.is_empty() { format!("{stage}, test failover") } else { stage.to_owned() }
 }
 
+/// Age of the last drill in which it has booted.
+fn booted(machine: &MachineStatusShape) -> String {
+    let age = machine.drill_age_ms.map(|age| duration::show(Duration::from_millis(age)));
+    age.map_or_else(String::new, |age| format!(", booted {age} ago"))
+}
+
 fn machine_rows(table: &mut Table, machine: &MachineStatusShape) {
     let link = machine.link.as_ref().map_or_else(
         || if machine.connected { "up".to_owned() } else { "down".to_owned() },
@@ -258,7 +264,7 @@ fn machine_rows(table: &mut Table, machine: &MachineStatusShape) {
         machine.name.clone(),
         String::new(),
         level(machine.health).to_owned(),
-        stage(machine),
+        stage(machine) + &booted(machine),
         machine
             .lag_ms
             .map_or_else(|| "no point".to_owned(), |lag| duration::show(Duration::from_millis(lag))),
@@ -341,6 +347,10 @@ pub(crate) fn points(list: &PointsShape) -> String {
                     .damage
                     .iter()
                     .map(|damage| format!("damaged: {damage}"))
+                    .chain(point.booted_at.iter().map(|at| {
+                        let rto = duration::show(Duration::from_micros(point.booted_rto_us.unwrap_or(0)));
+                        format!("verified bootable {}, RTO {rto}", with_age(at))
+                    }))
                     .chain(point.application_frozen_us.map(|time_us| {
                         let time = duration::show(Duration::from_micros(time_us));
                         format!("applications frozen for {time} by {}", point.hooks.join(", "))

@@ -137,6 +137,20 @@ pub trait Machines: fmt::Debug + Send + Sync {
     /// returns. Reports to `task`, and ends soon when that is cancelled; can be repeated then, and goes on.
     fn stream(&self, owner: String, task: Arc<Task>) -> BoxFuture<'_, Result<(), ComputeError>>;
 
+    /// The end of what its serial console has printed since it was defined.
+    fn console_text(&self, owner: String) -> BoxFuture<'_, Result<Vec<u8>, ComputeError>> {
+        let _ = owner;
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    /// Takes a picture of its screen (PNG) into this file.
+    fn screenshot(&self, owner: String, file: PathBuf) -> BoxFuture<'_, Result<(), ComputeError>> {
+        let _ = (owner, file);
+        Box::pin(async {
+            Err(ComputeError::Invalid { detail: "this hypervisor takes no pictures".to_owned() })
+        })
+    }
+
     /// Ends it and removes everything that was made for it. Nothing there is success.
     fn destroy(&self, owner: String) -> BoxFuture<'_, Result<(), ComputeError>>;
 }

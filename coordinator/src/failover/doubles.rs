@@ -36,6 +36,7 @@ use crate::{
             Attach, BoxFuture, ComputeError, DiskView, Endpoint, ImageFile, ImageRequest, Task, WriteImage,
         },
     },
+    drills::{DrillBook, DrillRecord},
     points::{
         selection::{Candidate, CandidateState},
         view::{BlockView, ViewError, ViewExtent},
@@ -116,6 +117,7 @@ pub(super) struct World {
     inner: Mutex<Things>,
     /// Where the machine stood before the job.
     before: Lifecycle,
+    drills: Mutex<Vec<DrillRecord>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -648,6 +650,12 @@ impl Machines for World {
         Box::pin(async { Ok(()) })
     }
 
+    fn console_text(&self, owner: String) -> BoxFuture<'_, Result<Vec<u8>, ComputeError>> {
+        Box::pin(async move {
+            Ok(if self.things().running.contains(&owner) { b"debian login: ".to_vec() } else { Vec::new() })
+        })
+    }
+
     fn destroy(&self, owner: String) -> BoxFuture<'_, Result<(), ComputeError>> {
         Box::pin(async move {
             let mut things = self.things();
@@ -655,6 +663,31 @@ impl Machines for World {
             things.machines.remove(&owner);
             Ok(())
         })
+    }
+}
+
+impl World {
+    pub(super) fn drills(&self) -> Vec<DrillRecord> {
+        self.drills.lock().unwrap().clone()
+    }
+}
+
+impl DrillBook for World {
+    fn screenshot(&self, _machine: MachineId, job: JobId) -> std::io::Result<PathBuf> {
+        Ok(format!("/pictures/{job}.png").into())
+    }
+
+    fn record(&self, _machine: MachineId, drill: DrillRecord) -> BoxFuture<'_, std::io::Result<()>> {
+        Box::pin(async move {
+            let mut drills = self.drills.lock().unwrap();
+            drills.retain(|known| known.job != drill.job);
+            drills.insert(0, drill);
+            Ok(())
+        })
+    }
+
+    fn list(&self, _machine: MachineId) -> Vec<DrillRecord> {
+        self.drills()
     }
 }
 

@@ -23,6 +23,7 @@ use crate::{
         machines::StartedMachine,
         port::{Endpoint, ImageFile, ImageFormat},
     },
+    drills::Drill,
     points::selection::Selection,
 };
 
@@ -71,6 +72,9 @@ pub struct FailoverSpec {
     /// goes by the coordinator's settings.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub networks: BTreeMap<String, String>,
+    /// Of a test that runs a machine: what proves that it has booted. It is taken back by itself then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drill: Option<Drill>,
 }
 
 /// What a failover means for the source.
@@ -193,6 +197,10 @@ pub enum StepKind {
     SwitchBack,
     /// Remove what the failover made.
     EndTarget,
+    /// Wait until the machine of a drill has booted.
+    Probe,
+    /// What a drill has made is taken away.
+    EndDrill,
 }
 
 /// What a step found or made, for the steps after it and the operator.

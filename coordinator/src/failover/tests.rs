@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     compute::port::ImageFormat,
+    drills::Drill,
     points::selection::Selection,
     registry::lifecycle::{Lifecycle, LifecycleEvent, Stage},
 };
@@ -64,6 +65,7 @@ impl Site {
             sources: world.clone(),
             scripts: world.clone(),
             way_back: world.clone(),
+            drills: world.clone(),
         };
         let plans = FaultyPlans { services, fault: Arc::new(Mutex::new(fault)) };
         let mut site = Self {
@@ -164,7 +166,7 @@ fn spec_of(machine: MachineId, mode: Mode, target: Target) -> JobSpec {
     // Planned failovers stop their source anyway; the unplanned ones here do if they can.
     let stop_source = mode == Mode::Unplanned;
     let networks = BTreeMap::new();
-    JobSpec::Failover(FailoverSpec { machine, selection, target, mode, stop_source, networks })
+    JobSpec::Failover(FailoverSpec { machine, selection, target, mode, stop_source, networks, drill: None })
 }
 
 fn image() -> Target {
@@ -655,4 +657,37 @@ fn old_jobs_make_room_for_new_ones() {
     assert!(site.jobs().watch(first).is_none(), "the oldest is forgotten");
     assert_eq!(site.jobs().list().len(), super::runner::JOBS_MAX);
     assert!(site.settle(held).is_some());
+}
+
+#[test]
+fn a_drill_proves_the_machine_and_takes_itself_back() {
+    let mut spec = spec(Mode::Test, Target::Machine { stream: false });
+    if let JobSpec::Failover(failover) = &mut spec {
+        failover.drill = Some(Drill::default());
+    }
+    walk(&spec, &|view, world| {
+        assert_eq!(view.job.status.state, State::Succeeded);
+        assert!(world.is_clean(), "{world:?}");
+        let drills = world.drills();
+        assert_eq!(drills.len(), 1, "one record per drill");
+        assert!(
+            drills[0].ok && drills[0].point == view.job.point() && drills[0].job == view.job.id,
+            "{drills:?}"
+        );
+    });
+}
+
+#[test]
+fn a_machine_that_says_nothing_fails_its_drill_and_leaves_nothing() {
+    let mut spec = spec(Mode::Test, Target::Machine { stream: false });
+    if let JobSpec::Failover(failover) = &mut spec {
+        failover.drill = Some(Drill { probe: "never".to_owned(), limit_ms: 0 });
+    }
+    let site = Site::new(Fault::None);
+    let job = site.submit(&spec);
+    let view = site.settle(job).unwrap();
+    assert_eq!(view.job.status.state, State::Failed, "{view:?}");
+    assert!(site.world.is_clean(), "{:?}", site.world);
+    let drills = site.world.drills();
+    assert!(!drills[0].ok && drills[0].text.contains("did not say `never`"), "{drills:?}");
 }

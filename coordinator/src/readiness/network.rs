@@ -90,7 +90,7 @@ fn settings(text: &str) -> Told {
         if trimmed.starts_with('#') || trimmed.is_empty() {
             continue;
         }
-        let lower = trimmed.to_ascii_lowercase().replace(' ', "");
+        let lower = trimmed.to_ascii_lowercase().replace([' ', '"'], "");
         told.dynamic |= [
             "dhcp4:true",
             "dhcp4:yes",
@@ -98,7 +98,6 @@ fn settings(text: &str) -> Told {
             "dhcp=ipv4",
             "dhcp=true",
             "bootproto=dhcp",
-            "bootproto=\"dhcp\"",
             "method=auto",
         ]
         .iter()

@@ -18,6 +18,7 @@ use crate::catalog::{
         RetentionTier,
     },
 };
+use crate::drills::DrillPolicy;
 
 /// Version that this program writes.
 const VERSION: u32 = 1;
@@ -45,6 +46,8 @@ pub struct Description {
     application_interval_ms: u64,
     #[serde(default)]
     application_strict: bool,
+    #[serde(default)]
+    drill: DrillPolicy,
     #[serde(default)]
     lifecycle: Lifecycle,
     #[serde(default)]
@@ -101,6 +104,7 @@ impl Description {
                 .collect(),
             application_interval_ms: policy.application_interval_ms,
             application_strict: policy.application_strict,
+            drill: policy.drill.clone(),
             lifecycle: status.lifecycle.clone(),
             thresholds: status.thresholds,
         }
@@ -146,6 +150,7 @@ impl Description {
             scan_bytes_per_second_max: self.scan_bytes_per_second_max,
             application_interval_ms: self.application_interval_ms,
             application_strict: self.application_strict,
+            drill: self.drill.clone(),
         };
         let mut changes = vec![Change::PutMachine(machine), Change::PutPolicy(policy)];
         // An old source stays fenced, whatever became of the jobs.

@@ -83,6 +83,8 @@ pub struct MachineFacts {
     pub gap: Option<(String, Duration)>,
     /// What speaks against its booting at the target, in short.
     pub unready: Option<String>,
+    /// What the last drills say against it, in short.
+    pub undrilled: Option<String>,
     /// When these are worth a warning.
     pub thresholds: Thresholds,
 }
@@ -220,6 +222,13 @@ pub fn machine_findings(facts: &MachineFacts) -> Vec<Finding> {
         findings.push(warning(
             reason.clone(),
             "`holdfast readiness MACHINE` says all that was found and what to do; points go on meanwhile",
+        ));
+    }
+    if let Some(reason) = &facts.undrilled {
+        findings.push(warning(
+            reason.clone(),
+            "`holdfast drill MACHINE --history` has all drills, `holdfast job show ID` what one did; `holdfast drill MACHINE` \
+             tries again",
         ));
     }
     if let Some((text, _)) = facts.gap.as_ref().filter(|(_, ended)| *ended < GAP_FRESH) {

@@ -28,6 +28,7 @@ use crate::catalog::{
         DiskRecord, GenerationRecord, MachineRecord, MachineState, PolicyRecord, RetentionTier, TokenRecord,
     },
 };
+use crate::drills::{Drill, DrillPolicy};
 
 /// Longest life of a token.
 const TOKEN_LIFE_MAX: Duration = Duration::from_hours(24 * 30);
@@ -68,6 +69,12 @@ pub struct Protect {
     pub application_interval_ms: Option<u64>,
     /// Whether such a point is void if a hook fails.
     pub application_strict: Option<bool>,
+    /// New time between drills; zero means none by themselves.
+    pub drill_every_ms: Option<u64>,
+    /// What the console says when the machine has booted.
+    pub drill_probe: Option<String>,
+    /// How long that may take.
+    pub drill_limit_ms: Option<u64>,
 }
 
 /// What came of it.
@@ -503,6 +510,13 @@ fn changed_policy(policy: &PolicyRecord, wanted: &Protect) -> PolicyRecord {
             .unwrap_or(policy.scan_bytes_per_second_max),
         application_interval_ms: wanted.application_interval_ms.unwrap_or(policy.application_interval_ms),
         application_strict: wanted.application_strict.unwrap_or(policy.application_strict),
+        drill: DrillPolicy {
+            every_ms: wanted.drill_every_ms.unwrap_or(policy.drill.every_ms),
+            drill: Drill {
+                probe: wanted.drill_probe.clone().unwrap_or_else(|| policy.drill.drill.probe.clone()),
+                limit_ms: wanted.drill_limit_ms.unwrap_or(policy.drill.drill.limit_ms),
+            },
+        },
     }
 }
 

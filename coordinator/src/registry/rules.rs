@@ -12,6 +12,7 @@ use holdfast_common::{
 use super::RegistryError;
 use crate::{
     catalog::record::PolicyRecord,
+    drills::DrillPolicy,
     points::retention::{RetentionRule, RuleError},
 };
 
@@ -19,6 +20,8 @@ use crate::{
 pub const RETENTION_DEFAULT: Duration = Duration::from_hours(24);
 /// Shortest interval of app-consistent points.
 pub const APPLICATION_INTERVAL_MS_MIN: u64 = 60_000;
+/// Shortest time between drills.
+pub const DRILL_EVERY_MS_MIN: u64 = 3_600_000;
 /// Longest interval of cuts (a day).
 pub const CUT_INTERVAL_MS_MAX: u64 = 24 * 3600 * 1000;
 
@@ -35,6 +38,7 @@ pub fn default_policy(machine: MachineId) -> PolicyRecord {
         scan_bytes_per_second_max: 0,
         application_interval_ms: 0,
         application_strict: false,
+        drill: DrillPolicy::default(),
     }
 }
 
@@ -64,6 +68,13 @@ pub fn check_policy(policy: &PolicyRecord) -> Result<(), RegistryError> {
             "an interval of app-consistent points of {application} ms is out of range; use 1m to 24h, or 0s for none"
         )));
     }
+    if policy.drill.every_ms != 0 && policy.drill.every_ms < DRILL_EVERY_MS_MIN {
+        return Err(RegistryError::Setting(format!(
+            "a drill every {} ms is out of range; use 1h and more, daily, weekly or off",
+            policy.drill.every_ms
+        )));
+    }
+    policy.drill.drill.expression().map_err(RegistryError::Setting)?;
     if !(10..=60_000).contains(&policy.hold_ms_max) {
         return Err(RegistryError::Setting(format!(
             "a longest hold of {} ms is out of range; use 10ms to 60s",

@@ -101,6 +101,7 @@ fn migrations() -> Migrator {
     let witness = include_str!("../../../migrations/0007_witness.sql");
     let group_lag = include_str!("../../../migrations/0008_group_lag.sql");
     let plans = include_str!("../../../migrations/0009_plans.sql");
+    let drills = include_str!("../../../migrations/0010_drills.sql");
     let all = [
         (1, "first", first),
         (2, "retention tiers", tiers),
@@ -111,6 +112,7 @@ fn migrations() -> Migrator {
         (7, "witness", witness),
         (8, "group lag", group_lag),
         (9, "plans", plans),
+        (10, "drills", drills),
     ];
     let all = all.map(|(version, name, sql)| {
         Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, sql.into_sql_str(), false)

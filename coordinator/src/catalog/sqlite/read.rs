@@ -142,6 +142,7 @@ pub(super) async fn policies(pool: &SqlitePool) -> Result<Vec<PolicyRecord>, Cat
             scan_bytes_per_second_max: number(row, "scan_bytes_per_second_max")?,
             application_interval_ms: number(row, "application_interval_ms")?,
             application_strict: number::<i64>(row, "application_strict")? != 0,
+            drill: json(row, "drill")?,
         })
     })
 }

@@ -253,14 +253,14 @@ fn put_policy(policy: &PolicyRecord) -> Statement<'_> {
     sqlx::query(
         "INSERT INTO policies (machine, interval_ms, retention_seconds, hold_ms_max, \
          send_bytes_per_second_max, scan_bytes_per_second_max, retention_tiers, application_interval_ms, \
-         application_strict) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
+         application_strict, drill) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
          ON CONFLICT (machine) DO UPDATE SET interval_ms = excluded.interval_ms, \
          retention_seconds = excluded.retention_seconds, hold_ms_max = excluded.hold_ms_max, \
          send_bytes_per_second_max = excluded.send_bytes_per_second_max, \
          scan_bytes_per_second_max = excluded.scan_bytes_per_second_max, \
          retention_tiers = excluded.retention_tiers, \
          application_interval_ms = excluded.application_interval_ms, \
-         application_strict = excluded.application_strict",
+         application_strict = excluded.application_strict, drill = excluded.drill",
     )
     .bind(policy.machine.into_bytes().to_vec())
     .bind(signed(policy.interval_ms))
@@ -272,6 +272,7 @@ fn put_policy(policy: &PolicyRecord) -> Statement<'_> {
     .bind(serde_json::to_string(&policy.retention_tiers).unwrap_or_default())
     .bind(signed(policy.application_interval_ms))
     .bind(i64::from(policy.application_strict))
+    .bind(serde_json::to_string(&policy.drill).unwrap_or_default())
 }
 
 async fn add_point(connection: &mut SqliteConnection, point: &PointRecord) -> Result<(), CatalogError> {

@@ -18,6 +18,8 @@ const RECONNECT_SECONDS: u32 = 3600;
 const VIRTIO_SERIAL_MAX: usize = 20;
 /// A machine without known memory gets so much.
 const MEMORY_MIB_DEFAULT: u64 = 2048;
+/// What the host keeps of its memory for itself.
+const MEMORY_MIB_KEPT: u64 = 256;
 /// Less does not boot anything of today.
 const MEMORY_MIB_MIN: u64 = 128;
 
@@ -97,6 +99,8 @@ pub struct Host {
     pub kvm: bool,
     /// Processors.
     pub processors: u32,
+    /// Memory in MiB, if it is known.
+    pub memory_mib: Option<u64>,
     /// Network of machines that are no tests: "user" or a bridge's name.
     pub network: String,
     /// Code and pristine variables of UEFI, if they are installed.
@@ -175,6 +179,12 @@ impl Files {
         self.folder.join(format!("disk{number}.qcow2"))
     }
 
+    /// Socket of the second control channel: QEMU serves one client per channel, and a stop must not wait for a copy.
+    #[must_use]
+    pub fn second_control(&self) -> PathBuf {
+        self.control.with_extension("qmp2")
+    }
+
     /// What the serial console printed.
     #[must_use]
     pub fn console_log(&self) -> PathBuf {
@@ -250,6 +260,12 @@ impl Definition {
         let told =
             if inventory.memory_bytes == 0 { MEMORY_MIB_DEFAULT } else { inventory.memory_bytes >> 20 };
         let memory_mib = overrides.memory_mib.unwrap_or(told).max(MEMORY_MIB_MIN);
+        if let Some(has) = host.memory_mib.filter(|has| memory_mib + MEMORY_MIB_KEPT > *has) {
+            return Err(format!(
+                "the machine has {memory_mib} MiB of memory and this host {has} MiB, of which {MEMORY_MIB_KEPT} stay its own; set \
+                 memory_mib in the machine's hardware file to less"
+            ));
+        }
         let uefi_code = match overrides.firmware.unwrap_or(inventory.firmware) {
             Firmware::Bios => None,
             Firmware::Uefi => {
@@ -319,6 +335,8 @@ impl Definition {
         arguments.pair("-device", "VGA");
         arguments.pair("-pidfile", files.process_id().display().to_string());
         arguments.pair("-qmp", control);
+        let second = escaped(&files.second_control());
+        arguments.pair("-qmp", format!("unix:{second},server=on,wait=off"));
         arguments.pair("-chardev", console);
         arguments.pair("-serial", "chardev:console");
         arguments.pair("-device", "virtio-rng-pci");

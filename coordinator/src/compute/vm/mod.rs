@@ -11,12 +11,13 @@
 //! FOLDER/OWNER/machine.json           what it is made of, and of which point; written last: without it there is no machine
 //! FOLDER/OWNER/disk0.qcow2 ...        what it has written, and what was copied
 //! FOLDER/OWNER/console.log, qemu.pid, uefi-variables.fd
-//! SOCKETS/vm-OWNER.qmp, .console      while it runs
+//! SOCKETS/vm-OWNER.qmp, .qmp2, .console      while it runs; the second control channel is for who must not wait for the first
 //! ```
 //! Limits: paths of sockets are short (about 100 bytes); what is asked of QEMU's programs takes [`TOOL_MAX`] at most.
 
 pub mod definition;
 mod planned;
+mod screen;
 pub mod qmp;
 
 use std::{
@@ -135,6 +136,7 @@ impl QemuMachines {
             kvm,
             processors: std::thread::available_parallelism()
                 .map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX)),
+            memory_mib: memory_mib(),
             network: self.settings.network.clone(),
             uefi: uefi.map(|(code, variables)| (PathBuf::from(code), PathBuf::from(variables))),
         }
@@ -210,7 +212,7 @@ impl QemuMachines {
             read_made(&files)?.ok_or_else(|| invalid(format!("there is no machine of job {owner}")))?;
         let definition = made.definition;
         if process(&files).is_none() {
-            for stale in [&files.control, &files.console, &files.process_id()] {
+            for stale in [&files.control, &files.second_control(), &files.console, &files.process_id()] {
                 let _none_is_fine = fs::remove_file(stale);
             }
             let mut backed = Vec::with_capacity(definition.disks.len());
@@ -275,7 +277,7 @@ impl QemuMachines {
     async fn end(&self, owner: String, how: Stop) -> Result<(), ComputeError> {
         let files = self.files(&owner)?;
         let Some(id) = process(&files) else { return Ok(()) };
-        let connected = Qmp::connect(&files.control).await;
+        let connected = Qmp::connect(&files.second_control()).await;
         if let (Stop::ShutDown { limit_ms }, Ok(mut qmp)) = (how, connected) {
             let _asked = qmp.execute("system_powerdown", json!({})).await;
             if ends(&files, Duration::from_millis(limit_ms)).await {
@@ -283,7 +285,7 @@ impl QemuMachines {
             }
             tracing::warn!(owner, limit_ms, "the machine did not shut down; its power is taken away");
         }
-        if let Ok(mut qmp) = Qmp::connect(&files.control).await {
+        if let Ok(mut qmp) = Qmp::connect(&files.second_control()).await {
             // The connection may be lost before the answer comes.
             let _asked = qmp.execute("quit", json!({})).await;
             if ends(&files, END_MAX).await {
@@ -323,7 +325,7 @@ impl QemuMachines {
     async fn remove(&self, owner: &str) -> Result<(), ComputeError> {
         self.end(owner.to_owned(), Stop::PowerOff).await?;
         let files = self.files(owner)?;
-        for socket in [&files.control, &files.console] {
+        for socket in [&files.control, &files.second_control(), &files.console] {
             let _none_is_fine = fs::remove_file(socket);
         }
         match fs::remove_dir_all(&files.folder) {
@@ -365,6 +367,14 @@ impl Machines for QemuMachines {
 
     fn stream(&self, owner: String, task: Arc<Task>) -> BoxFuture<'_, Result<(), ComputeError>> {
         Box::pin(async move { self.copy(owner, &task).await })
+    }
+
+    fn console_text(&self, owner: String) -> BoxFuture<'_, Result<Vec<u8>, ComputeError>> {
+        Box::pin(async move { screen::console_text(self.files(&owner)?.console_log()) })
+    }
+
+    fn screenshot(&self, owner: String, file: PathBuf) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(async move { screen::picture(&self.files(&owner)?.second_control(), &file).await })
     }
 
     fn destroy(&self, owner: String) -> BoxFuture<'_, Result<(), ComputeError>> {
@@ -428,13 +438,21 @@ fn read_made(files: &Files) -> Result<Option<Made>, ComputeError> {
     Ok(Some(made))
 }
 
-/// The process of a machine, if it runs: the one that has the file of its id among its arguments.
+/// The process of a machine, if it runs: the one that has the file of its id among its arguments. One that was started just
+/// before the coordinator was killed has not written that file yet, and is found by its arguments alone.
 fn process(files: &Files) -> Option<u32> {
     let path = files.process_id();
-    let id: u32 = fs::read_to_string(&path).ok()?.trim().parse().ok()?;
-    let arguments = fs::read(format!("/proc/{id}/cmdline")).ok()?;
+    let known = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
     let path = path.display().to_string();
-    arguments.split(|byte| *byte == 0).any(|argument| argument == path.as_bytes()).then_some(id)
+    let is_it = |id: &u32| {
+        let arguments = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        let mut arguments = arguments.split(|byte| *byte == 0);
+        let is_qemu = arguments.next().is_some_and(|program| program.ends_with(QEMU.as_bytes()));
+        is_qemu && arguments.any(|argument| argument == path.as_bytes())
+    };
+    let all = || fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut numbers = all().filter_map(|entry| entry.file_name().to_string_lossy().parse::<u32>().ok());
+    known.filter(is_it).or_else(|| numbers.find(is_it))
 }
 
 /// Whether the machine ends within this time.
@@ -464,6 +482,7 @@ async fn tool(program: &str, arguments: &[&str]) -> Result<Output, ComputeError>
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // Signals to the coordinator's group (Ctrl-C) are not for machines.
     command.process_group(0).kill_on_drop(true);
+    keep_descriptors(&mut command);
     let started = command.spawn().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => invalid(format!(
             "{program} is not installed on the coordinator's host (Debian: apt-get install qemu-system-x86 qemu-utils \
@@ -481,6 +500,28 @@ async fn tool(program: &str, arguments: &[&str]) -> Result<Output, ComputeError>
     let said = String::from_utf8_lossy(&output.stderr);
     let said: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).collect();
     Err(invalid(format!("{program} failed ({}): {}", output.status, said.join("; "))))
+}
+
+/// A machine outlives the coordinator, and must not keep its files, sockets and locks open, nor those that it was started with.
+#[expect(unsafe_code, reason = "what runs between fork and exec has no safe form")]
+fn keep_descriptors(command: &mut Command) {
+    let marked = || {
+        // Kernels before 5.11 refuse it; there it is as it was.
+        // SAFETY: the system call takes numbers only.
+        let _refused =
+            unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed()) };
+        Ok(())
+    };
+    // SAFETY: one system call, which allocates nothing and takes no lock.
+    unsafe { command.pre_exec(marked) };
+}
+
+/// Memory of this host in MiB; `None` if it does not say.
+fn memory_mib() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+    Some(kib >> 10)
 }
 
 fn has_kvm() -> bool {

@@ -31,6 +31,7 @@ fn golden() {
         mode: Mode::Planned,
         stop_source: true,
         networks: BTreeMap::new(),
+        drill: None,
     });
     let created = Event::Created { spec, by: "root".into(), steps: vec![StepKind::Check], holds: false };
     let selected =

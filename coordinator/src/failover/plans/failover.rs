@@ -8,6 +8,7 @@
 //!   POINT:      select-point -> process-point
 //!   MAKE:       attach | define-machine -> start-machine -> verify (-> move-machine)
 //!               | write-images -> release-point (test)
+//!   drill:      a test with a machine (-> probe -> end-drill); what fails undoes it
 //! ```
 //!
 //! | step | makes | undo | on failure |
@@ -24,6 +25,8 @@
 //! | start-machine | the machine runs; again after a restart | stops it | hold |
 //! | verify | nothing | nothing | hold |
 //! | move-machine | the machine's own images | with the definition | hold |
+//! | probe | waits for a sign of life, and records it | nothing | undo |
+//! | end-drill | takes machine, devices and lease away | nothing | hold |
 //! | release-point | gives the lease back; a test is over | nothing | hold |
 //!
 //! Everything up to the switch leaves the source replicating; the switch itself is one durable change of the machine's
@@ -38,6 +41,7 @@ use holdfast_common::ids::{MachineId, PointId};
 
 use super::{
     devices::{AttachDisks, WriteImages},
+    drill::{self, Drilled, EndDrill, Probe},
     failback,
     machine::{DefineMachine, MoveMachine, StartMachine, Verify},
     plan::{PlanCheck, PlanEnd, PlanManual, PlanScript},
@@ -52,6 +56,7 @@ use crate::{
         machines::Machines,
         port::{Attach, ComputeError, DiskView, WriteImage},
     },
+    drills::DrillBook,
     failover::{
         job::{FailoverSpec, JobSpec, Mode, StepKind, Target},
         log::Then,
@@ -82,6 +87,8 @@ pub struct Services {
     pub scripts: Arc<dyn Scripts>,
     /// The way back to them.
     pub way_back: Arc<dyn WayBack>,
+    /// What is kept of drills.
+    pub drills: Arc<dyn DrillBook>,
 }
 
 impl Plans for Services {
@@ -119,14 +126,26 @@ impl Plans for Services {
                 steps.extend(stream.then_some(StepKind::MoveMachine));
             }
         }
+        if spec.drill.is_some() {
+            steps.extend(drill::STEPS);
+            return Plan { steps, holds: false };
+        }
         // Only images of a test are left to themselves.
         let holds = spec.mode != Mode::Test || !matches!(spec.target, Target::Image { .. });
         Plan { steps, holds }
     }
 
     fn step(&self, kind: StepKind) -> Arc<dyn Step> {
+        Arc::new(Drilled { services: self.clone(), step: self.plain_step(kind) })
+    }
+}
+
+impl Services {
+    fn plain_step(&self, kind: StepKind) -> Arc<dyn Step> {
         let services = self.clone();
         match kind {
+            StepKind::Probe => Arc::new(Probe(services)),
+            StepKind::EndDrill => Arc::new(EndDrill(services)),
             StepKind::Check => Arc::new(Check(services)),
             StepKind::StopSource => Arc::new(StopSource(services)),
             StepKind::Synchronize => Arc::new(Synchronize(services)),

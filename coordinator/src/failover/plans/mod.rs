@@ -10,6 +10,8 @@ mod source;
 mod point;
 // Steps that make the point usable: devices, images.
 mod devices;
+// Steps that prove that a machine boots, and take it back.
+mod drill;
 // Steps that run a machine of it.
 mod machine;
 // Steps of a recovery plan.

@@ -77,6 +77,7 @@ impl PlanMachines {
                 mode: spec.mode,
                 stop_source: spec.stop_source,
                 networks: spec.networks.clone(),
+                drill: None,
             },
             name: member.name.clone(),
             skipped,

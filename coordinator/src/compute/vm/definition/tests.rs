@@ -70,6 +70,7 @@ fn host() -> Host {
     Host {
         kvm: false,
         processors: 2,
+        memory_mib: None,
         network: "br0".into(),
         uefi: Some(("/code".into(), "/variables".into())),
     }
@@ -113,6 +114,8 @@ VGA
 /vm/job-1/qemu.pid
 -qmp
 unix:/s/vm.qmp,server=on,wait=off
+-qmp
+unix:/s/vm.qmp2,server=on,wait=off
 -chardev
 socket,id=console,path=/s/vm.console,server=on,wait=off,logfile=/vm/job-1/console.log,logappend=on
 -serial
@@ -221,4 +224,16 @@ fn a_plan_maps_networks_by_the_names_of_cards() {
     assert_eq!(network(&request), "br1");
     request.networks.clear();
     assert_eq!(network(&request), "isolated");
+}
+
+#[test]
+fn a_machine_that_the_host_has_no_memory_for_is_refused_with_advice() {
+    let small = |memory_mib| Host { memory_mib: Some(memory_mib), ..host() };
+    let wanted = Overrides { memory_mib: Some(4096), ..Overrides::default() };
+    let error = Definition::of(&request(inventory(&["virtio_blk"], "virtio_net")), &wanted, &small(4096))
+        .unwrap_err();
+    assert!(error.contains("4096 MiB") && error.contains("memory_mib"), "{error}");
+    assert!(
+        Definition::of(&request(inventory(&["virtio_blk"], "virtio_net")), &wanted, &small(8192)).is_ok()
+    );
 }
