@@ -115,6 +115,7 @@ impl Readiness {
             inventory: inventory.clone(),
             disks: disks.collect(),
             isolated: false,
+            writable: false,
             networks: std::collections::BTreeMap::new(),
         };
         self.machines.plan(&request).map_err(|error| error.to_string())

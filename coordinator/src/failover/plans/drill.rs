@@ -181,8 +181,8 @@ impl Step for EndDrill {
         Box::pin(async move {
             let owner = context.job.id.to_string();
             self.0.machines.stop(owner.clone(), Stop::PowerOff).await.map_err(compute_failed)?;
-            self.0.machines.destroy(owner).await.map_err(compute_failed)?;
-            self.0.end_serving(context).await?;
+            self.0.machines.destroy(owner.clone()).await.map_err(compute_failed)?;
+            self.0.attach.discard(owner).await.map_err(compute_failed)?;
             self.0.points.release(context.job.id).await.map_err(failed(Then::Hold))?;
             self.0.advance(context, LifecycleEvent::EndTest(context.job.id), Then::Hold).await?;
             Ok(Outcome::Done(Output::Nothing))
