@@ -205,7 +205,7 @@ impl World {
         let way = Way { followed: is_followed, ..Way::default() };
         let things =
             Things { lifecycles: [(*machine, before.clone())].into(), way, newest: 50, ..Things::default() };
-        Self { inner: Mutex::new(things), before }
+        Self { inner: Mutex::new(things), before, drills: Mutex::default() }
     }
 
     /// Whether the machine is protected at its target.
