@@ -139,7 +139,7 @@ impl Readiness {
         }
         let planned = self.planned(&machine, &inventory);
         let basis = basis(&inventory, &planned);
-        let report = self.report(&point, inventory, planned).await;
+        let report = self.report(&point, Inventory::clone(&inventory), planned).await;
         self.source.points.release(holder).await.map_err(words)?;
         let record = ReadinessRecord::new(self.clock.wall(), point.id.to_string(), basis, report);
         let path = self.folder.join(format!("{id}.json"));
