@@ -27,3 +27,4 @@ mod transport;
 mod machine_protect;
 mod machine_stack;
 mod machine_vm;
+mod machine_way_back;
