@@ -3,6 +3,7 @@
 mod applications;
 mod groups;
 mod index;
+mod failback;
 mod lifecycle;
 mod attach;
 mod debian;
@@ -93,6 +94,7 @@ const BENCHES: &[(&str, Bench)] = &[
     ("materialize", materialize::materialize),
     ("attach", attach::attach),
     ("lifecycle", lifecycle::lifecycle),
+    ("failback", failback::failback),
     ("plan", plan::plan),
     ("peers", peers::peers),
 ];

@@ -660,6 +660,9 @@ pub struct JobShape {
     /// The machine that runs from its point.
     #[serde(default)]
     pub runs: Option<super::machine_shapes::RunsShape>,
+    /// What was written to the source's disks by a failback, round by round.
+    #[serde(default)]
+    pub written_back: Vec<WrittenBackShape>,
     /// From the trigger to the first byte served.
     pub rto_us: Option<u64>,
     /// How the verification of all data of its point is going, which goes on beside the steps.
@@ -686,6 +689,19 @@ pub struct JobMachineShape {
     pub point: Option<String>,
     /// From the begin of its job to the first byte served.
     pub rto_us: Option<u64>,
+}
+
+/// A round of a failback.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WrittenBackShape {
+    /// The point that the source's disks hold then.
+    pub point: String,
+    /// Bytes that were compared.
+    pub compared_bytes: u64,
+    /// Bytes that were written.
+    pub written_bytes: u64,
+    /// Bytes that were sent for that, digests left out.
+    pub sent_bytes: u64,
 }
 
 /// The verification of a point's data.

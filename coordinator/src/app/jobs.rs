@@ -13,7 +13,7 @@ use crate::{
         port::{FailoverMode, JobControl, JobRefusal, PlanJob, PlanMember, PlanRun, WayBackVerb},
         shapes::{
             ExportShape, ImageShape, JobMachineShape, JobMessageShape, JobShape, JobStepShape, ProgressShape,
-            TargetShape, VerificationShape,
+            TargetShape, VerificationShape, WrittenBackShape,
         },
         time_text,
     },
@@ -138,6 +138,7 @@ impl Control {
             exports: if state == State::Holding { self.exports(job) } else { Vec::new() },
             images: self.images(job),
             runs: job.runs().filter(|_| state != State::Cancelled).map(runs_shape),
+            written_back: job.steps.iter().filter_map(written_back).collect(),
             rto_us: rto_us(job),
             verification: selected.and_then(|(point, _)| self.verification(point)),
         }
@@ -275,6 +276,13 @@ fn told(member: &MemberOutcome) -> Option<String> {
         MemberState::Skipped => Some(format!("{}: {}", member.name, member.reason)),
         MemberState::Failed => Some(format!("{} failed: {}", member.name, member.reason)),
     }
+}
+
+fn written_back(step: &StepRecord) -> Option<WrittenBackShape> {
+    let Output::WrittenBack { point, compared_bytes, written_bytes, sent_bytes } = step.output else {
+        return None;
+    };
+    Some(WrittenBackShape { point: point.to_string(), compared_bytes, written_bytes, sent_bytes })
 }
 
 fn runs_shape(machine: &StartedMachine) -> RunsShape {
