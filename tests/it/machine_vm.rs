@@ -98,6 +98,64 @@ fn a_failed_over_machine_boots_from_its_point_outlives_the_coordinator_and_becom
         "processors = 1\nmemory_mib = 512\ncpu = \"Westmere\"\ndisk_model = \"virtio\"\nfirmware = \"bios\"\n",
     )?;
 
+    // Told from the replica, without starting anything.
+    let ready = protected.site.cli(&["readiness", &machine, "--now"])?;
+    ensure!(ready["verdict"] == "ready", "{ready}");
+    let sound = fs::read_to_string(&file)?;
+    fs::write(&file, sound.replace("virtio", "pvscsi"))?;
+    let unready = protected.site.cli(&["readiness", &machine, "--now"])?;
+    ensure!(
+        unready["verdict"] == "not-ready" && unready.to_string().contains("lacks vmw_pvscsi"),
+        "{unready}"
+    );
+    let status = protected.site.cli(&["status"])?["machines"][0].clone();
+    ensure!(status["findings"].to_string().contains("will not boot at the target"), "{status}");
+    fs::write(&file, sound)?;
+
+    // A drill proves it, leaves a picture and a record, and nothing else.
+    let drill = protected.site.cli(&["drill", &machine, "--time-limit", "5m"])?;
+    ensure!(drill["kind"] == "drill" && drill["state"] == "succeeded", "{drill}");
+    let drills = protected.site.cli(&["drill", &machine, "--history"])?;
+    ensure!(drills[0]["ok"] == true && drills[0]["point"] == drill["point"], "{drills}");
+    let picture = fs::read(drills[0]["screenshot"].as_str().context("a picture")?)?;
+    ensure!(picture.starts_with(b"\x89PNG"), "the picture is none");
+    ensure!(
+        processes(&overlays)?.is_empty() && fs::read_dir(&overlays)?.count() == 0,
+        "the drill left something"
+    );
+    let points = protected.site.cli(&["points", &machine])?;
+    let booted =
+        points["points"].as_array().context("points")?.iter().find(|point| point["id"] == drill["point"]);
+    ensure!(booted.is_some_and(|point| point["booted_at"].is_string()), "{points}");
+    let status = protected.site.cli(&["status"])?["machines"][0].clone();
+    ensure!(status["drill"]["ok"] == true && status["drill_age_ms"].is_u64(), "{status}");
+
+    // A drill that sees no sign of life fails, says so in status, and leaves nothing either; also if the coordinator is killed in it.
+    let begun = protected.site.cli(&[
+        "drill",
+        &machine,
+        "--probe",
+        "never said",
+        "--time-limit",
+        "6s",
+        "--no-wait",
+    ])?;
+    wait_for("the drill's machine", PATIENCE, || Ok((!processes(&overlays)?.is_empty()).then_some(())))?;
+    protected.site.kill_coordinator()?;
+    protected.site.start_coordinator()?;
+    let id = begun["id"].as_str().context("its id")?;
+    let failed = wait_for("the drill's end", BOOT, || {
+        let job = protected.site.cli(&["job", "show", id])?;
+        Ok((job["settled"] == true).then_some(job))
+    })?;
+    ensure!(failed["state"] == "failed", "{failed}");
+    ensure!(
+        processes(&overlays)?.is_empty() && fs::read_dir(&overlays)?.count() == 0,
+        "the drill left something"
+    );
+    let status = protected.site.cli(&["status"])?["machines"][0].clone();
+    ensure!(status["findings"].to_string().contains("its last drill failed"), "{status}");
+
     // A test, begun by mending the first try: apart from the network, and gone without a trace.
     let job = protected.site.cli(&["job", "retry", &job])?;
     let job = protected.site.cli(&["job", "show", job["id"].as_str().context("its id")?, "--follow"])?;
@@ -106,6 +164,9 @@ fn a_failed_over_machine_boots_from_its_point_outlives_the_coordinator_and_becom
     let console = protected.site.cli(&["machine", "console", &machine, "--log"])?;
     ensure!(console["log"].as_str().is_some_and(|log| log.contains("login:")), "{console}");
     ensure!(console["kind"] == "test-failover" && console["job"] == job["id"], "{console}");
+    let picture = folder.path().join("screen.png");
+    protected.site.cli(&["machine", "screenshot", &machine, &picture.to_string_lossy()])?;
+    ensure!(fs::read(&picture)?.starts_with(b"\x89PNG"), "the picture is none");
     typed_at_the_console(&console)?;
     let running = processes(&overlays)?;
     ensure!(running.len() == 1, "{running:?}");

@@ -108,9 +108,7 @@ pub(super) async fn screenshot(
     let id = machine.to_string();
     let jobs = state.jobs.list().await?;
     // Newest first: a test beside a failed-over machine is the newer one.
-    let running = jobs.into_iter().filter(|job| {
-        job.machine == id && job.runs.is_some() && job.state != "succeeded" && job.state != "failed"
-    });
+    let running = jobs.into_iter().filter(|job| job.machine == id && job.runs.is_some());
     let Some(job) = running.map(|job| job.id).next() else {
         return Err(ApiError::conflict(
             format!("{given} does not run from a recovery point"),

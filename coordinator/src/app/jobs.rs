@@ -137,7 +137,7 @@ impl Control {
             progress: view.progress.map(progress_shape),
             exports: if state == State::Holding { self.exports(job) } else { Vec::new() },
             images: self.images(job),
-            runs: job.runs().filter(|_| state != State::Cancelled).map(runs_shape),
+            runs: job.runs().filter(|_| !state.is_over()).map(runs_shape),
             written_back: job.steps.iter().filter_map(written_back).collect(),
             rto_us: rto_us(job),
             verification: selected.and_then(|(point, _)| self.verification(point)),
