@@ -72,7 +72,10 @@ pub(crate) fn attach(run: Run) -> Result<Vec<Row>> {
             continue;
         }
         let scenery = Scenery::create(100 * GIB)?;
-        ready.push(scenery.with_points(*points)?.row(format!("attach: {points} points")));
+        let (newest, others, history) = scenery.with_points(*points)?;
+        ready.push(newest.row(format!("attach: {points} points, the newest")));
+        ready.push(others.row(format!("attach: {points} points, any")));
+        rows.push(history);
     }
     let times: Vec<f64> = ready.iter().map(|row| row.value).collect();
     let (least, most) = (percentile(&times, 0.0), percentile(&times, 100.0));
@@ -135,13 +138,14 @@ impl Scenery {
         let started = Instant::now();
         index.catch_up()?;
         let catching_up = started.elapsed().as_secs_f64() * 1000.0;
-        let times = attach_ready(self.folder.path(), &index, cut)?;
+        let times = attach_ready(self.folder.path(), &index, &[cut; TRIES])?;
         let first = times.0.first().context("a time")?;
         Ok((catching_up + first, times))
     }
 
-    /// The newest of many points, each with a frame of its own.
-    fn with_points(mut self, points: u64) -> Result<Times> {
+    /// The newest of many points, each with a frame of its own; then points all over the history; then what it took to index
+    /// them.
+    fn with_points(mut self, points: u64) -> Result<(Times, Times, Row)> {
         let mut cut = Sequence(0);
         for _ in 0..points {
             self.write(FRAME_BLOCKS * BLOCK_BYTES as u64)?;
@@ -149,23 +153,40 @@ impl Scenery {
         }
         self.writer.settle()?;
         let (_, log) = self.writer.open_log();
+        let started = Instant::now();
         let index = history::index(&log);
         while index.compact()? {}
-        attach_ready(self.folder.path(), &index, cut)
+        let seconds = started.elapsed().as_secs_f64();
+        let (mut runs_max, mut others) = (0, Vec::new());
+        for _ in 0..TRIES {
+            // Each point is a frame of data and a cut.
+            let other = Sequence((self.entropy.next_u64() % points + 1) * 2);
+            others.push(other);
+            runs_max = runs_max.max(index.at_cut(other)?.run_count());
+        }
+        let newest = attach_ready(self.folder.path(), &index, &[cut; TRIES])?;
+        let others = attach_ready(self.folder.path(), &index, &others)?;
+        let row = Row::new(
+            format!("attach: {points} points, indexed and merged"),
+            points as f64 / seconds,
+            "points/s",
+        )
+        .note(format!("{seconds:.1} s; a point opens with at most {runs_max} runs"));
+        Ok((newest, others, row))
     }
 }
 
-/// Opens the point, serves it on a socket and reads its first block through that, again and again.
-fn attach_ready(folder: &Path, index: &Arc<DiskIndex>, cut: Sequence) -> Result<Times> {
+/// Opens each point, serves it on a socket and reads its first block through that.
+fn attach_ready(folder: &Path, index: &Arc<DiskIndex>, cuts: &[Sequence]) -> Result<Times> {
     let runtime = tokio::runtime::Runtime::new()?;
     let attach =
         NbdAttach::new(folder.to_owned(), folder.join("branches"), Settings::default(), Arc::new(LogDamage));
     let mut times = Vec::new();
-    for number in 0..TRIES {
+    for (number, cut) in cuts.iter().enumerate() {
         let name = format!("a{number}");
         let started = Instant::now();
         index.catch_up()?;
-        let view = Arc::new(PointView::at_cut(index, FrameCache::new(1 << 20), cut)?);
+        let view = Arc::new(PointView::at_cut(index, FrameCache::new(1 << 20), *cut)?);
         let disk = DiskView { disk: history::DISK, name: "disk".into(), view };
         runtime.block_on(attach.attach(name.clone(), vec![disk], None))?;
         times.push(started.elapsed().as_secs_f64() * 1000.0);

@@ -50,6 +50,16 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     sync_parent(to)
 }
 
+/// Moves a file over another name in the same file system; [`sync_parent`] makes that durable, for many at once. The file's
+/// content must have been synced before.
+///
+/// # Errors
+/// The rename failed.
+#[expect(clippy::disallowed_methods, reason = "the one place that renames and syncs")]
+pub fn rename_unsynced(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)
+}
+
 /// Makes data written to `file` durable, with the metadata needed to read it back (fdatasync).
 ///
 /// # Errors

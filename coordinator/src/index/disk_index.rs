@@ -521,17 +521,19 @@ impl DiskIndex {
         Ok(())
     }
 
-    /// Syncs new runs, and does one merge of the ladder that is due; `false` if none is. Frames are taken in meanwhile.
+    /// Does one merge of the ladder that is due; if none is, syncs new runs and gives `false`. Frames are taken in meanwhile.
     ///
     /// # Errors
     /// A run cannot be read or written. A damaged one is dropped and made again by a rebuild.
     pub fn compact(&self) -> Result<bool, IndexError> {
         let _merging = self.merging();
-        // Finer runs outlive the ones that are made of them.
-        self.sync()?;
         let state = self.read();
-        let Some((older, newer)) = state.ladder.due(state.last_cut) else { return Ok(false) };
+        let due = state.ladder.due(state.last_cut);
         drop(state);
+        let Some((older, newer)) = due else {
+            self.sync()?;
+            return Ok(false);
+        };
         let name = self.merge_runs(&[self.run(older)?, self.run(newer)?])?;
         let run = self.run(name)?;
         let _working = self.working();
@@ -547,7 +549,7 @@ impl DiskIndex {
 
     /// Opens the runs that make the newest cut now.
     fn renew_newest(&self) -> Result<(), IndexError> {
-        let state = self.read();
+        let state = self.settled();
         let chain = state.ladder.chain(state.ladder.end()).unwrap_or_default();
         drop(state);
         let newest = chain.into_iter().rev().map(|name| self.run(name)).collect::<Result<_, _>>()?;
@@ -650,7 +652,7 @@ impl DiskIndex {
 
     fn runs_to(&self, after: Option<Sequence>, cut: Sequence) -> Result<CutMap, IndexError> {
         'again: loop {
-            let state = self.read();
+            let state = self.settled();
             state.position(cut)?;
             let between = after.and_then(|after| state.ladder.between(after, cut));
             let chain = between.or_else(|| state.ladder.chain(cut));
@@ -775,7 +777,7 @@ impl DiskIndex {
     /// The runs that the ladder names for the newest cut, newest first.
     #[cfg(test)]
     pub(super) fn newest_chain(&self) -> Vec<RunName> {
-        let state = self.read();
+        let state = self.settled();
         state.ladder.chain(state.ladder.end()).unwrap_or_default().into_iter().rev().collect()
     }
 
@@ -789,6 +791,18 @@ impl DiskIndex {
 
     fn read(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What readers see, with the fewest runs known for each cut.
+    fn settled(&self) -> RwLockReadGuard<'_, State> {
+        loop {
+            let state = self.read();
+            if state.ladder.is_settled() {
+                return state;
+            }
+            drop(state);
+            self.write().ladder.settle();
+        }
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, State> {

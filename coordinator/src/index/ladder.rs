@@ -31,17 +31,35 @@ pub struct Ladder {
     slots: BTreeMap<(u64, u8), RunName>,
     /// The last of the fewest steps to each frame at which a run ends, and how many they are.
     steps: HashMap<u64, (u32, RunName)>,
+    /// To frames behind this one fewer steps may lead than `steps` knows.
+    stale: Option<u64>,
 }
 
 impl Ladder {
-    /// A run exists.
+    /// A run exists. Where others lead on from its end, counting the steps behind it waits for [`Self::settle`]: many merges in
+    /// the middle of a long history would count all of it each time.
     pub fn add(&mut self, name: RunName) {
         self.put(name);
-        // Almost always the run ends the log, and nothing depends on it yet.
+        self.step(name);
         let leads_on = self.runs.range((name.to.0, Reverse(u64::MAX), 0)..).next();
-        match leads_on.filter(|((from, ..), _)| *from == name.to.0) {
-            Some(_) => self.count(),
-            None => self.step(name),
+        if leads_on.is_some_and(|((from, ..), _)| *from == name.to.0) {
+            self.stale = Some(self.stale.map_or(name.to.0, |stale| stale.min(name.to.0)));
+        }
+    }
+
+    /// Whether [`Self::chain`] gives the fewest steps; otherwise it gives some that lead there.
+    #[must_use]
+    pub const fn is_settled(&self) -> bool {
+        self.stale.is_none()
+    }
+
+    /// Counts what waits: time in proportion to the number of runs behind the first one that was added in the middle.
+    pub fn settle(&mut self) {
+        let Some(stale) = self.stale.take() else { return };
+        // Runs that were added only make counts smaller.
+        let behind = self.runs.range((stale, Reverse(u64::MAX), 0)..);
+        for name in behind.map(|(_, name)| *name).collect::<Vec<_>>() {
+            self.step(name);
         }
     }
 
@@ -69,6 +87,7 @@ impl Ladder {
 
     /// Counts all steps anew: time in proportion to the number of runs.
     fn count(&mut self) {
+        self.stale = None;
         self.steps.clear();
         for name in self.runs.values().copied().collect::<Vec<_>>() {
             self.step(name);
@@ -97,8 +116,8 @@ impl Ladder {
         self.runs.is_empty()
     }
 
-    /// The fewest runs that make the state at `cut`, oldest first; `None` if none do. Each begins where the one before
-    /// ends.
+    /// The fewest runs that make the state at `cut` (once settled), oldest first; `None` if none do. Each begins where the one
+    /// before ends.
     #[must_use]
     pub fn chain(&self, cut: Sequence) -> Option<Vec<RunName>> {
         let (mut chain, mut at) = (Vec::new(), cut.0);
@@ -163,7 +182,8 @@ impl Ladder {
     /// Runs that neither the needed cuts nor the newest cut, which has the number `last`, can make use of. `needed` are frames
     /// of cuts.
     #[must_use]
-    pub fn needless(&self, needed: impl Iterator<Item = Sequence>, last: u64) -> Vec<RunName> {
+    pub fn needless(&mut self, needed: impl Iterator<Item = Sequence>, last: u64) -> Vec<RunName> {
+        self.settle();
         let end = self.end();
         let mut useful: HashSet<RunName> = self.digits(last).into_iter().collect();
         useful.extend(self.tiles(Sequence(0), end).into_iter().flatten());

@@ -150,12 +150,34 @@ impl WrittenRun {
         &self.temporary
     }
 
+    /// Has the system begin to write it out.
+    pub(super) fn begin_writing(&self) {
+        // Only an advice; pages that are mapped stay.
+        let _refused = rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed);
+    }
+
+    /// Syncs what is in it.
+    ///
+    /// # Errors
+    /// It cannot be synced; it is lost then and must be made again.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        durable::sync_data(&self.file)
+    }
+
+    /// Puts it in its place, which outlives a crash once the folder is synced.
+    ///
+    /// # Errors
+    /// It cannot be renamed.
+    pub(super) fn name(&self) -> io::Result<()> {
+        durable::rename_unsynced(&self.temporary, &self.path)
+    }
+
     /// Syncs it and puts it in its place. Gives the path.
     ///
     /// # Errors
     /// It cannot be synced or renamed; what is lost then must be made again.
     pub fn settle(&self) -> io::Result<&Path> {
-        durable::sync_data(&self.file)?;
+        self.sync()?;
         durable::rename(&self.temporary, &self.path)?;
         Ok(&self.path)
     }

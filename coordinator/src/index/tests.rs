@@ -395,6 +395,31 @@ proptest! {
         assert_eq!(chain.last().unwrap().to, Sequence(cut));
         assert!(chain.iter().zip(chain.iter().skip(1)).all(|(older, newer)| older.to == newer.from));
     }
+
+    #[test]
+    fn merges_in_the_middle_of_a_history_count_once_they_are_settled(cuts in 2u64..3000) {
+        let tile = |cut: u64| {
+            RunName { part: false, level: 0, last_cut: cut, from: Sequence(cut - 1), to: Sequence(cut) }
+        };
+        let mut ladder = Ladder::default();
+        (1..=cuts).for_each(|cut| ladder.add(tile(cut)));
+        while let Some((older, newer)) = ladder.due(cuts) {
+            ladder.add(super::ladder::merged_name(older, newer));
+        }
+        let leads_to = |chain: &[RunName], cut: u64| {
+            chain.last().unwrap().to == Sequence(cut)
+                && chain.iter().zip(chain.iter().skip(1)).all(|(older, newer)| older.to == newer.from)
+        };
+        assert!(leads_to(&ladder.chain(Sequence(cuts)).unwrap(), cuts));
+        ladder.settle();
+        assert!(ladder.is_settled());
+        for cut in [1, cuts / 2, cuts - 1, cuts].into_iter().filter(|cut| *cut > 0) {
+            let chain = ladder.chain(Sequence(cut)).unwrap();
+            assert!(leads_to(&chain, cut));
+            assert!(chain.len() <= cuts.ilog2() as usize + 1, "cut {cut} takes {} runs", chain.len());
+        }
+        assert_eq!(ladder.chain(Sequence(cuts)).unwrap().len(), cuts.count_ones() as usize);
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Owns them under their temporary names, until they are synced and renamed. Does not know what they hold.
 //! Why: a run is made again from the journal if it is lost, so nobody who waits for a point waits for its run's sync.
 //! Invariant: a file has a run's name only when all of it was synced, so what a crash leaves is whole or has no run's name.
+//! A crash may leave any of the runs of one batch; what is made of runs that it did not leave is made again.
 //! Limit: the owner syncs once there are [`UNSYNCED_MAX`].
 
 use std::{
@@ -11,10 +12,12 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use holdfast_common::durable;
+
 use super::{run::Run, run_format::RunName, run_writer::WrittenRun};
 
 /// Most runs that are not synced.
-pub const UNSYNCED_MAX: usize = 32;
+pub const UNSYNCED_MAX: usize = 64;
 
 /// Runs that are not synced yet, oldest first.
 #[derive(Debug, Default)]
@@ -53,22 +56,32 @@ impl Unsynced {
         self.runs().len()
     }
 
-    /// Syncs all and gives them their names. Blocks; others may use and forget runs meanwhile.
+    /// Syncs all that are there now and gives them their names: one sync of the folder for all of them. Blocks; others may use,
+    /// add and forget runs meanwhile.
     pub(super) fn sync(&self) -> io::Result<()> {
         let _one_at_a_time = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            let Some((run, written)) = self.runs().front().cloned() else { return Ok(()) };
-            let synced = written.settle();
-            let mut runs = self.runs();
-            match runs.front().filter(|(front, _)| Arc::ptr_eq(front, &run)) {
-                Some(_) => {
-                    synced?;
-                    runs.pop_front();
+        let batch: Vec<_> = self.runs().iter().cloned().collect();
+        let Some((_, first)) = batch.first() else { return Ok(()) };
+        // All are on their way before the first is waited for, so that the file system commits them together.
+        batch.iter().for_each(|(_, written)| written.begin_writing());
+        for (run, written) in &batch {
+            match written.sync() {
+                Err(error) if self.runs().iter().any(|(other, _)| Arc::ptr_eq(other, run)) => {
+                    return Err(error);
                 }
-                // It was forgotten meanwhile; if it got its name nevertheless, it has it in vain.
-                None => drop(fs::remove_file(&written.path)),
+                // It was forgotten meanwhile.
+                _ => {}
             }
         }
+        let runs = self.runs();
+        let still = |(run, _): &&(Arc<Run>, _)| runs.iter().any(|(other, _)| Arc::ptr_eq(other, run));
+        // Who forgets one now deletes it by its name.
+        let named = batch.iter().filter(still).try_for_each(|(_, written)| written.name());
+        drop(runs);
+        named?;
+        durable::sync_parent(&first.path)?;
+        self.runs().retain(|(run, _)| !batch.iter().any(|(other, _)| Arc::ptr_eq(other, run)));
+        Ok(())
     }
 
     fn runs(&self) -> MutexGuard<'_, VecDeque<(Arc<Run>, Arc<WrittenRun>)>> {

@@ -278,7 +278,8 @@ impl DiskIndex {
     fn delete_needless(&self) -> Result<(), IndexError> {
         let mut state = self.write();
         let needed: Vec<Sequence> = state.cuts.iter().map(|cut| cut.sequence).collect();
-        let needless = state.ladder.needless(needed.into_iter(), state.last_cut);
+        let last_cut = state.last_cut;
+        let needless = state.ladder.needless(needed.into_iter(), last_cut);
         if needless.is_empty() {
             return Ok(());
         }
