@@ -36,7 +36,7 @@ struct Arguments {
     /// Shorter runs: less than ten minutes in all.
     #[arg(long)]
     quick: bool,
-    /// Also writes the figures to this file, as a list of JSON objects.
+    /// Also writes the figures to this file, as a list of JSON objects; anew after each bench.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Also draws the peers' times into this file, as SVG.
@@ -136,11 +136,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
             let measured = bench(run).with_context(|| format!("bench {name}"))?;
             println!("{}", report::table(&measured));
             rows.extend(measured);
+            // After each bench, so that one that fails or is stopped does not cost what came before it.
+            if let Some(path) = &arguments.json {
+                let text = serde_json::to_string_pretty(&rows)?;
+                std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+            }
         }
-    }
-    if let Some(path) = &arguments.json {
-        let text = serde_json::to_string_pretty(&rows)?;
-        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }

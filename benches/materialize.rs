@@ -44,6 +44,9 @@ const FRAME_BLOCKS: u64 = 16;
 /// Least part of the limit that must be reached.
 const RATIO_MIN: f64 = 0.8;
 
+/// Left free in memory beside an image.
+const MEMORY_SPARE_BYTES: u64 = 512 << 20;
+
 /// A history to materialize.
 struct Scenery {
     folder: TempDir,
@@ -61,7 +64,7 @@ pub(crate) fn materialize(run: Run) -> Result<Vec<Row>> {
         let index = history::index(&log);
         let newest = *scenery.cuts.last().context("a cut")?;
         let live = Live::of(&index, newest.1)?;
-        for (place, folder) in targets(&scenery)? {
+        for (place, folder) in targets(&scenery, live.bytes)? {
             rows.push(full(&format!("{name}, to {place}"), &index, newest, &live, &folder, rounds)?);
             fs::remove_dir_all(&folder)?;
         }
@@ -72,13 +75,21 @@ pub(crate) fn materialize(run: Run) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// A folder in memory and one on disk.
-fn targets(scenery: &Scenery) -> Result<Vec<(&'static str, PathBuf)>> {
-    let memory = PathBuf::from(format!("/dev/shm/holdfast-bench-{}", std::process::id()));
-    let disk = scenery.folder.path().join("images");
-    fs::create_dir_all(&memory)?;
-    fs::create_dir_all(&disk)?;
-    Ok(vec![("memory", memory), ("disk", disk)])
+/// A folder in memory, if there is room for an image, and one on disk.
+fn targets(scenery: &Scenery, bytes: u64) -> Result<Vec<(&'static str, PathBuf)>> {
+    let mut targets = vec![("disk", scenery.folder.path().join("images"))];
+    let shared = Path::new("/dev/shm");
+    let room = rustix::fs::statvfs(shared).map_or(0, |space| space.f_bavail * space.f_frsize);
+    if room > bytes + MEMORY_SPARE_BYTES {
+        targets.insert(0, ("memory", shared.join(format!("holdfast-bench-{}", std::process::id()))));
+    } else {
+        let (room, need) = (room >> 20, (bytes + MEMORY_SPARE_BYTES) >> 20);
+        eprintln!("skipped: /dev/shm has {room} MiB free; an image there needs {need} MiB");
+    }
+    for (_, folder) in &targets {
+        fs::create_dir_all(folder)?;
+    }
+    Ok(targets)
 }
 
 /// A disk of this system's files, of which a part is then written again in single blocks all over the disk.

@@ -22,6 +22,7 @@ use holdfast_coordinator::{
     compute::nbd::server::{LogDamage, NbdServer, Settings},
     points::{
         FrameCache, PointView,
+        read_ahead::ReadAhead,
         view::{BlockView, ViewError, ViewExtent},
     },
     store::StoreSettings,
@@ -79,7 +80,9 @@ pub(crate) fn nbd(run: Run) -> Result<Vec<Row>> {
     drop(sample);
     let index = history::index(&log);
     let point = |cache_bytes: usize| -> Result<Arc<dyn BlockView>> {
-        Ok(Arc::new(PointView::at_cut(&index, FrameCache::new(cache_bytes), cut)?))
+        // As it is served: with reading ahead.
+        let view = PointView::at_cut(&index, FrameCache::new(cache_bytes), cut)?;
+        Ok(Arc::new(ReadAhead::new(Arc::new(view))?))
     };
     let bytes_usize = usize::try_from(bytes)?;
     let file = File::open(&image)?;
@@ -89,6 +92,9 @@ pub(crate) fn nbd(run: Run) -> Result<Vec<Row>> {
         ("point, cached", point(bytes_usize * 2)?),
         ("point, 16 times the cache", point(bytes_usize / 16)?),
     ] {
+        if !run.wants(&format!("nbd: {name}")) {
+            continue;
+        }
         rows.extend(compare(run, folder.path(), &image, name, view)?);
     }
     Ok(rows)
@@ -107,7 +113,7 @@ fn compare(run: Run, folder: &Path, image: &Path, what: &str, view: Arc<dyn Bloc
     let export = server.export("disk", "bench", view)?;
     let listening = runtime.block_on(async { server.listen_unix(&ours) })?;
     let peer = Peer::start(image, &theirs)?;
-    let (seconds, rounds) = if run.quick { (1, 3) } else { (5, 5) };
+    let (time, rounds) = if run.quick { ("400ms", 3) } else { ("3s", 5) };
     let mut rows = Vec::new();
     for (name, pattern, size, depth) in [
         ("sequential 64 KiB, depth 1", "read", "64k", 1),
@@ -119,8 +125,8 @@ fn compare(run: Run, folder: &Path, image: &Path, what: &str, view: Arc<dyn Bloc
         // Alternating, since the machine's speed drifts.
         let (mut here, mut there) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
-            here.push(fio(&ours, "disk", pattern, size, depth, seconds)?);
-            there.push(fio(&theirs, "disk", pattern, size, depth, seconds)?);
+            here.push(fio(&ours, "disk", pattern, size, depth, time)?);
+            there.push(fio(&theirs, "disk", pattern, size, depth, time)?);
         }
         let row = Row::new(format!("nbd: {what}: {name}"), median(&mut here), "MB/s")
             .against(median(&mut there), "qemu-nbd on the equal raw file")
@@ -135,14 +141,14 @@ fn compare(run: Run, folder: &Path, image: &Path, what: &str, view: Arc<dyn Bloc
 }
 
 /// Megabytes per second that fio reads.
-fn fio(socket: &Path, export: &str, pattern: &str, size: &str, depth: u32, seconds: u32) -> Result<f64> {
+fn fio(socket: &Path, export: &str, pattern: &str, size: &str, depth: u32, time: &str) -> Result<f64> {
     let output = Command::new("fio")
         .args(["--name=x", "--ioengine=nbd", "--time_based", "--output-format=json", "--thread"])
         .arg(format!("--uri=nbd+unix:///{export}?socket={}", socket.display()))
         .arg(format!("--rw={pattern}"))
         .arg(format!("--bs={size}"))
         .arg(format!("--iodepth={depth}"))
-        .arg(format!("--runtime={seconds}"))
+        .arg(format!("--runtime={time}"))
         .output()?;
     if !output.status.success() {
         bail!("fio failed: {}", String::from_utf8_lossy(&output.stderr));

@@ -15,6 +15,15 @@ pub(crate) struct Bar {
     pub(crate) ours: bool,
 }
 
+/// A line across all bars.
+#[derive(Clone, Debug)]
+pub(crate) struct Limit {
+    /// Where it stands.
+    pub(crate) value: f64,
+    /// What it is.
+    pub(crate) name: String,
+}
+
 /// Width of the picture, and where bars begin and end.
 const WIDTH: f64 = 760.0;
 const LEFT: f64 = 250.0;
@@ -23,10 +32,17 @@ const RIGHT: f64 = 680.0;
 const TOP: f64 = 70.0;
 const STEP: f64 = 30.0;
 
-/// A picture of horizontal bars under a title and a line of text.
-pub(crate) fn bars(title: &str, text: &str, bars: &[Bar]) -> String {
-    let most = bars.iter().map(|bar| bar.value).fold(f64::MIN_POSITIVE, f64::max);
-    let height = TOP + STEP * bars.len() as f64 + 20.0;
+/// Height of the axis below the bars, with its numbers and its label.
+const AXIS: f64 = 50.0;
+/// Numbers on the axis besides zero.
+const TICKS: u32 = 4;
+
+/// A picture of horizontal bars under a title and a line of text, over an axis with numbers and a label, with lines for limits.
+pub(crate) fn bars(title: &str, text: &str, axis: &str, bars: &[Bar], limits: &[Limit]) -> String {
+    let values = bars.iter().map(|bar| bar.value).chain(limits.iter().map(|limit| limit.value));
+    let most = values.fold(f64::MIN_POSITIVE, f64::max);
+    let bottom = TOP + STEP * bars.len() as f64;
+    let height = bottom + AXIS;
     let mut picture = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
          font-family=\"sans-serif\" font-size=\"14\">\n\
@@ -50,6 +66,35 @@ pub(crate) fn bars(title: &str, text: &str, bars: &[Bar]) -> String {
             bar.value
         );
     }
+    for tick in 0..=TICKS {
+        let part = f64::from(tick) / f64::from(TICKS);
+        let (x, text_y) = (LEFT + (RIGHT - LEFT) * part, bottom + 18.0);
+        let _infallible = writeln!(
+            picture,
+            "<line x1=\"{x:.1}\" y1=\"{bottom}\" x2=\"{x:.1}\" y2=\"{:.1}\" stroke=\"#555555\"/>\n\
+             <text x=\"{x:.1}\" y=\"{text_y:.1}\" text-anchor=\"middle\" font-size=\"12\" fill=\"#555555\">{:.1}</text>",
+            bottom + 5.0,
+            most * part
+        );
+    }
+    let (middle, label_y) = (f64::midpoint(LEFT, RIGHT), bottom + 38.0);
+    let _infallible = writeln!(
+        picture,
+        "<line x1=\"{LEFT}\" y1=\"{bottom}\" x2=\"{RIGHT}\" y2=\"{bottom}\" stroke=\"#555555\"/>\n\
+         <text x=\"{middle}\" y=\"{label_y}\" text-anchor=\"middle\" fill=\"#555555\">{}</text>",
+        escape(axis)
+    );
+    for limit in limits {
+        let x = LEFT + (RIGHT - LEFT) * limit.value / most;
+        let (from, text_y) = (TOP - 6.0, TOP - 8.0);
+        let _infallible = writeln!(
+            picture,
+            "<line x1=\"{x:.1}\" y1=\"{from}\" x2=\"{x:.1}\" y2=\"{bottom}\" stroke=\"#b3402a\" stroke-dasharray=\"5 4\"/>\n\
+             <text x=\"{x:.1}\" y=\"{text_y}\" text-anchor=\"middle\" font-size=\"12\" fill=\"#b3402a\">{} {:.2}</text>",
+            escape(&limit.name),
+            limit.value
+        );
+    }
     picture + "</svg>\n"
 }
 
@@ -59,13 +104,24 @@ fn escape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Bar, bars};
+    use super::{Bar, Limit, bars};
 
     #[test]
     fn the_longest_bar_fills_the_width_and_names_are_escaped() {
         let bar = |name: &str, value| Bar { name: name.into(), value, ours: false };
-        let picture = bars("a < b", "", &[bar("x & y", 1.0), bar("z", 4.0)]);
+        let picture = bars("a < b", "", "seconds", &[bar("x & y", 1.0), bar("z", 4.0)], &[]);
         assert!(picture.contains("a &lt; b") && picture.contains("x &amp; y"));
         assert!(picture.contains("width=\"430.0\"") && picture.contains("width=\"107.5\""));
+    }
+
+    #[test]
+    fn the_axis_has_numbers_and_a_label_and_limits_stand_where_they_belong() {
+        let bar = Bar { name: "x".into(), value: 2.0, ours: true };
+        let limit = Limit { value: 8.0, name: "copy".into() };
+        let picture = bars("t", "", "seconds & more", &[bar], &[limit]);
+        assert!(picture.contains(">seconds &amp; more<") && picture.contains(">copy 8.00<"));
+        // The limit is the longest: a quarter of the width is the bar, and the axis ends at the limit.
+        assert!(picture.contains("width=\"107.5\"") && picture.contains("<line x1=\"680.0\""));
+        assert!(picture.contains(">0.0<") && picture.contains(">8.0<"));
     }
 }

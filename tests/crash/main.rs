@@ -1,5 +1,6 @@
 //! Tests by breaking: kill -9, torn writes, damage.
 
+mod faults;
 mod kill;
 mod reclaim;
 mod store;

@@ -1,4 +1,5 @@
 //! Seeded simulations of the state machines, together and under faults.
 
 mod groups;
+mod retention;
 mod transport;

@@ -105,11 +105,22 @@ impl Extent {
 /// [`FrameError::Extent`] names the first entry that is invalid, [`FrameError::Torn`] a length that is no multiple
 /// of an entry.
 pub fn parse_table(table: &[u8]) -> Result<Vec<Extent>, FrameError> {
+    let mut extents = Vec::new();
+    parse_table_into(table, &mut extents)?;
+    Ok(extents)
+}
+
+/// Like [`parse_table`], into memory that is there already; whatever was in it goes.
+///
+/// # Errors
+/// Those of [`parse_table`]; what is in `extents` then is undefined.
+pub fn parse_table_into(table: &[u8], extents: &mut Vec<Extent>) -> Result<(), FrameError> {
     let raw = <[RawExtent]>::ref_from_bytes(table).map_err(|_| FrameError::Torn {
         have: table.len(),
         need: table.len().next_multiple_of(EXTENT_BYTES),
     })?;
-    let mut extents = Vec::with_capacity(raw.len());
+    extents.clear();
+    extents.reserve(raw.len());
     let mut end = 0;
     for (index, raw) in raw.iter().enumerate() {
         let extent = Extent::from_raw(raw).filter(|extent| extent.range.start.0 >= end);
@@ -117,5 +128,5 @@ pub fn parse_table(table: &[u8]) -> Result<Vec<Extent>, FrameError> {
         end = extent.range.end().0;
         extents.push(extent);
     }
-    Ok(extents)
+    Ok(())
 }

@@ -31,6 +31,7 @@ use super::{
     run_format::RunName,
     run_writer::RunWriter,
     unsynced::{UNSYNCED_MAX, Unsynced},
+    visible::{RUNS_MAX, visible},
 };
 use crate::{
     journal::tables::FrameHead,
@@ -301,10 +302,13 @@ impl DiskIndex {
         let mut after = self.read().processed;
         thread::scope(|scope| {
             let (hand_over, batches) = mpsc::sync_channel(BATCHES_AHEAD);
+            // What was taken in goes back, for its memory.
+            let (give_back, spares) = mpsc::sync_channel(BATCHES_AHEAD + 2);
             let read = move || {
                 let mut at = after;
                 while at < *self.log.durable().borrow() {
-                    let batch = self.log.heads_after(at, BATCH_BYTES);
+                    let spare = spares.try_recv().unwrap_or_default();
+                    let batch = self.log.heads_after_into(at, BATCH_BYTES, spare);
                     let up_to = batch.as_ref().map_or(at, |batch| batch.up_to);
                     // Nobody takes them any more, or there is nothing behind.
                     if hand_over.send(batch).is_err() || up_to <= at {
@@ -326,6 +330,8 @@ impl DiskIndex {
                 }
                 self.take_in(&batch)?;
                 after = batch.up_to;
+                // Who does not want it any more has ended.
+                let _ended = give_back.try_send(batch.heads);
             }
             Ok(())
         })
@@ -685,13 +691,17 @@ impl DiskIndex {
             Some(runs) => runs,
             None => self.at_cut(cut)?.runs,
         };
-        let newer = runs.iter().filter(|run| run.to() > after);
-        let layers: Vec<Layer<'_>> = newer.map(|run| Layer::Run(run)).collect();
+        let newer: Vec<Arc<Run>> = runs.into_iter().filter(|run| run.to() > after).collect();
         let mut frames = FrameSet::new(after);
-        merge(&layers, &mut |entry| {
-            frames.insert(entry.sequence);
-            Ok(())
-        })?;
+        if newer.len() <= RUNS_MAX {
+            visible(&newer, &mut |sequence| frames.insert(sequence))?;
+        } else {
+            let layers: Vec<Layer<'_>> = newer.iter().map(|run| Layer::Run(run)).collect();
+            merge(&layers, &mut |entry| {
+                frames.insert(entry.sequence);
+                Ok(())
+            })?;
+        }
         frames.insert(cut);
         Ok(frames)
     }

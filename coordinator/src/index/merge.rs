@@ -6,7 +6,7 @@
 //! Limit: what is covered now waits in memory, at most one entry of each frame that reaches over this place.
 
 use std::{
-    cmp::Ordering,
+    cmp::{Ordering, Reverse},
     collections::{BinaryHeap, binary_heap::PeekMut},
 };
 
@@ -41,50 +41,31 @@ pub fn merge(
         }
         return Ok(());
     }
-    let mut heads = BinaryHeap::with_capacity(layers.len());
-    for layer in layers {
-        let mut cursor = Cursor::new(*layer);
-        if let Some(entry) = cursor.next()? {
-            heads.push(Head { entry, cursor });
-        }
+    // The heap moves only starts and numbers about; entries and cursors stay where they are.
+    let mut cursors: Vec<Cursor<'_>> = layers.iter().copied().map(Cursor::new).collect();
+    let mut heads = Vec::with_capacity(layers.len());
+    let mut order = BinaryHeap::with_capacity(layers.len());
+    for (number, cursor) in cursors.iter_mut().enumerate() {
+        let entry = cursor.next()?;
+        order.extend(entry.map(|entry| Reverse((entry.start, number))));
+        heads.push(entry);
     }
     let mut sweep = Sweep::default();
-    while let Some(mut head) = heads.peek_mut() {
-        let entry = head.entry;
-        match head.cursor.next()? {
-            Some(next) => head.entry = next,
-            None => drop(PeekMut::pop(head)),
+    while let Some(mut first) = order.peek_mut() {
+        let Reverse((_, number)) = *first;
+        // The numbers are those of layers.
+        let (Some(head), Some(cursor)) = (heads.get_mut(number), cursors.get_mut(number)) else { break };
+        let next = cursor.next()?;
+        match next {
+            Some(next) => *first = Reverse((next.start, number)),
+            None => drop(PeekMut::pop(first)),
         }
-        sweep.push(entry, out)?;
+        if let Some(entry) = std::mem::replace(head, next) {
+            sweep.push(entry, out)?;
+        }
     }
     sweep.finish(out)
 }
-
-/// The next entry of a layer; the one that starts first is the greatest.
-struct Head<'a> {
-    entry: IndexEntry,
-    cursor: Cursor<'a>,
-}
-
-impl Ord for Head<'_> {
-    fn cmp(&self, other: &Self) -> Ordering {
-        other.entry.start.cmp(&self.entry.start)
-    }
-}
-
-impl PartialOrd for Head<'_> {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Head<'_> {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Head<'_> {}
 
 /// Where a merge is in a layer.
 struct Cursor<'a> {

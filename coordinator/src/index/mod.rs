@@ -24,6 +24,8 @@ pub mod unsynced;
 pub mod run;
 // Newest wins.
 pub mod merge;
+// Which frames can be seen at a cut.
+mod visible;
 // Which runs there are, and which ones make a cut.
 pub mod ladder;
 // From a range of blocks to where their bytes are.

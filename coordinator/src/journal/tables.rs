@@ -8,7 +8,8 @@ use bytes::Bytes;
 
 use holdfast_common::{
     frame::{
-        Extent, FRAME_HEADER_BYTES, Frame, FrameHeader, FrameKind, extent::parse_table, header::FrameError,
+        Extent, FRAME_HEADER_BYTES, Frame, FrameHeader, FrameKind, extent::parse_table_into,
+        header::FrameError,
     },
     ids::Sequence,
 };
@@ -42,13 +43,24 @@ impl FrameHead {
     /// # Errors
     /// The bytes are no head.
     pub fn parse(bytes: &[u8]) -> Result<(Self, usize), FrameError> {
+        Self::parse_into(bytes, Vec::new())
+    }
+
+    /// Like [`Self::parse`], with memory for the extents that is there already.
+    fn parse_into(bytes: &[u8], mut extents: Vec<Extent>) -> Result<(Self, usize), FrameError> {
         let header = FrameHeader::parse(bytes)?;
         let need = head_bytes(&header);
         let torn = FrameError::Torn { have: bytes.len(), need };
         let body = bytes.get(FRAME_HEADER_BYTES..need).ok_or(torn)?;
-        let (extents, record) = match header.kind {
-            FrameKind::Data => (parse_table(body)?, Bytes::new()),
-            FrameKind::Cut | FrameKind::Scan => (Vec::new(), Bytes::copy_from_slice(body)),
+        let record = match header.kind {
+            FrameKind::Data => {
+                parse_table_into(body, &mut extents)?;
+                Bytes::new()
+            }
+            FrameKind::Cut | FrameKind::Scan => {
+                extents.clear();
+                Bytes::copy_from_slice(body)
+            }
         };
         Ok((Self { header, extents, record }, need))
     }
@@ -191,16 +203,38 @@ impl SegmentTables {
     /// A head is no head; cannot happen to heads whose digest was checked.
     pub fn heads_after(&self, after: Sequence, bytes_max: usize) -> Result<Vec<FrameHead>, FrameError> {
         let mut found = Vec::new();
-        let mut taken = 0;
+        self.heads_after_into(after, bytes_max, &mut found)?;
+        Ok(found)
+    }
+
+    /// Like [`Self::heads_after`], in the place of heads that nobody needs any more: making and freeing a table for each frame
+    /// takes longer than reading it.
+    ///
+    /// # Errors
+    /// As [`Self::heads_after`]; what is in `found` then is undefined.
+    pub fn heads_after_into(
+        &self,
+        after: Sequence,
+        bytes_max: usize,
+        found: &mut Vec<FrameHead>,
+    ) -> Result<(), FrameError> {
+        let (mut count, mut taken) = (0, 0);
         for start in self.head_starts.iter().skip(self.position_after(after)) {
-            let (head, bytes) = FrameHead::parse(self.heads.get(*start as usize..).unwrap_or_default())?;
+            let bytes = self.heads.get(*start as usize..).unwrap_or_default();
+            let spare = found.get_mut(count).map(|head| std::mem::take(&mut head.extents));
+            let (head, bytes) = FrameHead::parse_into(bytes, spare.unwrap_or_default())?;
             taken += bytes;
-            if taken > bytes_max && !found.is_empty() {
+            if taken > bytes_max && count > 0 {
                 break;
             }
-            found.push(head);
+            match found.get_mut(count) {
+                Some(place) => *place = head,
+                None => found.push(head),
+            }
+            count += 1;
         }
-        Ok(found)
+        found.truncate(count);
+        Ok(())
     }
 
     /// Sequence of the frame at a position.

@@ -5,8 +5,13 @@
 //! nothing that grows with the disk or the backlog.
 //! Limit: memory is that of the shared frame cache. Any number of threads may read.
 
-use std::{mem, ops::Range, sync::Arc};
+use std::{
+    mem,
+    ops::Range,
+    sync::{Arc, PoisonError, RwLock},
+};
 
+use bytes::BytesMut;
 use holdfast_common::{
     frame::{Extent, ExtentKind, FrameError, cut::WITNESS_DIGEST_BYTES, witness_digest},
     ids::Sequence,
@@ -30,7 +35,8 @@ use crate::{
 #[derive(Debug)]
 pub struct PointView {
     size_bytes: u64,
-    map: Arc<dyn BlockMap>,
+    /// Looked up again when it leads to damage: the index may have been made again since.
+    map: RwLock<Arc<dyn BlockMap>>,
     log: Arc<DiskLog>,
     cache: Arc<FrameCache>,
     /// Ranges that the source is known to have had otherwise at a cut that is no later than the view's.
@@ -62,15 +68,34 @@ impl PointView {
     fn new(index: &DiskIndex, cache: Arc<FrameCache>, map: Arc<dyn BlockMap>) -> Self {
         let log = Arc::clone(index.log());
         let doubts = log.differences().list();
+        let map = RwLock::new(map);
         Self { size_bytes: log.manifest().size_bytes, map, log, cache, doubts, history: None }
+    }
+
+    fn map(&self) -> Arc<dyn BlockMap> {
+        Arc::clone(&self.map.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Looks the cut up again, as the index has it now. `false` if it does not have it (yet).
+    fn look_up_again(&self) -> bool {
+        let Some((place, index)) = &self.history else { return false };
+        // A log that lost its end may have another cut with the same number.
+        let same = index.cut(place.cut).is_some_and(|head| head.record.point == place.point);
+        let Some(map) = same.then(|| index.at_cut(place.cut).ok()).flatten() else { return false };
+        *self.map.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(map);
+        true
     }
 
     /// Where the blocks of a range are; may stop short.
     ///
     /// # Errors
-    /// The index cannot be read.
+    /// The index cannot be read, neither as it was when the view was opened nor as it is now.
     pub fn pieces(&self, range: BlockRange) -> Result<Vec<Piece>, ViewError> {
-        self.map.resolve(range).map_err(index_failed)
+        match self.map().resolve(range) {
+            Err(error) if error.is_damage() && self.look_up_again() => self.map().resolve(range),
+            other => other,
+        }
+        .map_err(index_failed)
     }
 
     /// The first part of a piece that is known to be wrong: its version is no newer than the cut at which that was found.
@@ -179,18 +204,51 @@ impl PointView {
         Ok(())
     }
 
-    /// Copies the bytes of a piece from `skip` bytes into it.
+    /// Copies the bytes of a piece from `skip` bytes into it. What fails is looked up and read once more before it counts as
+    /// damaged: the frame may have been moved, or made good, since the cut was looked up.
     fn copy(&self, piece: &Piece, skip: usize, target: &mut [u8]) -> Result<(), ViewError> {
+        let Err(failure) = self.copy_once(piece, skip, target) else { return Ok(()) };
+        if !self.look_up_again() {
+            return Err(self.report(piece, &failure));
+        }
+        let mut left = piece.range;
+        while !left.is_empty() {
+            for now in self.pieces(left)? {
+                let behind = now.range.end().0;
+                left = BlockRange::new(behind, piece.range.end().0 - behind);
+                // Where the piece's bytes from `skip` on, and this part of it, meet.
+                let at = usize::try_from(now.range.start.0 - piece.range.start.0).unwrap_or(usize::MAX);
+                let (from, bytes) = (at * BLOCK_BYTES, usize::try_from(now.range.bytes()).unwrap_or(0));
+                let (start, end) = (from.max(skip), (from + bytes).min(skip + target.len()));
+                let Some(part) = target.get_mut(start.saturating_sub(skip)..end.saturating_sub(skip)) else {
+                    continue;
+                };
+                if !part.is_empty() {
+                    let copied = self.copy_once(&now, start - from, part);
+                    copied.map_err(|failure| self.report(&now, &failure))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_once(&self, piece: &Piece, skip: usize, target: &mut [u8]) -> Result<(), Failure> {
         let PieceSource::Frame { sequence, plain_block } = piece.source else {
             target.fill(0);
             return Ok(());
         };
-        let frame = self.cache.get(&self.log, sequence).map_err(|error| self.failed(piece, &error))?;
+        let frame = self.cache.get(&self.log, sequence).map_err(Failure::Store)?;
         let bytes =
             frame.blocks(piece.range, plain_block).and_then(|bytes| bytes.get(skip..skip + target.len()));
-        let bytes = bytes.ok_or_else(|| self.damaged(piece, "its table does not agree with the index"))?;
-        target.copy_from_slice(bytes);
+        target.copy_from_slice(bytes.ok_or(Failure::Disagrees)?);
         Ok(())
+    }
+
+    fn report(&self, piece: &Piece, failure: &Failure) -> ViewError {
+        match failure {
+            Failure::Store(error) => self.failed(piece, error),
+            Failure::Disagrees => self.damaged(piece, "its table does not agree with the index"),
+        }
     }
 
     fn failed(&self, piece: &Piece, error: &StoreError) -> ViewError {
@@ -298,6 +356,8 @@ impl BlockView for PointView {
     ) -> Result<usize, ViewError> {
         let sequence = Sequence(bundle);
         let frame = self.log.read_into(sequence, mem::take(&mut reader.stored));
+        // Once more before it counts as damaged.
+        let frame = frame.or_else(|_first| self.log.read_into(sequence, BytesMut::new()));
         let frame = frame.map_err(|error| self.failed(&self.place_of(bundle, parts), &error))?;
         if !holds(frame.extents(), parts) {
             let place = self.place_of(bundle, parts);
@@ -327,6 +387,13 @@ impl BlockView for PointView {
         let map = index.written_between(older, newer).map_err(index_failed)?;
         Ok(Some(Arc::new(Written { map, after: older, doubts: self.doubts.clone() })))
     }
+}
+
+/// Why a piece could not be copied.
+enum Failure {
+    Store(Arc<StoreError>),
+    /// The frame's own table says something else than the index.
+    Disagrees,
 }
 
 /// What a disk's log holds behind a cut, up to another.

@@ -75,6 +75,7 @@ impl Store {
     fn recover_all(&self) -> Result<Vec<DiskRecovery>, StoreError> {
         let folder = self.layout.disks();
         let listed = self.layout.list_disks().map_err(|error| StoreError::io("listing", &folder, error))?;
+        let listed: Vec<DiskId> = listed.into_iter().filter(|disk| !self.is_unfinished(*disk)).collect();
         let next = Mutex::new(listed.iter().copied());
         let results = Mutex::new(Vec::with_capacity(listed.len()));
         thread::scope(|scope| {
@@ -92,6 +93,20 @@ impl Store {
         let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
         results.sort_by_key(|recovery| recovery.disk);
         Ok(results)
+    }
+
+    /// Whether creating the disk was cut short: the manifest is written last, and nothing can have been stored before. Creating it
+    /// again finishes it.
+    fn is_unfinished(&self, disk: DiskId) -> bool {
+        let layout = self.layout.disk(disk);
+        let missing = |path: &Path| path.try_exists().is_ok_and(|exists| !exists);
+        let unfinished = missing(&layout.manifest())
+            && (missing(&layout.journal())
+                || layout.list_segments().is_ok_and(|segments| segments.is_empty()));
+        if unfinished {
+            tracing::warn!(%disk, "creating this disk was cut short; it holds nothing and is passed over");
+        }
+        unfinished
     }
 
     fn recover(&self, disk: DiskId) -> DiskRecovery {

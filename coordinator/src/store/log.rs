@@ -466,9 +466,22 @@ impl DiskLog {
     /// # Errors
     /// A segment cannot be read.
     pub fn heads_after(&self, after: Sequence, bytes_max: usize) -> Result<HeadBatch, StoreError> {
+        self.heads_after_into(after, bytes_max, Vec::new())
+    }
+
+    /// Like [`Self::heads_after`], with the memory of heads that nobody needs any more.
+    ///
+    /// # Errors
+    /// A segment cannot be read.
+    pub fn heads_after_into(
+        &self,
+        after: Sequence,
+        bytes_max: usize,
+        spare: Vec<FrameHead>,
+    ) -> Result<HeadBatch, StoreError> {
         let durable = *self.durable.borrow();
         let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
-        let mut batch = segments.heads_after(after, bytes_max, durable)?;
+        let mut batch = segments.heads_after(after, bytes_max, durable, spare)?;
         // A group becomes visible to readers just before it is announced.
         batch.heads.retain(|head| head.header.sequence <= durable);
         batch.up_to = batch.up_to.min(durable).max(after);

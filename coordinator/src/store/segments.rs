@@ -233,12 +233,14 @@ impl SegmentSet {
         sealed.or(self.active.as_ref().map(|active| active.first).filter(|next| *next > first))
     }
 
-    /// Heads of the frames after `after`, from the first segment that accounts for more than that. `end` is the log's end.
+    /// Heads of the frames after `after`, from the first segment that accounts for more than that. `end` is the log's end. `heads`
+    /// are some that nobody needs any more, whose memory is used again.
     pub(super) fn heads_after(
         &self,
         after: Sequence,
         bytes_max: usize,
         end: Sequence,
+        mut heads: Vec<FrameHead>,
     ) -> Result<HeadBatch, StoreError> {
         let mut from = after.next();
         loop {
@@ -250,7 +252,7 @@ impl SegmentSet {
                 },
                 other => other?,
             };
-            let (heads, last) = self.heads_in(&place, after, bytes_max)?;
+            let last = self.heads_in(&place, after, bytes_max, &mut heads)?;
             let next = self.next_first(place.first());
             let finished = heads.last().is_none_or(|head| Some(head.header.sequence) == last);
             let up_to = match (heads.last(), next) {
@@ -270,13 +272,14 @@ impl SegmentSet {
         place: &Place,
         after: Sequence,
         bytes_max: usize,
-    ) -> Result<(Vec<FrameHead>, Option<Sequence>), StoreError> {
+        heads: &mut Vec<FrameHead>,
+    ) -> Result<Option<Sequence>, StoreError> {
         let failed = |first, source| StoreError::Segment { path: self.layout.segment(first), source };
-        let batch = |first: Sequence, tables: &SegmentTables| {
-            let heads = tables.heads_after(after, bytes_max).map_err(|source| {
+        let mut batch = |first: Sequence, tables: &SegmentTables| {
+            tables.heads_after_into(after, bytes_max, heads).map_err(|source| {
                 failed(first, SegmentError::Frame { sequence: after.next(), offset: 0, source })
             })?;
-            Ok((heads, tables.last_sequence()))
+            Ok(tables.last_sequence())
         };
         match place {
             Place::Active(active) => {

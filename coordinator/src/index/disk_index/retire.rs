@@ -229,7 +229,7 @@ impl DiskIndex {
         let worth = worth_joining(&runs.iter().map(|run| run.len()).collect::<Vec<_>>());
         let (tiles, runs) = (tiles.get(worth..).unwrap_or_default(), runs.get(worth..).unwrap_or_default());
         match joined_name(tiles).filter(|_| tiles.len() > 1) {
-            Some(name) => self.join(name, tiles, runs).map(|()| true),
+            Some(name) => self.join(name, runs).map(|()| true),
             None => Ok(false),
         }
     }
@@ -257,21 +257,16 @@ impl DiskIndex {
         before.zip(needed.cuts.iter().copied()).collect()
     }
 
-    fn join(&self, name: RunName, tiles: &[RunName], runs: &[Arc<Run>]) -> Result<(), IndexError> {
+    /// Makes one tile of several. These stay until it is known whether the way to a needed cut is shorter with one of them: the
+    /// last step to every other cut is a tile.
+    fn join(&self, name: RunName, runs: &[Arc<Run>]) -> Result<(), IndexError> {
         let mut records = RunRecords::default();
         for run in runs {
             records = records.followed_by(run.records()?);
         }
         let newest_first: Vec<Layer<'_>> = runs.iter().rev().map(|run| Layer::Run(run)).collect();
         self.write_run(name, &newest_first, &self.needed_records(records))?;
-        // What it takes the place of goes only when it will outlive a crash.
-        self.sync()?;
-        let mut state = self.write();
-        state.ladder.add(name);
-        state.ladder.remove_all(tiles);
-        drop(state);
-        self.renew_newest()?;
-        tiles.iter().for_each(|name| self.delete(*name));
+        self.write().ladder.add(name);
         Ok(())
     }
 
