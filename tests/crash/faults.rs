@@ -119,8 +119,8 @@ fn strike(fault: impl Fn(u64) -> String, struck: impl Fn(&Output) -> bool) -> u6
         let folder = TempDir::new().unwrap();
         let output = child(folder.path(), &fault(step));
         let said = String::from_utf8_lossy(&output.stdout);
-        let durable = said.lines().filter_map(|line| line.split_once("durable ")?.1.trim().parse().ok());
-        let durable: u64 = durable.last().unwrap_or(0);
+        let mut durable = said.lines().filter_map(|line| line.split_once("durable ")?.1.trim().parse().ok());
+        let durable: u64 = durable.next_back().unwrap_or(0);
         let (store, log, index) = open(folder.path());
         let last = log.tail().sequence.0;
         assert!(last >= durable, "step {step}: {durable} was acknowledged, {last} is there\n{said}");
