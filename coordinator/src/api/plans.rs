@@ -91,6 +91,7 @@ pub(super) fn understood(
     let (more, known) = check(&file, &Here { state, protected, peer });
     mistakes.extend(more);
     mistakes.sort();
+    mistakes.dedup();
     let machines = file
         .machines()
         .filter_map(|name| known.get(name).map(|machine| (name.to_owned(), *machine)))

@@ -227,8 +227,8 @@ pub fn bounded(mut text: String) -> String {
 
 /// Version of the body's format.
 const VERSION: u32 = 1;
-/// A stored event, at most (a plan with thousands of disks fits).
-pub const BODY_BYTES_MAX: usize = 1 << 20;
+/// A stored event, at most: the largest recovery plan fits, and what came of all its machines.
+pub const BODY_BYTES_MAX: usize = 8 << 20;
 /// One text in an event, at most.
 pub const TEXT_BYTES_MAX: usize = 4096;
 

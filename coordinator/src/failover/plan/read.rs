@@ -4,7 +4,7 @@
 //! names them all; a plan without mistakes says all that the text said, since what is not known is a mistake.
 //! Limits: [`PLAN_BYTES_MAX`] of text, [`MISTAKES_MAX`] mistakes told.
 
-use std::{collections::BTreeMap, fmt, ops::Range, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt, marker::PhantomData, ops::Range, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use toml::{
@@ -36,7 +36,8 @@ impl fmt::Display for Mistake {
 /// Reads a plan. The mistakes are in the order of their lines.
 #[must_use]
 pub fn read(text: &str) -> (PlanFile, Vec<Mistake>) {
-    let mut reader = Reader { text, mistakes: Vec::new() };
+    let line_ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at).collect();
+    let mut reader = Reader { line_ends, mistakes: Vec::new(), text: PhantomData };
     if text.len() > PLAN_BYTES_MAX {
         reader.say(&(0..0), format!("the plan has {} bytes, more than {PLAN_BYTES_MAX}", text.len()));
         return (empty(), reader.mistakes);
@@ -66,7 +67,9 @@ fn empty() -> PlanFile {
 }
 
 struct Reader<'t> {
-    text: &'t str,
+    /// Where each line ends.
+    line_ends: Vec<usize>,
+    text: PhantomData<&'t str>,
     mistakes: Vec<Mistake>,
 }
 
@@ -74,8 +77,7 @@ type Value<'t> = Spanned<DeValue<'t>>;
 
 impl<'t> Reader<'t> {
     fn line(&self, span: &Range<usize>) -> usize {
-        let before = self.text.as_bytes().get(..span.start).unwrap_or(self.text.as_bytes());
-        before.iter().filter(|byte| **byte == b'\n').count() + 1
+        self.line_ends.partition_point(|end| *end < span.start) + 1
     }
 
     fn say(&mut self, span: &Range<usize>, text: impl Into<String>) {

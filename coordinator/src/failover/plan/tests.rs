@@ -2,10 +2,22 @@
 
 use std::collections::BTreeMap;
 
-use holdfast_common::ids::MachineId;
+use holdfast_common::{
+    clock::Timestamp,
+    ids::{JobId, MachineId},
+};
 use proptest::prelude::*;
 
-use super::{Member, Mode, PlanSpec, PlanStep, Run, Selection, Target, compile, file::PlanFile, read::read};
+use super::{
+    Member, MemberOutcome, MemberState, Mode, PlanSpec, PlanStep, REASON_BYTES_MAX, Run, Selection, Target,
+    compile,
+    file::PlanFile,
+    read::{PLAN_BYTES_MAX, read},
+};
+use crate::failover::{
+    job::{JobSpec, Output},
+    log::{Event, Record, encode},
+};
 
 fn file(groups: &[Option<Vec<usize>>]) -> PlanFile {
     let mut text = "name = \"p\"\n".to_owned();
@@ -130,6 +142,35 @@ fn the_example_in_the_documentation_is_right() {
     assert_eq!(mistakes, []);
     assert_eq!(file.waves().unwrap(), [vec![0, 2], vec![1]]);
     assert_eq!(file.machines().count(), 5);
+}
+
+/// The largest file makes a job that can be stored, and so does what comes of its machines.
+#[test]
+fn the_largest_plan_fits_into_the_log_of_its_job() {
+    let machine = |number: usize| format!("{number:08}-0000-7000-8000-000000000000");
+    let mut text = "name = \"all\"\n[[group]]\nname = \"all\"\nmachines = [\n".to_owned();
+    let mut names = Vec::new();
+    while text.len() + 100 < PLAN_BYTES_MAX {
+        names.push(machine(names.len()));
+        text.push_str(&format!("\"{}\",\n", names[names.len() - 1]));
+    }
+    text.push_str("]\n");
+    let spec = compiled(&text, Mode::Unplanned);
+    assert!(names.len() > 4000 && spec.members().count() == names.len());
+    let stored = |event: Event| {
+        encode(&Record { job: JobId::from_bytes([1; 16]), number: 1, at: Timestamp(1), event }).unwrap()
+    };
+    let outcome = |member: &Member| MemberOutcome {
+        machine: member.machine,
+        name: member.name.clone(),
+        job: Some(JobId::from_bytes([2; 16])),
+        state: MemberState::Failed,
+        reason: "x".repeat(REASON_BYTES_MAX),
+    };
+    let members = spec.members().map(|(_, member)| outcome(member)).collect();
+    stored(Event::StepDone { step: 1, output: Output::Members { members } });
+    let (steps, by) = (spec.kinds(), "x".to_owned());
+    stored(Event::Created { spec: JobSpec::Plan(Box::new(spec)), by, steps, holds: true });
 }
 
 #[test]
