@@ -98,6 +98,13 @@ impl BlockRange {
         block.0 >= self.start.0 && block.0 < self.end().0
     }
 
+    /// The range in parts of `blocks` each, the last of which may have fewer. Parts of none count as of one.
+    pub fn pieces(self, blocks: u64) -> impl Iterator<Item = Self> {
+        let (end, blocks) = (self.end().0, blocks.max(1));
+        let step = usize::try_from(blocks).unwrap_or(usize::MAX);
+        (self.start.0..end).step_by(step).map(move |start| Self::new(start, blocks.min(end - start)))
+    }
+
     /// The blocks that both ranges hold, or `None` if they share none.
     #[must_use]
     pub fn intersection(self, other: Self) -> Option<Self> {
@@ -116,5 +123,20 @@ impl fmt::Display for BlockIndex {
 impl fmt::Display for BlockRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "blocks {}..{}", self.start.0, self.end().0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::BlockRange;
+
+    #[test]
+    fn pieces_cover_the_range_once_in_order() {
+        let pieces = |range: BlockRange, blocks| range.pieces(blocks).collect::<Vec<_>>();
+        let [first, second] = [BlockRange::new(3, 4), BlockRange::new(7, 2)];
+        assert_eq!(pieces(BlockRange::new(3, 6), 4), [first, second]);
+        assert_eq!(pieces(BlockRange::new(3, 4), 4), [first]);
+        assert_eq!(pieces(BlockRange::new(3, 0), 4), []);
+        assert_eq!(pieces(second, 0), [BlockRange::new(7, 1), BlockRange::new(8, 1)]);
     }
 }

@@ -153,12 +153,7 @@ impl ScanProgress {
 /// The chunks of a range, one per digest.
 #[must_use]
 pub fn chunks(range: BlockRange) -> Vec<BlockRange> {
-    let end = range.end().0;
-    let step = usize::try_from(SCAN_CHUNK_BLOCKS).unwrap_or(usize::MAX);
-    (range.start.0..end)
-        .step_by(step)
-        .map(|start| BlockRange::new(start, SCAN_CHUNK_BLOCKS.min(end - start)))
-        .collect()
+    range.pieces(SCAN_CHUNK_BLOCKS).collect()
 }
 
 #[cfg(test)]

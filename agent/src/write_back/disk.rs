@@ -67,7 +67,8 @@ impl HeldDisk {
     /// Digests of the chunks of a range, as [`Compare`](holdfast_common::wire::WriteBackRequest::Compare) wants them.
     pub(super) fn digests(&self, range: BlockRange) -> Result<Vec<[u8; 32]>, String> {
         let mut buffer = Vec::new();
-        chunks(range)
+        range
+            .pieces(SCAN_CHUNK_BLOCKS)
             .map(|chunk| {
                 self.read(chunk, &mut buffer)?;
                 Ok(*blake3::hash(&buffer).as_bytes())
@@ -148,18 +149,6 @@ impl HeldDisk {
     pub(super) const fn blocks(&self) -> u64 {
         BlockCount::covering(self.size_bytes).0
     }
-}
-
-/// The parts of a range that a digest each covers.
-pub(super) fn chunks(range: BlockRange) -> impl Iterator<Item = BlockRange> {
-    parts(range, SCAN_CHUNK_BLOCKS)
-}
-
-/// A range in parts of at most `blocks`.
-pub(super) fn parts(range: BlockRange, blocks: u64) -> impl Iterator<Item = BlockRange> {
-    let end = range.end().0;
-    let step = usize::try_from(blocks).unwrap_or(usize::MAX);
-    (range.start.0..end).step_by(step).map(move |start| BlockRange::new(start, blocks.min(end - start)))
 }
 
 /// Size of a device or file: where its end is.

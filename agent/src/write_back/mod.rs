@@ -27,7 +27,7 @@ use quinn::{Connection, ConnectionError};
 use thiserror::Error;
 use tokio::task::{JoinSet, spawn_blocking};
 
-use self::disk::{HeldDisk, chunks, parts};
+use self::disk::HeldDisk;
 use crate::inventory::{Roots, locate};
 
 /// Pieces of one disk under way at a time.
@@ -181,7 +181,7 @@ async fn bring(
         }
         from = next;
         let mut pieces: JoinSet<Result<WrittenBack, Stopped>> = JoinSet::new();
-        for piece in ranges.into_iter().flat_map(|range| parts(range, COMPARE_BLOCKS_MAX)) {
+        for piece in ranges.into_iter().flat_map(|range| range.pieces(COMPARE_BLOCKS_MAX)) {
             if pieces.len() >= PIECES_MAX
                 && let Some(done) = pieces.join_next().await
             {
@@ -217,9 +217,13 @@ async fn bring_piece(
         let WriteBackReply::Differs(differs) = answer(&connection, &asked).await? else {
             return Err(WriteBackError::Answer.into());
         };
-        chunks(piece).zip(differs).filter_map(|(chunk, differs)| differs.then_some(chunk)).collect()
+        piece
+            .pieces(SCAN_CHUNK_BLOCKS)
+            .zip(differs)
+            .filter_map(|(chunk, differs)| differs.then_some(chunk))
+            .collect()
     };
-    for range in differing.into_iter().flat_map(|range| parts(range, FETCH_RANGE_BLOCKS)) {
+    for range in differing.into_iter().flat_map(|range| range.pieces(FETCH_RANGE_BLOCKS)) {
         let reading = Arc::clone(&held);
         let blocks: Vec<BlockDigest> =
             spawn_blocking(move || reading.block_digests(range)).await?.map_err(Stopped::Here)?;

@@ -63,11 +63,6 @@ impl AuditOrder {
     /// The parts that a digest each covers.
     #[must_use]
     pub fn parts(&self) -> Vec<BlockRange> {
-        let end = self.range().end().0;
-        let step = usize::try_from(self.digest_blocks.max(1)).unwrap_or(usize::MAX);
-        (self.start.0..end)
-            .step_by(step)
-            .map(|start| BlockRange::new(start, self.digest_blocks.min(end - start)))
-            .collect()
+        self.range().pieces(self.digest_blocks).collect()
     }
 }

@@ -442,10 +442,7 @@ fn verdicts(
 }
 
 fn parts(held: &Held) -> Vec<BlockRange> {
-    let (range, step) = (held.ask.range, held.ask.digest_blocks.max(1));
-    let end = range.end().0;
-    let starts = (range.start.0..end).step_by(usize::try_from(step).unwrap_or(usize::MAX));
-    starts.map(|start| BlockRange::new(start, step.min(end - start))).collect()
+    held.ask.range.pieces(held.ask.digest_blocks).collect()
 }
 
 /// The audits as the interface sees them: all of them are begun and ended through it.

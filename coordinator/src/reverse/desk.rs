@@ -32,6 +32,7 @@ use crate::{
     compute::port::Task,
     ingest::port::{WriteBackDesk, WriteBackFuture},
     points::view::{BlockView, Changes, ViewError},
+    store::error::describe,
 };
 
 /// Longest time that a question for work is held.
@@ -294,16 +295,12 @@ impl RoundDisk {
             return Ok(WriteBackReply::Failed("a comparison whose digests do not cover its range".into()));
         }
         let mut differs = Vec::with_capacity(digests.len());
-        let mut at = range.start.0;
-        for digest in digests {
-            let count = SCAN_CHUNK_BLOCKS.min(range.end().0 - at);
-            let bytes = read_blocks(&*self.view, BlockRange::new(at, count))?;
-            let same = blake3::hash(&bytes).as_bytes() == digest;
+        for (chunk, digest) in range.pieces(SCAN_CHUNK_BLOCKS).zip(digests) {
+            let same = blake3::hash(&read_blocks(&*self.view, chunk)?).as_bytes() == digest;
             if same {
-                task.add_done_bytes(BlockCount(count).bytes());
+                task.add_done_bytes(chunk.bytes());
             }
             differs.push(!same);
-            at += count;
         }
         Ok(WriteBackReply::Differs(differs))
     }
@@ -353,17 +350,6 @@ impl RoundDisk {
             Err(error) => WriteBackReply::Failed(error.to_string()),
         })
     }
-}
-
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 /// What blocks on the way back are compressed with.

@@ -302,13 +302,7 @@ fn put_all(writer: &mut LogWriter, piece: BlockRange, bytes: &[u8]) -> Result<()
 
 /// Ranges in pieces that are read at a time.
 fn pieces(ranges: Vec<BlockRange>) -> impl Iterator<Item = BlockRange> {
-    ranges.into_iter().flat_map(|range| {
-        let end = range.end().0;
-        let step = usize::try_from(PIECE_BLOCKS).unwrap_or(usize::MAX);
-        (range.start.0..end)
-            .step_by(step)
-            .map(move |start| BlockRange::new(start, PIECE_BLOCKS.min(end - start)))
-    })
+    ranges.into_iter().flat_map(|range| range.pieces(PIECE_BLOCKS))
 }
 
 /// All blocks of these ranges that the disk has, as few ranges, ascending.
