@@ -13,13 +13,19 @@ use std::{
         process::CommandExt as _,
     },
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, sync_channel},
     time::Duration,
 };
 
-use holdfast_common::{clock::Clock, ids::JobId, wire::SourceRun};
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use holdfast_common::{
+    clock::Clock,
+    ids::JobId,
+    marked::{self, end_marked},
+    wire::SourceRun,
+};
+
+use crate::hooks::wait;
 
 /// Programs at a time.
 pub const RUNS_MAX: usize = 8;
@@ -27,8 +33,6 @@ pub const RUNS_MAX: usize = 8;
 pub const OUTPUT_BYTES_MAX: usize = 2048;
 /// Longest time of a program, whatever it is given.
 const LIMIT_MAX: Duration = Duration::from_hours(7 * 24);
-/// How often it is looked whether a program has ended.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How long output is waited for when the program itself has ended.
 const OUTPUT_WAIT: Duration = Duration::from_millis(500);
 /// Looks for what an earlier run left, until there is nothing.
@@ -46,10 +50,10 @@ pub fn run(folder: &Path, run: &SourceRun, clock: &dyn Clock) -> Result<String, 
     let program = program(folder, &run.program)?;
     end(run.job, run.step);
     let (reader, writer) = io::pipe().map_err(|error| format!("cannot be started: {error}"))?;
-    let child = start(&program, run, writer).map_err(|error| format!("cannot be started: {error}"))?;
+    let mut child = start(&program, run, writer).map_err(|error| format!("cannot be started: {error}"))?;
     let output = tail(reader);
     let limit = Duration::from_millis(run.limit_ms).min(LIMIT_MAX);
-    let ended = wait(child, limit, clock).map_err(|error| format!("cannot be watched: {error}"))?;
+    let ended = wait(&mut child, limit, clock).map_err(|error| format!("cannot be watched: {error}"))?;
     let text = output.recv_timeout(OUTPUT_WAIT).unwrap_or_default();
     let why = match ended {
         Some(status) if status.success() => return Ok(text),
@@ -96,30 +100,13 @@ fn start(program: &Path, run: &SourceRun, writer: io::PipeWriter) -> io::Result<
         .env_clear()
         .env("PATH", PATH)
         .envs(run.environment.iter().map(|(name, value)| (name, value)))
-        .env("HOLDFAST_JOB", run.job.to_string())
-        .env("HOLDFAST_STEP", run.step.to_string())
+        .env(marked::JOB, run.job.to_string())
+        .env(marked::STEP, run.step.to_string())
         .stdin(Stdio::null())
         .stdout(writer.try_clone()?)
         .stderr(writer)
         .process_group(0)
         .spawn()
-}
-
-/// Waits for the end of the program; of one that is too slow, none, and it is killed with all it has started.
-fn wait(mut child: Child, limit: Duration, clock: &dyn Clock) -> io::Result<Option<ExitStatus>> {
-    let began = clock.monotonic();
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
-        }
-        if clock.monotonic().saturating_sub(began) >= limit {
-            let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-            let _ended_just_now = group.map(|group| kill_process_group(group, Signal::KILL));
-            child.wait()?;
-            return Ok(None);
-        }
-        std::thread::sleep(LOOK_EVERY);
-    }
 }
 
 /// Reads to the end on a thread of its own, keeps the last.
@@ -140,31 +127,14 @@ fn tail(mut from: io::PipeReader) -> Receiver<String> {
 
 /// Ends every process of a step that an earlier run has left.
 pub fn end(job: JobId, step: u32) {
-    let marks = [format!("HOLDFAST_JOB={job}"), format!("HOLDFAST_STEP={step}")];
     for _ in 0..END_LOOKS {
-        let count = end_marked(&marks);
+        let count = end_marked(job, step);
         if count == 0 {
             return;
         }
         tracing::warn!(%job, step, count, "ended what a plan's program has left running");
         std::thread::sleep(END_PAUSE);
     }
-}
-
-fn end_marked(marks: &[String]) -> usize {
-    let Ok(processes) = fs::read_dir("/proc") else { return 0 };
-    let mut ended = 0;
-    for entry in processes.flatten() {
-        let id = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
-        let Some(id) = id else { continue };
-        // Those of others cannot be read, and are not ours.
-        let Ok(environment) = fs::read(entry.path().join("environ")) else { continue };
-        let has = |mark: &String| environment.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes());
-        if marks.iter().all(has) && kill_process(id, Signal::KILL).is_ok() {
-            ended += 1;
-        }
-    }
-    ended
 }
 
 #[cfg(test)]

@@ -20,5 +20,7 @@ pub mod token;
 pub mod tls;
 // Crash-safe file operations.
 pub mod durable;
+// Processes that are found by what they were started for.
+pub mod marked;
 // Logs.
 pub mod telemetry;

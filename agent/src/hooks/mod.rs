@@ -22,6 +22,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 pub use link::{HookLink, HookState};
 pub(crate) use program::call;
+pub(crate) use program::wait;
 pub use program::{HOOKS_MAX, OUTPUT_BYTES_MAX};
 
 /// How hooks are run.

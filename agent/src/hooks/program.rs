@@ -109,7 +109,9 @@ pub(crate) fn call(hook: &Path, verb: &str, at_most: Duration, clock: &dyn Clock
     }
 }
 
-fn wait(
+/// Waits for the end of a child in a process group of its own; of one that is too slow, none, and it is killed with all it has
+/// started.
+pub(crate) fn wait(
     child: &mut Child,
     at_most: Duration,
     clock: &dyn Clock,

@@ -7,15 +7,18 @@
 //! [`DRAIN_MAX`].
 
 use std::{
-    fs, io,
+    io,
     os::fd::OwnedFd,
     process::{ExitStatus, Stdio},
     sync::Arc,
     time::Duration,
 };
 
-use holdfast_common::ids::JobId;
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use holdfast_common::{
+    ids::JobId,
+    marked::{self, end_marked},
+};
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
     io::AsyncReadExt as _,
     net::unix::pipe::Receiver,
@@ -96,8 +99,8 @@ fn start(request: &ScriptRequest) -> io::Result<(Child, Receiver)> {
         .env_clear()
         .env("PATH", PATH)
         .envs(&request.environment)
-        .env("HOLDFAST_JOB", request.job.to_string())
-        .env("HOLDFAST_STEP", request.step.to_string())
+        .env(marked::JOB, request.job.to_string())
+        .env(marked::STEP, request.step.to_string())
         .stdin(Stdio::null())
         .stdout(writer.try_clone()?)
         .stderr(writer)
@@ -167,10 +170,8 @@ fn status_text(status: ExitStatus) -> String {
 
 /// Ends every process of a step.
 async fn end_left(job: JobId, step: u32) {
-    let marks = [format!("HOLDFAST_JOB={job}"), format!("HOLDFAST_STEP={step}")];
     for _ in 0..END_LOOKS {
-        let marks = marks.clone();
-        let looked = tokio::task::spawn_blocking(move || end_marked(&marks)).await;
+        let looked = tokio::task::spawn_blocking(move || end_marked(job, step)).await;
         match looked {
             Ok(0) => return,
             Ok(count) => {
@@ -182,23 +183,6 @@ async fn end_left(job: JobId, step: u32) {
         }
         sleep(END_PAUSE).await;
     }
-}
-
-/// Kills all processes whose environment has these entries; gives how many.
-fn end_marked(marks: &[String]) -> usize {
-    let Ok(processes) = fs::read_dir("/proc") else { return 0 };
-    let mut ended = 0;
-    for entry in processes.flatten() {
-        let id = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
-        let Some(id) = id else { continue };
-        // Those of others cannot be read, and are not ours.
-        let Ok(environment) = fs::read(entry.path().join("environ")) else { continue };
-        let has = |mark: &String| environment.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes());
-        if marks.iter().all(has) && kill_process(id, Signal::KILL).is_ok() {
-            ended += 1;
-        }
-    }
-    ended
 }
 
 #[cfg(test)]
