@@ -467,7 +467,11 @@ impl Branch {
         // Behind the write, also behind one that failed half-way: who takes the blocks before it reads them old, and takes
         // them again.
         if let Some(changed) = lock(&self.changed).as_mut() {
-            set_bits(changed, blocks);
+            for (at, bits) in words(blocks) {
+                if let Some(word) = changed.get_mut(at) {
+                    *word |= bits;
+                }
+            }
         }
         done.map_err(|error| self.io_failed(error))
     }
@@ -502,11 +506,7 @@ impl Branch {
         }
         let mut map = self.map_mut();
         let (mut changed, mut bytes) = (Vec::new(), Vec::new());
-        for at in blocks.start.0 / 64..=(end - 1) / 64 {
-            let from = blocks.start.0.max(at * 64) - at * 64;
-            let count = end.min((at + 1) * 64) - at * 64 - from;
-            let bits = (u64::MAX >> (64 - count)) << from;
-            let at = usize::try_from(at).map_err(io::Error::other)?;
+        for (at, bits) in words(blocks) {
             let word = map.words.get(at).copied().unwrap_or(0);
             changed.push((at, word | bits, word & bits != bits));
             bytes.extend((word | bits).to_le_bytes());
@@ -640,15 +640,14 @@ fn read_words(file: &File, place: u64, layout: Layout) -> io::Result<Vec<u64>> {
     Ok(words.iter().map(|word| u64::from_le_bytes(*word)).collect())
 }
 
-fn set_bits(words: &mut [u64], blocks: BlockRange) {
+/// Numbers of the map's words that these blocks have bits in, each with those bits. There is at least one block.
+fn words(blocks: BlockRange) -> impl Iterator<Item = (usize, u64)> {
     let end = blocks.end().0;
-    for at in blocks.start.0 / 64..=(end - 1) / 64 {
+    (blocks.start.0 / 64..=(end - 1) / 64).map(move |at| {
         let from = blocks.start.0.max(at * 64) - at * 64;
         let count = end.min((at + 1) * 64) - at * 64 - from;
-        if let Some(word) = usize::try_from(at).ok().and_then(|at| words.get_mut(at)) {
-            *word |= (u64::MAX >> (64 - count)) << from;
-        }
-    }
+        (usize::try_from(at).unwrap_or(usize::MAX), (u64::MAX >> (64 - count)) << from)
+    })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
