@@ -66,15 +66,8 @@ struct Followed {
 /// The way back.
 #[derive(Debug)]
 pub(super) struct Reverse {
-    pub(super) registry: Arc<Registry>,
-    pub(super) logs: Arc<Logs>,
-    pub(super) points: Arc<PointCatalog>,
-    pub(super) source: Arc<dyn PointSource>,
-    pub(super) branches: Arc<dyn Branches>,
-    pub(super) desk: Arc<Desk>,
-    pub(super) clock: Arc<dyn Clock>,
-    pub(super) entropy: Arc<dyn Entropy>,
-    pub(super) cache: Arc<FrameCache>,
+    parts: ReverseParts,
+    cache: Arc<FrameCache>,
     /// The jobs, once they run.
     pub(super) jobs: OnceLock<Weak<Jobs>>,
     machines: Mutex<HashMap<MachineId, Arc<tokio::sync::Mutex<Followed>>>>,
@@ -82,6 +75,7 @@ pub(super) struct Reverse {
 }
 
 /// What the way back works with.
+#[derive(Debug)]
 pub(super) struct ReverseParts {
     pub(super) registry: Arc<Registry>,
     pub(super) logs: Arc<Logs>,
@@ -107,16 +101,8 @@ fn points_failed(error: PointsError) -> WayBackError {
 
 impl Reverse {
     pub(super) fn new(parts: ReverseParts) -> Arc<Self> {
-        let ReverseParts { registry, logs, points, source, branches, desk, clock, entropy } = parts;
         Arc::new(Self {
-            registry,
-            logs,
-            points,
-            source,
-            branches,
-            desk,
-            clock,
-            entropy,
+            parts,
             cache: FrameCache::new(CACHE_BYTES),
             jobs: OnceLock::new(),
             machines: Mutex::default(),
@@ -131,7 +117,7 @@ impl Reverse {
                 () = closing.cancelled() => return,
                 () = tokio::time::sleep(LOOK) => {}
             }
-            for machine in self.registry.machines() {
+            for machine in self.parts.registry.machines() {
                 let (id, interval) = (machine.record.id, machine.policy.interval_ms);
                 let failover = match machine.lifecycle.stage {
                     Stage::ProtectedReversed { job, .. } | Stage::FailingBack { job, .. } => job,
@@ -162,7 +148,7 @@ impl Reverse {
             return;
         }
         // Its job's devices come back some moments after a start.
-        if self.branches.served(failover.to_string()).await.is_empty() {
+        if self.parts.branches.served(failover.to_string()).await.is_empty() {
             return;
         }
         match self.make(machine, failover, Arc::default(), &mut followed).await {
@@ -196,8 +182,8 @@ impl Reverse {
                 machine,
                 self.target(machine, failover).await?,
                 Arc::clone(&self.cache),
-                Arc::clone(&self.clock),
-                Arc::clone(&self.entropy),
+                Arc::clone(&self.parts.clock),
+                Arc::clone(&self.parts.entropy),
             ),
         };
         let runtime = Handle::current();
@@ -218,25 +204,26 @@ impl Reverse {
     }
 
     async fn record(&self, point: PointId) -> Result<PointRecord, WayBackError> {
-        let found = self.points.get(point).await;
+        let found = self.parts.points.get(point).await;
         let found = found.map_err(|error| failed("look for the point")(error.into()))?;
         found.ok_or_else(|| refused(format!("there is no point {point} any more")))
     }
 
     /// The disks of a target, as they are followed.
     async fn target(&self, machine: MachineId, failover: JobId) -> Result<Vec<TargetDisk>, WayBackError> {
-        let served = self.branches.served(failover.to_string()).await;
+        let served = self.parts.branches.served(failover.to_string()).await;
         if served.is_empty() {
             return Err(refused(
                 "the failover's disks are not served for writing, so nothing is known of what was written to them: only failovers \
                  with `--attach --writable` or `--vm` (without --stream) can be protected at the target",
             ));
         }
-        let stage =
-            RegistryLifecycles(Arc::clone(&self.registry)).now(machine).map(|lifecycle| lifecycle.stage);
+        let stage = RegistryLifecycles(Arc::clone(&self.parts.registry))
+            .now(machine)
+            .map(|lifecycle| lifecycle.stage);
         let point = stage.and_then(Stage::point).ok_or_else(|| refused("the machine is not failed over"))?;
         let record = self.record(point).await?;
-        let protected = self.registry.protected_disks(machine);
+        let protected = self.parts.registry.protected_disks(machine);
         if protected.len() != served.len() {
             return Err(refused(format!(
                 "the machine has {} protected disks and {} at the target; protect or unprotect disks so that they are the same",
@@ -249,7 +236,7 @@ impl Reverse {
             let disk = served.disk;
             let known = protected.iter().find(|known| known.record.id == disk);
             let cut = record.disks.iter().find(|member| member.disk == disk).map(|member| member.sequence);
-            let (Some(known), Some(cut), Some(index)) = (known, cut, self.logs.index(disk)) else {
+            let (Some(known), Some(cut), Some(index)) = (known, cut, self.parts.logs.index(disk)) else {
                 return Err(refused(format!(
                     "disk {disk} of the target is not protected any more; protect it again"
                 )));
@@ -275,8 +262,8 @@ impl Reverse {
             all.get(&machine).cloned()
         };
         let mut disks = Vec::new();
-        for opened in self.source.open(machine, point.id).await.map_err(points_failed)? {
-            let state = self.registry.disk(opened.disk);
+        for opened in self.parts.source.open(machine, point.id).await.map_err(points_failed)? {
+            let state = self.parts.registry.disk(opened.disk);
             let state =
                 state.ok_or_else(|| refused(format!("disk {} is not known any more", opened.disk)))?;
             let since = brought.as_ref().and_then(|brought| {
@@ -313,7 +300,7 @@ impl WayBack for Reverse {
             let mut followed = followed.lock().await;
             *followed = Followed::default();
             let taken =
-                self.registry.take_over(machine, format!("protected at its target by job {failover}"));
+                self.parts.registry.take_over(machine, format!("protected at its target by job {failover}"));
             taken.await.map_err(|error| failed("begin a new line of history")(error.into()))
         })
     }
@@ -325,11 +312,11 @@ impl WayBack for Reverse {
         task: Arc<Task>,
     ) -> BoxFuture<'_, Result<PointId, WayBackError>> {
         Box::pin(async move {
-            let mut listed = self.points.subscribe();
+            let mut listed = self.parts.points.subscribe();
             let followed = self.followed(machine);
             let point = self.make(machine, failover, task, &mut *followed.lock().await).await?;
             let deadline = Instant::now() + LISTED_MAX;
-            while !self.points.is_known(point) {
+            while !self.parts.points.is_known(point) {
                 if Instant::now() >= deadline {
                     return Err(refused(
                         "the point was made and is not listed; look at `holdfast status`, then retry",
@@ -342,12 +329,12 @@ impl WayBack for Reverse {
     }
 
     fn clients(&self, failover: JobId) -> BoxFuture<'_, usize> {
-        self.branches.clients(failover.to_string())
+        self.parts.branches.clients(failover.to_string())
     }
 
     fn seal(&self, failover: JobId, sealed: bool) -> BoxFuture<'_, Result<(), WayBackError>> {
         Box::pin(async move {
-            let done = self.branches.seal(failover.to_string(), sealed).await;
+            let done = self.parts.branches.seal(failover.to_string(), sealed).await;
             done.map_err(|error| failed("end the writing to the target's disks")(error.into()))
         })
     }
@@ -355,7 +342,7 @@ impl WayBack for Reverse {
     fn source_ready(&self, machine: MachineId, limit: Duration) -> BoxFuture<'_, Result<(), WayBackError>> {
         Box::pin(async move {
             let deadline = Instant::now() + limit;
-            while !self.desk.is_standing_by(machine) {
+            while !self.parts.desk.is_standing_by(machine) {
                 if Instant::now() >= deadline {
                     return Err(refused(
                         "the source does not stand by: start its agent (`holdfast-agent run`) there, on the old machine booted from \
@@ -377,7 +364,7 @@ impl WayBack for Reverse {
         Box::pin(async move {
             let record = self.record(point).await?;
             let disks = self.round(machine, &record).await?;
-            match self.desk.round(machine, disks, task).await {
+            match self.parts.desk.round(machine, disks, task).await {
                 None => Err(WayBackError::Cancelled),
                 Some(RoundEnd::Failed(text)) => Err(refused(format!("{text} (`holdfast job retry`)"))),
                 Some(RoundEnd::Done(done)) => {
