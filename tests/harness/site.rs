@@ -114,6 +114,21 @@ pub fn wait_for<T>(
     }
 }
 
+/// A system on an emulated processor boots in a quarter of a minute, and in more when much else runs.
+pub const BOOT: Duration = Duration::from_secs(180);
+
+/// Waits for the login prompt of the machine that a job runs.
+///
+/// # Errors
+/// It does not come; the text is what the console printed.
+pub fn wait_for_login(job: &Value) -> Result<()> {
+    let log = PathBuf::from(job["runs"]["console_log"].as_str().context("a console's log")?);
+    let found = wait_for("the machine's login prompt", BOOT, || {
+        Ok(fs::read_to_string(&log).unwrap_or_default().contains("login:").then_some(()))
+    });
+    found.with_context(|| fs::read_to_string(&log).unwrap_or_default())
+}
+
 impl Site {
     /// Starts a coordinator with a new data folder on a free port of the loopback interface.
     ///

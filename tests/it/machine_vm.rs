@@ -6,7 +6,6 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -15,12 +14,9 @@ use holdfast_tests::{
     guest::{self, Image},
     loop_device::{self, LoopDevice},
     protected::{PATIENCE, Protected},
-    site::wait_for,
+    site::{BOOT, wait_for, wait_for_login},
 };
 use serde_json::Value;
-
-/// A system on an emulated processor boots in a quarter of a minute, and in more when much else runs.
-const BOOT: Duration = Duration::from_secs(180);
 
 /// Processes of QEMU that have this folder among their arguments.
 fn processes(folder: &Path) -> Result<Vec<u32>> {
@@ -34,14 +30,6 @@ fn processes(folder: &Path) -> Result<Vec<u32>> {
         }
     }
     Ok(found)
-}
-
-fn wait_for_login(job: &Value) -> Result<()> {
-    let log = PathBuf::from(job["runs"]["console_log"].as_str().context("a console's log")?);
-    let found = wait_for("the machine's login prompt", BOOT, || {
-        Ok(fs::read_to_string(&log).unwrap_or_default().contains("login:").then_some(()))
-    });
-    found.with_context(|| fs::read_to_string(&log).unwrap_or_default())
 }
 
 /// Types into the console's socket, and waits for the machine's answer in its log.

@@ -1,7 +1,7 @@
 //! A machine that was failed over into QEMU is protected there, shut down, and goes back to its original disk, from which it
 //! boots again.
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{fs, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use holdfast_tests::{
@@ -9,20 +9,8 @@ use holdfast_tests::{
     guest::{self, Image},
     loop_device::{self, LoopDevice},
     protected::{PATIENCE, Protected},
-    site::wait_for,
+    site::wait_for_login,
 };
-use serde_json::Value;
-
-/// A system on an emulated processor boots in a quarter of a minute, and in more when much else runs.
-const BOOT: Duration = Duration::from_secs(180);
-
-fn wait_for_login(job: &Value) -> Result<()> {
-    let log = PathBuf::from(job["runs"]["console_log"].as_str().context("a console's log")?);
-    let found = wait_for("the machine's login prompt", BOOT, || {
-        Ok(fs::read_to_string(&log).unwrap_or_default().contains("login:").then_some(()))
-    });
-    found.with_context(|| fs::read_to_string(&log).unwrap_or_default())
-}
 
 #[test]
 fn a_machine_that_ran_at_its_target_boots_from_its_original_disk_with_what_it_wrote_there() -> Result<()> {
