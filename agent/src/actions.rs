@@ -2,7 +2,7 @@
 //!
 //! Owns one run of a program, and ending what an earlier one has left. A plan names a program that the machine's own operator has
 //! laid out in a folder (`actions`); the coordinator cannot have anything else run. A program is a process group of its own and is ended as
-//! a whole when it is too slow; what a killed agent left is found by its environment (`HOLDFAST_JOB`, `HOLDFAST_STEP`).
+//! a whole when it is too slow; what a killed agent left is found by its environment ([`Mark`]).
 //! Limits: [`RUNS_MAX`] at a time; the last [`OUTPUT_BYTES_MAX`] of output are kept.
 
 use std::{
@@ -18,12 +18,7 @@ use std::{
     time::Duration,
 };
 
-use holdfast_common::{
-    clock::Clock,
-    ids::JobId,
-    marked::{self, end_marked},
-    wire::SourceRun,
-};
+use holdfast_common::{clock::Clock, marked::Mark, wire::SourceRun};
 
 use crate::hooks::wait;
 
@@ -42,15 +37,17 @@ const END_PAUSE: Duration = Duration::from_millis(20);
 /// Where programs look for others.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Runs a program to its end; gives the end of what it printed.
+/// Runs a program to its end, marked as started by `by`; gives the end of what it printed.
 ///
 /// # Errors
 /// It must not be run, failed or was too slow; the text begins behind the program's name.
-pub fn run(folder: &Path, run: &SourceRun, clock: &dyn Clock) -> Result<String, String> {
+pub fn run(folder: &Path, run: &SourceRun, by: &str, clock: &dyn Clock) -> Result<String, String> {
     let program = program(folder, &run.program)?;
-    end(run.job, run.step);
+    let mark = Mark { job: run.job, step: run.step, by: by.to_owned() };
+    end(&mark);
     let (reader, writer) = io::pipe().map_err(|error| format!("cannot be started: {error}"))?;
-    let mut child = start(&program, run, writer).map_err(|error| format!("cannot be started: {error}"))?;
+    let mut child =
+        start(&program, run, &mark, writer).map_err(|error| format!("cannot be started: {error}"))?;
     let output = tail(reader);
     let limit = Duration::from_millis(run.limit_ms).min(LIMIT_MAX);
     let ended = wait(&mut child, limit, clock).map_err(|error| format!("cannot be watched: {error}"))?;
@@ -93,15 +90,14 @@ fn program(folder: &Path, name: &str) -> Result<PathBuf, String> {
     Ok(path)
 }
 
-fn start(program: &Path, run: &SourceRun, writer: io::PipeWriter) -> io::Result<Child> {
+fn start(program: &Path, run: &SourceRun, mark: &Mark, writer: io::PipeWriter) -> io::Result<Child> {
     Command::new(program)
         .args(&run.arguments)
         .current_dir("/")
         .env_clear()
         .env("PATH", PATH)
         .envs(run.environment.iter().map(|(name, value)| (name, value)))
-        .env(marked::JOB, run.job.to_string())
-        .env(marked::STEP, run.step.to_string())
+        .envs(mark.variables())
         .stdin(Stdio::null())
         .stdout(writer.try_clone()?)
         .stderr(writer)
@@ -126,13 +122,15 @@ fn tail(mut from: io::PipeReader) -> Receiver<String> {
 }
 
 /// Ends every process of a step that an earlier run has left.
-pub fn end(job: JobId, step: u32) {
+pub fn end(mark: &Mark) {
     for _ in 0..END_LOOKS {
-        let count = end_marked(job, step);
-        if count == 0 {
+        let ended = mark.end();
+        if ended.is_over() {
             return;
         }
-        tracing::warn!(%job, step, count, "ended what a plan's program has left running");
+        if ended.killed > 0 {
+            tracing::warn!(%mark, count = ended.killed, "ended what a plan's program has left running");
+        }
         std::thread::sleep(END_PAUSE);
     }
 }
@@ -143,7 +141,7 @@ mod tests {
 
     use holdfast_common::{clock::SystemClock, ids::JobId, wire::SourceRun};
 
-    use super::{OUTPUT_BYTES_MAX, end, run};
+    use super::{Mark, OUTPUT_BYTES_MAX, end, run};
 
     fn write(folder: &Path, name: &str, mode: u32) {
         let path = folder.join(name);
@@ -170,7 +168,8 @@ mod tests {
         write(folder, "open", 0o777);
         write(folder, "plain", 0o644);
         let clock = SystemClock::new();
-        let run = |program: &str, script: &str| run(folder, &asked(program, script, 1, 60_000), &clock);
+        let run =
+            |program: &str, script: &str| run(folder, &asked(program, script, 1, 60_000), "here", &clock);
         assert_eq!(run("good", "echo $HOLDFAST_PLAN $HOLDFAST_STEP; echo x >&2").unwrap(), "shop 1\nx");
         let failed = run("good", "echo no; exit 3").unwrap_err();
         assert_eq!(failed, "failed (exit status: 3); it printed: no");
@@ -194,16 +193,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), "good", 0o755);
         let clock = SystemClock::new();
-        let slow = run(folder.path(), &asked("good", "sleep 1000", 2, 100), &clock).unwrap_err();
+        let slow = run(folder.path(), &asked("good", "sleep 1000", 2, 100), "here", &clock).unwrap_err();
         assert!(slow.starts_with("took longer than 0.1 s and was ended"), "{slow}");
         let leave = "setsid sleep 1000 >/dev/null 2>&1 & echo $!";
         let is_there = |id: &str| Path::new("/proc").join(id).join("exe").exists();
-        let left = run(folder.path(), &asked("good", leave, 3, 60_000), &clock).unwrap();
+        let left = run(folder.path(), &asked("good", leave, 3, 60_000), "here", &clock).unwrap();
         assert!(is_there(&left));
-        run(folder.path(), &asked("good", "true", 3, 60_000), &clock).unwrap();
+        run(folder.path(), &asked("good", "true", 3, 60_000), "here", &clock).unwrap();
         assert!(!is_there(&left));
-        let left = run(folder.path(), &asked("good", leave, 4, 60_000), &clock).unwrap();
-        end(JobId::from_bytes([9; 16]), 4);
+        let left = run(folder.path(), &asked("good", leave, 4, 60_000), "here", &clock).unwrap();
+        end(&Mark { job: JobId::from_bytes([9; 16]), step: 4, by: "here".into() });
         assert!(!is_there(&left));
     }
 }

@@ -30,6 +30,7 @@ use crossbeam_channel::{Receiver, select};
 use holdfast_common::{
     clock::Clock,
     durable,
+    marked::Mark,
     wire::{AgentMessage, SourceAnswer, SourceOrder, SourceRun, SourceStep},
 };
 
@@ -196,11 +197,16 @@ impl SourceControl {
                 Ok("it goes on".to_owned())
             }
             SourceStep::EndRun { job, step } => {
-                actions::end(job, step);
+                actions::end(&Mark { job, step, by: self.started_by() });
                 Ok("it is ended".to_owned())
             }
             SourceStep::Run(_) => Err("a program is run on a thread of its own".to_owned()),
         }
+    }
+
+    /// What tells this agent's programs from those of others on this host: no other has the same state folder.
+    fn started_by(&self) -> String {
+        self.parts.state.display().to_string()
     }
 
     /// Has a program run, and answers when it has ended.
@@ -211,11 +217,11 @@ impl SourceControl {
             self.answers.send(request, Err(text));
             return;
         }
-        let (answers, folder) = (self.answers.clone(), self.parts.actions.clone());
+        let (answers, folder, by) = (self.answers.clone(), self.parts.actions.clone(), self.started_by());
         let clock = Arc::clone(&self.parts.clock);
         tracing::info!(job = %run.job, step = run.step, program = run.program, "a program is run for a recovery plan");
         let work = move || {
-            let result = actions::run(&folder, &run, clock.as_ref());
+            let result = actions::run(&folder, &run, &by, clock.as_ref());
             if let Err(reason) = &result {
                 tracing::warn!(program = run.program, reason, "a program of a recovery plan has failed");
             }

@@ -2,7 +2,7 @@
 //!
 //! Owns processes, their time and what is kept of their output. A program is a process group of its own; it is ended as a whole when it
 //! is too slow or cancelled. A coordinator that is killed cannot do that: what it left is found by its environment
-//! (`HOLDFAST_JOB`, `HOLDFAST_STEP`) and ended before the same step runs again.
+//! ([`Mark`]) and ended before the same step runs again.
 //! Limits: the last [`OUTPUT_BYTES_MAX`] of output are kept, and what a program's own children print is waited for
 //! [`DRAIN_MAX`].
 
@@ -14,10 +14,7 @@ use std::{
     time::Duration,
 };
 
-use holdfast_common::{
-    ids::JobId,
-    marked::{self, end_marked},
-};
+use holdfast_common::{ids::JobId, marked::Mark};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
     io::AsyncReadExt as _,
@@ -99,8 +96,7 @@ fn start(request: &ScriptRequest) -> io::Result<(Child, Receiver)> {
         .env_clear()
         .env("PATH", PATH)
         .envs(&request.environment)
-        .env(marked::JOB, request.job.to_string())
-        .env(marked::STEP, request.step.to_string())
+        .envs(mark(request.job, request.step).variables())
         .stdin(Stdio::null())
         .stdout(writer.try_clone()?)
         .stderr(writer)
@@ -168,15 +164,21 @@ fn status_text(status: ExitStatus) -> String {
     }
 }
 
+/// No two coordinators have the same job, so their names need not differ.
+fn mark(job: JobId, step: u32) -> Mark {
+    Mark { job, step, by: "coordinator".to_owned() }
+}
+
 /// Ends every process of a step.
 async fn end_left(job: JobId, step: u32) {
     for _ in 0..END_LOOKS {
-        let looked = tokio::task::spawn_blocking(move || end_marked(job, step)).await;
+        let looked = tokio::task::spawn_blocking(move || mark(job, step).end()).await;
         match looked {
-            Ok(0) => return,
-            Ok(count) => {
-                tracing::warn!(%job, step, count, "ended what an earlier run of a plan's program left")
+            Ok(ended) if ended.is_over() => return,
+            Ok(ended) if ended.killed > 0 => {
+                tracing::warn!(%job, step, count = ended.killed, "ended what an earlier run of a plan's program left");
             }
+            Ok(_) => {}
             Err(error) => {
                 tracing::error!(%job, step, %error, "what a plan's program left cannot be looked for")
             }
