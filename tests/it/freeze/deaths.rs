@@ -71,7 +71,7 @@ fn a_stopped_holder_is_overruled_at_its_bound() -> Result<()> {
     let mut holder = Holder::start("holder", &env::current_exe()?, &[&disk.device], bound, |cmd| {
         cmd.stderr(std::process::Stdio::inherit());
     })?;
-    holder.signal(Signal::STOP)?;
+    holder.stop()?;
     let thawed = becomes(|| !is_frozen(disk.folder()));
     holder.signal(Signal::CONT)?;
     ensure!(thawed, "still frozen long after the bound");
@@ -127,7 +127,7 @@ fn when_both_are_killed_the_next_start_thaws() -> Result<()> {
     let disk = MountedDisk::create(Kind::Ext4, 64 * MIB)?;
     let holder = Holder::start("holder", &env::current_exe()?, &[&disk.device], FOR_EVER, |_| ())?;
     // Stopped first, or the holder would notice the guardian's death and thaw.
-    holder.signal(Signal::STOP)?;
+    holder.stop()?;
     kill(holder.guardian)?;
     drop(holder);
     ensure!(is_frozen(disk.folder()), "nothing was left to clean up");

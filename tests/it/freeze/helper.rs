@@ -146,6 +146,21 @@ impl Holder {
     pub(super) fn signal(&self, signal: rustix::process::Signal) -> Result<()> {
         Ok(rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal)?)
     }
+
+    /// Stops it; none of its threads does anything any more.
+    pub(super) fn stop(&self) -> Result<()> {
+        self.signal(rustix::process::Signal::STOP)?;
+        // The signal is sent, not obeyed: the threads are stopped one by one.
+        let tasks = PathBuf::from(format!("/proc/{}/task", self.child.id()));
+        let is_stopped = |task: &Path| {
+            let status = fs::read_to_string(task.join("stat")).unwrap_or_default();
+            status.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" T"))
+        };
+        let stopped =
+            || fs::read_dir(&tasks).is_ok_and(|all| all.flatten().all(|task| is_stopped(&task.path())));
+        ensure!(becomes(stopped), "the process was not stopped");
+        Ok(())
+    }
 }
 
 impl Drop for Holder {
