@@ -22,5 +22,7 @@ pub mod tls;
 pub mod durable;
 // Processes that are found by what they were started for.
 pub mod marked;
+// Errors with their causes, as people read them.
+pub mod causes;
 // Logs.
 pub mod telemetry;

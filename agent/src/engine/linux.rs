@@ -5,7 +5,6 @@
 
 use std::{
     collections::BTreeMap,
-    error::Error,
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -13,7 +12,8 @@ use std::{
 };
 
 use holdfast_common::{
-    clock::Clock, entropy::Entropy, frame::ApplicationFreeze, ids::DiskId, units::BlockRange, wire::Capture,
+    causes::in_one_line, clock::Clock, entropy::Entropy, frame::ApplicationFreeze, ids::DiskId,
+    units::BlockRange, wire::Capture,
 };
 
 use super::{
@@ -98,7 +98,7 @@ impl LinuxHost {
             match Freezer::start(self.parts.freezing.clone()) {
                 Ok(freezer) => self.freezer = Some(freezer),
                 // The first cut tries again, and is void with this reason if it fails then.
-                Err(error) => tracing::error!(error = describe(&error), "file systems cannot be frozen"),
+                Err(error) => tracing::error!(error = in_one_line(&error), "file systems cannot be frozen"),
             }
         }
         Ok(HostDisk {
@@ -160,7 +160,7 @@ impl LinuxHost {
             Some(freezer) => Ok(freezer),
             empty => {
                 let started =
-                    Freezer::start(self.parts.freezing.clone()).map_err(|error| describe(&error))?;
+                    Freezer::start(self.parts.freezing.clone()).map_err(|error| in_one_line(&error))?;
                 Ok(empty.insert(started))
             }
         }
@@ -203,7 +203,7 @@ impl Host for LinuxHost {
             }
             match TrackedSource::remove(disk, &self.parts.tracking) {
                 Ok(_) => tracing::info!(%disk, "no longer tracked"),
-                Err(error) => tracing::warn!(%disk, error = describe(&error), "tracking cannot be ended"),
+                Err(error) => tracing::warn!(%disk, error = in_one_line(&error), "tracking cannot be ended"),
             }
         }
         if let Err(error) = self.incarnations.keep(disks) {
@@ -218,7 +218,7 @@ impl Host for LinuxHost {
         if devices.is_empty() {
             return Ok(false);
         }
-        let plan = self.freezer()?.plan(&devices).map_err(|error| describe(&error))?;
+        let plan = self.freezer()?.plan(&devices).map_err(|error| in_one_line(&error))?;
         let freezes = !plan.is_empty();
         self.plan = Some(plan);
         Ok(freezes)
@@ -230,7 +230,7 @@ impl Host for LinuxHost {
     }
 
     fn sync(&mut self) -> Result<Duration, String> {
-        let sync = |plan: &FreezePlan| plan.sync().map_err(|error| describe(&error));
+        let sync = |plan: &FreezePlan| plan.sync().map_err(|error| in_one_line(&error));
         self.plan.as_ref().map_or(Ok(Duration::ZERO), sync)
     }
 
@@ -240,10 +240,10 @@ impl Host for LinuxHost {
             return Ok(Held::default());
         };
         let freezer = self.freezer.as_mut().ok_or("file systems cannot be frozen")?;
-        let hold = freezer.hold(&plan, bound).map_err(|error| describe(&error))?;
+        let hold = freezer.hold(&plan, bound).map_err(|error| in_one_line(&error))?;
         // Its text is made only when the hold is already void, and everything thawed.
-        section(&mut || hold.check().map_err(|error| describe(&error)));
-        let report = hold.release().map_err(|error| describe(&error))?;
+        section(&mut || hold.check().map_err(|error| in_one_line(&error)));
+        let report = hold.release().map_err(|error| in_one_line(&error))?;
         let alone = report.left_alone.iter().map(|path| {
             format!("{} cannot be frozen and was left alone; nothing was written to it", path.display())
         });
@@ -284,16 +284,4 @@ fn cannot_open(path: &Path, error: &io::Error) -> Trouble {
         _ => "check the device",
     };
     Trouble::Failed(format!("disk {} cannot be opened ({error}): {advice}", path.display()))
-}
-
-/// An error and what is behind it, in one line.
-fn describe(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

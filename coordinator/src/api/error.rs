@@ -13,6 +13,8 @@ use super::{
     port::{DiffRefusal, JobRefusal},
     shapes::ErrorShape,
 };
+use holdfast_common::causes::in_one_line;
+
 use crate::{catalog::CatalogError, registry::RegistryError};
 
 /// An error on its way to the operator.
@@ -42,7 +44,7 @@ impl ApiError {
     }
 
     pub(super) fn failed(error: &(dyn std::error::Error + 'static)) -> Self {
-        let text = chain(error);
+        let text = in_one_line(error);
         tracing::error!(error = text, "a request failed");
         let advice = "look at the coordinator's log and at its disk space; the request can be repeated";
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", text, advice)
@@ -111,18 +113,6 @@ impl From<DiffRefusal> for ApiError {
             DiffRefusal::Failed(error) => Self::failed(&error),
         }
     }
-}
-
-/// An error with all its sources.
-pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        source = inner.source();
-    }
-    text
 }
 
 /// For paths that do not exist.

@@ -9,12 +9,11 @@ use axum::{
     extract::{ConnectInfo, Path, State},
 };
 
-use holdfast_common::ids::MachineId;
+use holdfast_common::{causes::in_one_line, ids::MachineId};
 
 use super::{
     ApiError, ApiState, Who,
     caller::require,
-    error::chain,
     shapes::{
         MachineDetailShape, MachineShape, ProtectRequest, ProtectShape, TokenRequest, TokenShape,
         UnprotectRequest, UnprotectShape,
@@ -71,7 +70,8 @@ pub(super) async fn show(
         .ok_or_else(|| ApiError::conflict("the machine has just been removed", "list the machines again"))?;
     let status = machine_status(&state, &machine).await?;
     let inventory = machine.inventory.as_deref().map(serde_json::to_value).transpose();
-    let inventory = inventory.map_err(|error| ApiError::invalid(chain(&error), ""))?.unwrap_or_default();
+    let inventory =
+        inventory.map_err(|error| ApiError::invalid(in_one_line(&error), ""))?.unwrap_or_default();
     Ok(Json(MachineDetailShape {
         machine: views::machine(&state, &machine, status.health),
         policy: views::policy(&machine.policy),

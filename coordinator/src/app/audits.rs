@@ -13,6 +13,7 @@ use std::{
 };
 
 use holdfast_common::{
+    causes::in_one_line,
     clock::{Clock, Timestamp},
     ids::{DiskId, Generation, MachineId, Sequence},
     units::{BLOCK_BYTES, BlockCount, BlockRange},
@@ -33,7 +34,7 @@ use crate::{
         request::next_request,
     },
     registry::{DiskState, Registry},
-    store::{AuditRecord, AuditedPass, DiskLog, error::describe},
+    store::{AuditRecord, AuditedPass, DiskLog},
 };
 
 /// Longest time between two looks for cuts, and for the end.
@@ -402,13 +403,13 @@ fn verdicts(
     let before = mine().rev().find(|cut| cut.interval < interval);
     let (Some(ending), Some(before)) = (ending, before) else { return Ok(None) };
     let written =
-        index.written_between(before.sequence, ending.sequence).map_err(|error| describe(&error))?;
+        index.written_between(before.sequence, ending.sequence).map_err(|error| in_one_line(&error))?;
     let range = held.ask.range;
     let mut changed: Vec<BlockRange> = Vec::new();
     let mut at = range.start.0;
     while at < range.end().0 {
         let pieces =
-            written.resolve(BlockRange::new(at, range.end().0 - at)).map_err(|error| describe(&error))?;
+            written.resolve(BlockRange::new(at, range.end().0 - at)).map_err(|error| in_one_line(&error))?;
         let Some(last) = pieces.last() else { break };
         at = last.range.end().0;
         changed.extend(pieces.iter().filter_map(|piece| match piece.source {
@@ -419,14 +420,14 @@ fn verdicts(
         }));
     }
     let view =
-        PointView::at_cut(index, Arc::clone(cache), ending.sequence).map_err(|error| describe(&error))?;
+        PointView::at_cut(index, Arc::clone(cache), ending.sequence).map_err(|error| in_one_line(&error))?;
     let parts = parts(held);
     // Chunks are read one behind the other, blocks one by one.
     let whole = held.ask.digest_blocks == SCAN_CHUNK_BLOCKS;
     let ranges = if whole { vec![range] } else { parts.clone() };
     let mut here = Vec::with_capacity(parts.len());
     for range in ranges {
-        here.extend(view.digest_ranges(range).map_err(|error| describe(&error))?);
+        here.extend(view.digest_ranges(range).map_err(|error| in_one_line(&error))?);
     }
     let verdicts = parts.iter().zip(&held.digests.digests).zip(&here).map(|((part, there), here)| {
         if changed.iter().any(|changed| changed.intersection(*part).is_some()) {

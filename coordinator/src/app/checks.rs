@@ -23,6 +23,7 @@ use std::{
 };
 
 use holdfast_common::{
+    causes::in_one_line,
     clock::Clock,
     ids::{DiskId, PointId, Sequence},
 };
@@ -42,7 +43,7 @@ use crate::{
         damage::DamageLedger,
         frame_cache::FrameCache,
     },
-    store::{CheckOrder, CheckRecord, Checked, DiskLog, FrameSet, error::describe},
+    store::{CheckOrder, CheckRecord, Checked, DiskLog, FrameSet},
 };
 
 /// Time between two looks when nothing is to be done.
@@ -196,7 +197,7 @@ impl Checks {
         let Some(work) = self.policy.next(&self.facts(), self.clock.wall()) else { return witnessed };
         if let Err(error) = self.work(work, closing) {
             let disk = disk_of(&work);
-            tracing::warn!(%disk, error = %describe(&error), "stored data cannot be checked now; it is tried again");
+            tracing::warn!(%disk, error = %in_one_line(&error), "stored data cannot be checked now; it is tried again");
             let now = self.clock.monotonic();
             self.with(disk, |state| state.failed = Some(now));
         }

@@ -28,6 +28,7 @@ use std::{future::Future, net::SocketAddr, path::Path, sync::Arc, time::Duration
 
 use anyhow::{Context as _, Result};
 use holdfast_common::{
+    causes::in_one_line,
     clock::{Clock, SystemClock},
     entropy::{Entropy, SystemEntropy},
     ids::DiskId,
@@ -417,7 +418,7 @@ async fn recover(registry: &Registry, logs: &Logs, recoveries: &[DiskRecovery]) 
         tracing::info!(%disk, torn_bytes = found.torn_bytes, damaged_parts = found.damage.len(), "recovered a disk's log");
         if let Some(error) = &found.error {
             let path = path_of(registry, disk);
-            let text = crate::store::error::describe(error);
+            let text = in_one_line(error);
             trouble.push(lasting(format!("the log of disk {path} ({disk}) cannot be used: {text}")));
         }
         if !found.damage.is_empty() {

@@ -6,7 +6,7 @@
 
 use std::{error::Error, fmt, sync::Arc};
 
-use holdfast_common::clock::Clock;
+use holdfast_common::{causes::in_one_line, clock::Clock};
 
 use super::{
     children::ChildJobs,
@@ -53,14 +53,7 @@ pub struct StepError {
 impl StepError {
     /// From an error and all its sources, in one line.
     pub fn new(error: &dyn Error, then: Then) -> Self {
-        let mut message = error.to_string();
-        let mut source = error.source();
-        while let Some(error) = source {
-            message.push_str(": ");
-            message.push_str(&error.to_string());
-            source = error.source();
-        }
-        Self { message: log::bounded(message), then }
+        Self { message: log::bounded(in_one_line(error)), then }
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use holdfast_common::ids::DiskId;
+use holdfast_common::{causes::in_one_line, ids::DiskId};
 
 use super::disk_index::DiskIndex;
 
@@ -109,7 +109,7 @@ impl Shared {
         match step(index) {
             Ok(more) => more,
             Err(error) => {
-                let text = crate::store::error::describe(&error);
+                let text = in_one_line(&error);
                 tracing::error!(disk = %index.log().disk(), error = %text, "the index does not follow");
                 if error.is_damage() {
                     let rebuilt = index.rebuild();

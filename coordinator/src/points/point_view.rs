@@ -13,6 +13,7 @@ use std::{
 
 use bytes::BytesMut;
 use holdfast_common::{
+    causes::in_one_line,
     frame::{Extent, ExtentKind, FrameError, cut::WITNESS_DIGEST_BYTES, witness_digest},
     ids::Sequence,
     units::{BLOCK_BYTES, BlockCount, BlockIndex, BlockRange},
@@ -262,7 +263,7 @@ impl PointView {
             }
             _ => ViewError::Io {
                 place: self.log.layout().journal().display().to_string(),
-                source: std::io::Error::other(crate::store::error::describe(error)),
+                source: std::io::Error::other(in_one_line(error)),
             },
         }
     }
@@ -455,5 +456,5 @@ fn index_failed(error: IndexError) -> ViewError {
         IndexError::Damaged { path } | IndexError::Io { path, .. } => path.display().to_string(),
         _ => "index".to_owned(),
     };
-    ViewError::Io { place, source: std::io::Error::other(crate::store::error::describe(&error)) }
+    ViewError::Io { place, source: std::io::Error::other(in_one_line(&error)) }
 }

@@ -15,6 +15,7 @@ use std::{
 };
 
 use holdfast_common::{
+    causes::in_one_line,
     clock::Clock,
     frame::{Extent, FrameIdentity, FrameSealer, witness_digest},
     ids::{DiskId, Generation, Interval, MachineId, Sequence},
@@ -32,7 +33,6 @@ use crate::{
     compute::port::Task,
     ingest::port::{WriteBackDesk, WriteBackFuture},
     points::view::{BlockView, Changes, ViewError},
-    store::error::describe,
 };
 
 /// Longest time that a question for work is held.
@@ -248,7 +248,7 @@ impl RoundDisk {
             WriteBackRequest::Work | WriteBackRequest::Done { .. } => Ok(WriteBackReply::Noted),
         };
         answered.unwrap_or_else(|error| {
-            let text = describe(&error);
+            let text = in_one_line(&error);
             tracing::error!(disk = %self.capture.disk, error = text, "a disk that is written back cannot be read");
             WriteBackReply::Failed(format!("the coordinator cannot read its copy: {text}"))
         })

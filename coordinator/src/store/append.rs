@@ -16,16 +16,12 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounde
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use holdfast_common::{
+    causes::in_one_line,
     frame::{Frame, FrameKind},
     ids::{DiskId, Generation, Sequence},
 };
 
-use super::{
-    error::{StoreError, describe},
-    log::DiskLog,
-    pressure::pause,
-    settings::StoreSettings,
-};
+use super::{error::StoreError, log::DiskLog, pressure::pause, settings::StoreSettings};
 use crate::journal::writer::{GROUP_FRAMES_MAX, SegmentWriter, WriteError};
 
 /// What a frame costs at least in the budgets, so that they bound the number of frames too.
@@ -197,7 +193,7 @@ impl WriterThread {
         let mut group = Group::default();
         while self.collect(&mut group) {
             if let Err(error) = self.commit(&mut writer, &mut group) {
-                let text = describe(&error);
+                let text = in_one_line(&error);
                 tracing::error!(disk = %self.log.disk(), error = %text, "the log stopped");
                 self.log.set_trouble(Some(text.clone()));
                 *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);

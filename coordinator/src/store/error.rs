@@ -8,6 +8,7 @@ use std::{
 use thiserror::Error;
 
 use holdfast_common::{
+    causes::in_one_line,
     frame::FrameError,
     ids::{DiskId, Sequence},
     wire::{Refusal, RefusalCode},
@@ -140,18 +141,6 @@ impl StoreError {
             Self::UnknownDisk(_) => RefusalCode::UNAUTHORIZED,
             _ => RefusalCode::STORAGE,
         };
-        Refusal::new(code, describe(self))
+        Refusal::new(code, in_one_line(self))
     }
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        cause = next.source();
-    }
-    text
 }

@@ -16,6 +16,7 @@ use tokio::sync::{Semaphore, watch};
 
 use bytes::BytesMut;
 use holdfast_common::{
+    causes::in_one_line,
     durable,
     frame::{Frame, FrameHeader, FrameKind},
     ids::{DiskId, Generation, Interval, Sequence},
@@ -25,7 +26,7 @@ use super::{
     append::LogSink,
     bad_frames::BadFrames,
     differences::Differences,
-    error::{StoreError, describe},
+    error::StoreError,
     kept::{Kept, KeptFile},
     layout::DiskLayout,
     manifest::DiskManifest,
@@ -234,7 +235,7 @@ impl DiskLog {
     /// # Errors
     /// The store is nearly full, or the log cannot be recovered.
     pub fn sink(self: &Arc<Self>) -> Result<Arc<LogSink>, StoreError> {
-        self.open_sink().inspect_err(|error| self.set_trouble(Some(describe(error))))
+        self.open_sink().inspect_err(|error| self.set_trouble(Some(in_one_line(error))))
     }
 
     fn open_sink(self: &Arc<Self>) -> Result<Arc<LogSink>, StoreError> {

@@ -3,14 +3,14 @@
 //! Owns which frames are read for a cut, and what is verified afterwards. Does not know rates.
 //! Invariant: all cuts up to `verified_to` are verified; behind it, `good` names frames that need not be read again.
 
-use holdfast_common::ids::Sequence;
+use holdfast_common::{causes::in_one_line, ids::Sequence};
 use tokio_util::sync::CancellationToken;
 
 use super::{Checks, Hurried};
 use crate::{
     catalog::record::PointRecord,
     index::{DiskIndex, IndexError},
-    store::{CheckOrder, DiskLog, FrameSet, error::describe},
+    store::{CheckOrder, DiskLog, FrameSet},
 };
 
 impl Checks {
@@ -112,6 +112,6 @@ struct Reading {
 
 /// Logs why; the point is not good then.
 fn cannot_verify(point: &PointRecord, error: &IndexError) -> bool {
-    tracing::warn!(point = %point.id, error = %describe(error), "a point cannot be verified now");
+    tracing::warn!(point = %point.id, error = %in_one_line(error), "a point cannot be verified now");
     false
 }

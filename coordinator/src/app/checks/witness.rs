@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use holdfast_common::{
+    causes::in_one_line,
     frame::{WITNESS_BLOCKS_MAX, Witness, WitnessBlock},
     ids::{DiskId, PointId, Sequence},
 };
@@ -19,7 +20,6 @@ use crate::{
         view::ViewError,
         witness::{Compared, compare},
     },
-    store::error::describe,
 };
 
 /// Points compared in one step.
@@ -55,7 +55,7 @@ impl Checks {
         let frame = match index.log().read(*cut) {
             Ok(frame) => frame,
             Err(error) => {
-                tracing::warn!(point = %point.id, error = %describe(&error), "what a cut witnessed cannot be read; it counts as not witnessed");
+                tracing::warn!(point = %point.id, error = %in_one_line(&error), "what a cut witnessed cannot be read; it counts as not witnessed");
                 return Some(WitnessRecord::default());
             }
         };
@@ -72,7 +72,7 @@ impl Checks {
                     total.add(compared);
                 }
                 Err(error) => {
-                    tracing::warn!(%disk, point = %point.id, error = %describe(&error), "a point's witness cannot be compared now; it is tried again");
+                    tracing::warn!(%disk, point = %point.id, error = %in_one_line(&error), "a point's witness cannot be compared now; it is tried again");
                     return None;
                 }
             }
