@@ -43,6 +43,8 @@ pub mod failover;
 pub mod api;
 // Times as operators write them.
 pub mod duration;
+// Sizes as people read them.
+pub mod size;
 // Settings.
 pub mod config;
 // The running program.

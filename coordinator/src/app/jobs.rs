@@ -4,7 +4,10 @@
 
 use std::{collections::BTreeMap, iter, path::Path, sync::Arc, time::Duration};
 
-use holdfast_common::ids::{DiskId, JobId, MachineId, PointId};
+use holdfast_common::{
+    clock::Timestamp,
+    ids::{DiskId, JobId, MachineId, PointId},
+};
 
 use super::{checks::Checks, damage::FailedReads};
 use crate::{
@@ -35,6 +38,7 @@ use crate::{
     },
     points::selection::{Candidate, Selection},
     registry::Registry,
+    size,
 };
 
 /// The catalog as the place of jobs' events.
@@ -156,14 +160,15 @@ impl Control {
 
     /// What the job said, and what its clients could not read.
     fn messages(&self, job: &Job) -> Vec<JobMessageShape> {
-        let shape = |at, text: &str| JobMessageShape { at: time_text(at), text: text.to_owned() };
-        let remarks = job.steps.iter().flat_map(|step| match &step.output {
+        let remarks = |step: &StepRecord| match &step.output {
             Output::Selected { remarks, .. } => remarks.clone(),
             Output::Told { text } => vec![text.clone()],
             Output::Members { members } => members.iter().filter_map(told).collect(),
             Output::WrittenBack { point, compared_bytes, written_bytes, sent_bytes } => vec![format!(
-                "the source's disks hold point {point}: {compared_bytes} bytes were compared, {written_bytes} written, \
-                 {sent_bytes} sent"
+                "the source's disks hold point {point}: {} compared, {} written, {} sent",
+                size::show(*compared_bytes),
+                size::show(*written_bytes),
+                size::show(*sent_bytes)
             )],
             Output::Started { machine, .. } => iter::once(&machine.runs_as)
                 .chain(&machine.remarks)
@@ -171,11 +176,16 @@ impl Control {
                 .cloned()
                 .collect(),
             _ => Vec::new(),
-        });
-        let chosen = remarks.map(|remark| shape(job.created_at, &remark));
-        let said = job.messages.iter().map(|message| shape(message.at, &message.text));
+        };
+        let ended = |step: &StepRecord| step.ended_at.unwrap_or(job.changed_at);
+        let made =
+            job.steps.iter().flat_map(|step| remarks(step).into_iter().map(move |text| (ended(step), text)));
+        let said = job.messages.iter().map(|message| (message.at, message.text.clone()));
         let failed = self.failed_reads.of(&job.id.to_string());
-        chosen.chain(said).chain(failed.iter().map(|read| shape(read.at, &read.text()))).collect()
+        let mut all: Vec<(Timestamp, String)> =
+            made.chain(said).chain(failed.iter().map(|read| (read.at, read.text()))).collect();
+        all.sort_by_key(|(at, _)| *at);
+        all.into_iter().map(|(at, text)| JobMessageShape { at: time_text(at), text }).collect()
     }
 
     /// The machines of a plan's run, with their jobs as they stand now.

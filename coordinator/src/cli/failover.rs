@@ -6,7 +6,8 @@ use std::{fmt::Write as _, io::IsTerminal as _, path::PathBuf, time::Duration};
 
 use comfy_table::{Table, presets::NOTHING};
 use holdfast_coordinator::api::shapes::{
-    ChangePointRequest, ForecastShape, JobShape, LifecycleShape, ModeShape, SetFailoverRequest, TargetShape,
+    ChangePointRequest, ForecastShape, JobShape, JobStepShape, LifecycleShape, ModeShape, SetFailoverRequest,
+    TargetShape,
 };
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::tz::TimeZone;
@@ -364,11 +365,13 @@ fn describe(job: &JobShape) -> String {
         let at = job.point_at.as_deref().map(tables::local).unwrap_or_default();
         let _infallible = writeln!(text, "  point {point} of {at}");
     }
+    let title =
+        |step: &JobStepShape| if step.title.is_empty() { step.kind.clone() } else { step.title.clone() };
+    let width = job.steps.iter().map(|step| title(step).chars().count()).max().unwrap_or(0);
     for step in &job.steps {
         let at = step.started_at.as_deref().map(tables::local).unwrap_or_default();
         let took = step.took_ms.map(|took| duration::show(Duration::from_millis(took))).unwrap_or_default();
-        let title = if step.title.is_empty() { &step.kind } else { &step.title };
-        let _infallible = writeln!(text, "  {title:<36} {:<8} {at} {took}", step.state);
+        let _infallible = writeln!(text, "  {:<width$} {:<8} {at} {took}", title(step), step.state);
     }
     text.push_str(&plan::machines(job));
     for message in &job.messages {
@@ -405,7 +408,11 @@ fn describe(job: &JobShape) -> String {
         let _infallible = writeln!(text, "{} ({size}): {}", image.path, image.file);
     }
     if !job.exports.is_empty() && job.state == "holding" {
-        let _infallible = writeln!(text, "Read-only NBD exports, for qemu, nbdcopy, nbd-client and others.");
+        let kind = match job.target {
+            Some(TargetShape::Branch) => "Writable NBD exports (what is written is kept beside the point)",
+            _ => "Read-only NBD exports",
+        };
+        let _infallible = writeln!(text, "{kind}, for qemu, nbdcopy, nbd-client and others.");
         let until = match &*job.kind {
             "test-failover" => format!("`holdfast test-failover {} --cleanup`", job.machine_name),
             _ => format!("`holdfast cancel {}`, or beyond its commit", job.machine_name),

@@ -5,6 +5,7 @@
 use std::{fmt::Write as _, time::Duration};
 
 use comfy_table::{Table, presets::NOTHING};
+pub(crate) use holdfast_coordinator::size::show as bytes;
 use holdfast_coordinator::{
     api::shapes::{
         AuditShape, CheckShape, DiffShape, DiskStatusShape, MachineDetailShape, MachineShape,
@@ -15,20 +16,6 @@ use holdfast_coordinator::{
 use jiff::{Timestamp, tz::TimeZone};
 
 use crate::duration;
-
-/// Bytes in a unit that people read.
-pub(crate) fn bytes(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    let mut value = bytes as f64;
-    let mut name = "B";
-    for unit in UNITS {
-        if value < 1024.0 {
-            break;
-        }
-        (value, name) = (value / 1024.0, unit);
-    }
-    if name == "B" { format!("{bytes} B") } else { format!("{value:.1} {name}") }
-}
 
 /// A time of an answer as local time; as it is if it cannot be read.
 pub(crate) fn local(text: &str) -> String {
