@@ -35,15 +35,21 @@ use crate::{
         tracked::TrackedOptions,
     },
     config::Settings,
-    engine::{Engine, EngineParts, LinuxHost, LinuxParts, MessageSink, StatusBoard, StatusReport},
+    engine::{
+        Engine, EngineParts, Incarnations, LinuxHost, LinuxParts, MessageSink, StatusBoard, StatusReport,
+    },
     identity::IdentityStore,
     inventory::{self, Roots},
     ship::{self, ShipHandle, ShipParts, port::OutgoingFrame},
     source::{SourceControl, SourceParts},
+    write_back::TrackedDisks,
 };
 
 /// The lock's name in the state folder.
 const LOCK: &str = "agent.lock";
+
+/// The name of the record of what disks are built on, in the state folder.
+const INCARNATIONS: &str = "incarnations.json";
 
 /// The status socket's name in the state folder.
 const SOCKET: &str = "agent.sock";
@@ -78,12 +84,18 @@ pub async fn run(settings: Settings, surroundings: Surroundings, stop: Cancellat
     tracing::info!(?settings, version = env!("CARGO_PKG_VERSION"), "agent starts");
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy::new());
+    let incarnations = Incarnations::load(settings.state.join(INCARNATIONS));
     let images = settings.images.clone();
     let parts = ShipParts {
         store: IdentityStore::new(&settings.state),
         inventory: Arc::new(move || machine(&images)),
         clock: Arc::clone(&clock),
         entropy: Arc::clone(&entropy),
+        tracked: Some(TrackedDisks {
+            options: surroundings.tracking.clone(),
+            incarnations: incarnations.clone(),
+            entropy: Arc::clone(&entropy),
+        }),
     };
     let (ship, inbound) = ship::start(settings.ship(), parts, &Handle::current())?;
 
@@ -95,7 +107,7 @@ pub async fn run(settings: Settings, surroundings: Surroundings, stop: Cancellat
     let stopping = surroundings.freezing.clone();
     let (source_status, source_clock) = (status.clone(), Arc::clone(&clock));
     let host = LinuxParts {
-        state: settings.state.clone(),
+        incarnations,
         images: settings.images.clone(),
         readers: ReaderPool::new(settings.processor.reading_threads)?,
         tracking: surroundings.tracking,

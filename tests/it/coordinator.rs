@@ -108,7 +108,7 @@ impl Link {
             found.disks.push(disk());
             found
         });
-        let parts = ShipParts { store, inventory, clock, entropy };
+        let parts = ShipParts { store, inventory, clock, entropy, tracked: None };
         let (handle, inbound) = ship::start(ShipSettings::default(), parts, runtime.handle())?;
         wait_for("the machine to connect", PATIENCE, || {
             let machines = site.cli(&["machines"])?;

@@ -84,6 +84,9 @@ pub trait Host: Send {
     /// Only these disks are protected: tracking of others is ended.
     fn keep_only(&mut self, disks: &[DiskId]);
 
+    /// What is marked of a disk may lack changes: remembered, so that nobody builds on it after a restart either.
+    fn distrust(&mut self, _disk: DiskId) {}
+
     /// Finds what to freeze. Returns whether there is anything.
     ///
     /// # Errors

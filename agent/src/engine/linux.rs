@@ -33,14 +33,11 @@ use crate::{
     inventory::{self, DiskDevice, LocateError, Located},
 };
 
-/// The record's name in the state folder.
-const INCARNATIONS: &str = "incarnations.json";
-
 /// What the host is made of.
 #[derive(Debug)]
 pub struct LinuxParts {
-    /// State folder.
-    pub state: PathBuf,
+    /// What each disk's generation is built on.
+    pub incarnations: Incarnations,
     /// Plain files that may be protected.
     pub images: Vec<PathBuf>,
     /// Reading threads.
@@ -61,7 +58,6 @@ pub struct LinuxParts {
 #[derive(Debug)]
 pub struct LinuxHost {
     parts: LinuxParts,
-    incarnations: Incarnations,
     /// Started with the first disk that may have to be frozen: it locks memory, which an agent that only compares files
     /// may not be allowed to.
     freezer: Option<Freezer>,
@@ -75,9 +71,8 @@ impl LinuxHost {
     /// A host that has nothing open.
     #[must_use]
     pub fn new(parts: LinuxParts) -> Self {
-        let incarnations = Incarnations::load(parts.state.join(INCARNATIONS));
         hooks::link::thaw_abandoned(&parts.hooks);
-        Self { parts, incarnations, freezer: None, devices: BTreeMap::new(), plan: None, hooks: None }
+        Self { parts, freezer: None, devices: BTreeMap::new(), plan: None, hooks: None }
     }
 
     fn open_device(&mut self, capture: &Capture, device: DiskDevice) -> Result<HostDisk, Trouble> {
@@ -131,7 +126,7 @@ impl LinuxHost {
 
     /// Changes must have been seen without a break since the scan of this generation began.
     fn check_incarnation(
-        &mut self,
+        &self,
         capture: &Capture,
         source: &dyn ChangeSource,
         why: &str,
@@ -139,16 +134,15 @@ impl LinuxHost {
         let cursor = source.cursor();
         cursor.trust.map_err(Trouble::Distrust)?;
         let (disk, generation) = (capture.disk, capture.generation);
-        if self.incarnations.matches(disk, generation, cursor.incarnation) {
-            return Ok(());
-        }
-        if capture.scanned_to.0 > 0 || capture.scan_complete {
+        let incarnations = &self.parts.incarnations;
+        let matches = incarnations.matches(disk, generation, cursor.incarnation, capture.durable);
+        if !matches && (capture.scanned_to.0 > 0 || capture.scan_complete) {
             return Err(Trouble::Distrust(format!(
                 "changes of {} may have been missed: {why}",
                 capture.path
             )));
         }
-        self.incarnations.begin(disk, generation, cursor.incarnation).map_err(|error| {
+        incarnations.begin(disk, generation, cursor.incarnation).map_err(|error| {
             Trouble::Failed(format!(
                 "the agent's state folder cannot be written ({error}): make room in it, or make it writable"
             ))
@@ -198,7 +192,7 @@ impl Host for LinuxHost {
         };
         for disk in others {
             // Only what this agent has begun: another agent on this machine may have disks of its own.
-            if !self.incarnations.knows(disk) {
+            if !self.parts.incarnations.knows(disk) {
                 continue;
             }
             match TrackedSource::remove(disk, &self.parts.tracking) {
@@ -206,8 +200,14 @@ impl Host for LinuxHost {
                 Err(error) => tracing::warn!(%disk, error = in_one_line(&error), "tracking cannot be ended"),
             }
         }
-        if let Err(error) = self.incarnations.keep(disks) {
+        if let Err(error) = self.parts.incarnations.keep(disks) {
             tracing::warn!(%error, "the state folder cannot be written");
+        }
+    }
+
+    fn distrust(&mut self, disk: DiskId) {
+        if let Err(error) = self.parts.incarnations.distrust(disk) {
+            tracing::warn!(%disk, %error, "the state folder cannot be written");
         }
     }
 

@@ -30,6 +30,7 @@ use holdfast_common::{
 };
 
 pub use host::{Held, HoldCheck, Host, HostDisk, Mechanism};
+pub use incarnation::Incarnations;
 pub use linux::{LinuxHost, LinuxParts};
 pub use report::{DiskStatus, StatusBoard, StatusReport};
 
@@ -268,6 +269,7 @@ impl Engine {
             }
             Action::TellTrustLost(loss) => {
                 tracing::warn!(disk = %loss.disk, reason = loss.reason, "tracking lost; a resync is asked for");
+                self.host.distrust(loss.disk);
                 self.messages.send(AgentMessage::TrustLost(loss));
                 return Ok(None);
             }

@@ -185,8 +185,12 @@ async fn stand_by(shared: &Shared, settings: &ShipSettings, parts: &ShipParts, i
     let standing = async {
         let (endpoint, connection) = connect(shared, settings, identity, ALPN_WRITE_BACK).await?;
         let inventory = Arc::clone(&parts.inventory);
-        let begins = || shared.tell_source(SourceEvent::WriteBack);
-        let standing = write_back::stand_by(connection.clone(), inventory, parts.entropy.as_ref(), begins);
+        let begins = || {
+            shared.tell_source(SourceEvent::WriteBack);
+            shared.let_go();
+        };
+        let (entropy, tracked) = (parts.entropy.as_ref(), parts.tracked.clone());
+        let standing = write_back::stand_by(connection.clone(), inventory, tracked, entropy, begins);
         let ended = standing.await;
         connection.close(RefusalCode::CLOSING.0.into(), b"the source stands by no more");
         let _gone = timeout(Duration::from_secs(1), endpoint.wait_idle()).await;

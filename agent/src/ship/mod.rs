@@ -9,7 +9,10 @@ use std::{sync::Arc, time::Duration};
 use holdfast_common::{clock::Clock, entropy::Entropy, wire::Inventory};
 use tokio::runtime::Handle;
 
-use crate::identity::{IdentityError, IdentityStore};
+use crate::{
+    identity::{IdentityError, IdentityStore},
+    write_back::TrackedDisks,
+};
 
 pub mod port;
 pub mod window;
@@ -69,6 +72,8 @@ pub struct ShipParts {
     pub clock: Arc<dyn Clock>,
     /// Randomness.
     pub entropy: Arc<dyn Entropy>,
+    /// How disks are tracked that are written back; `None`: not at all.
+    pub tracked: Option<TrackedDisks>,
 }
 
 /// Starts the link: it connects, and connects again, until [`ShipHandle::shutdown`]. Events for capture come out of

@@ -79,6 +79,9 @@ pub enum Inbound {
     /// The coordinator refuses this source because the machine runs elsewhere; the text is for people. Ship goes on
     /// asking: after a cancel the next [`Connected`](Self::Connected) comes.
     Fenced(String),
+    /// The disks of this fenced source are about to be written back: they are let go of, tracking stays on. The next
+    /// [`Connected`](Self::Connected) says anew what is captured.
+    LetGo,
     /// The link is down; ship reconnects by itself. Capture goes on until its budget is full.
     Disconnected,
 }

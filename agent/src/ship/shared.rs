@@ -166,6 +166,13 @@ impl Shared {
         }
     }
 
+    /// Capture is to let go of its disks. If its queue is full it does not, and they are written back untracked.
+    pub(super) fn let_go(&self) {
+        if self.events.try_send(Inbound::LetGo).is_err() {
+            tracing::warn!("capture is busy; it keeps its disks");
+        }
+    }
+
     /// Hands an event to capture; waits while its queue is full. Gives up only if capture is gone or the link closes.
     pub(super) async fn deliver(&self, event: Inbound) {
         if let Inbound::GroupCut(order) = &event

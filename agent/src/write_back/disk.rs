@@ -8,11 +8,13 @@ use std::{
     io,
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use holdfast_common::{
     durable,
     frame::{ExtentKind, Frame, PlainReader, witness_digest},
+    ids::{Generation, Sequence},
     units::{BLOCK_BYTES, BlockCount, BlockIndex, BlockRange},
     wire::{BlockDigest, Capture, limits::SCAN_CHUNK_BLOCKS},
 };
@@ -21,7 +23,8 @@ use rustix::{
     io::Errno,
 };
 
-use crate::inventory::Located;
+use super::tracking::{TrackedDisks, Tracking};
+use crate::{capture::BlockSet, inventory::Located};
 
 /// A disk that is held.
 #[derive(Debug)]
@@ -31,6 +34,19 @@ pub(super) struct HeldDisk {
     size_bytes: u64,
     /// Another number at every opening.
     pub(super) hold: u64,
+    tracking: Mutex<Option<Tracking>>,
+    /// What was written since the disk was last brought to a point, or opened.
+    written: Mutex<BlockSet>,
+}
+
+/// What a source knows of its disk.
+#[derive(Debug)]
+pub(super) struct Known {
+    /// What it is built on; zeroes if that is not known.
+    pub(super) generation: Generation,
+    pub(super) brought_to: Sequence,
+    /// Where it may differ from that.
+    pub(super) marked: BlockSet,
 }
 
 impl HeldDisk {
@@ -38,7 +54,12 @@ impl HeldDisk {
     ///
     /// # Errors
     /// It cannot be had, or is not what the replica was made of; the text says what to do.
-    pub(super) fn open(located: &Located, capture: &Capture, hold: u64) -> Result<Self, String> {
+    pub(super) fn open(
+        located: &Located,
+        capture: &Capture,
+        hold: u64,
+        tracked: Option<&TrackedDisks>,
+    ) -> Result<Self, String> {
         let (path, is_file) = match located {
             Located::Device { device, .. } => (device.path.clone(), false),
             Located::ImageFile { path, .. } => (path.clone(), true),
@@ -61,7 +82,44 @@ impl HeldDisk {
                 capture.size_bytes
             ));
         }
-        Ok(Self { file, path, size_bytes, hold })
+        // From here on nobody else writes; what is tracked now is tracked before the disk is let go.
+        let tracking =
+            tracked.filter(|_| !is_file).and_then(|disks| Tracking::open(disks, capture.disk, &path));
+        let written = Mutex::new(BlockSet::new(BlockCount::covering(size_bytes)));
+        Ok(Self { file, path, size_bytes, hold, tracking: Mutex::new(tracking), written })
+    }
+
+    /// What is known of the disk now.
+    pub(super) fn known(&self) -> Known {
+        let mut tracking = self.tracking();
+        let Some(tracking) = tracking.as_mut() else {
+            return Known { generation: Generation(0), brought_to: Sequence(0), marked: self.no_blocks() };
+        };
+        tracking.look();
+        let (generation, brought_to) = tracking.basis().unwrap_or((Generation(0), Sequence(0)));
+        Known { generation, brought_to, marked: tracking.marked().clone() }
+    }
+
+    /// The disk holds what the log has at this frame; durable before this is called.
+    pub(super) fn brought(&self, generation: Generation, sequence: Sequence) {
+        let mut written = self.written();
+        if let Some(tracking) = self.tracking().as_mut() {
+            tracking.brought(generation, sequence, &written);
+        }
+        written.clear();
+    }
+
+    /// An empty set of its blocks.
+    pub(super) fn no_blocks(&self) -> BlockSet {
+        BlockSet::new(BlockCount(self.blocks()))
+    }
+
+    fn tracking(&self) -> MutexGuard<'_, Option<Tracking>> {
+        self.tracking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn written(&self) -> MutexGuard<'_, BlockSet> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Digests of the chunks of a range, as [`Compare`](holdfast_common::wire::WriteBackRequest::Compare) wants them.
@@ -106,6 +164,7 @@ impl HeldDisk {
                 }
             }
             .map_err(|error| format!("cannot write {}: {error}", self.path.display()))?;
+            self.written().insert(extent.range);
             blocks += extent.range.count.0;
         }
         Ok(blocks)

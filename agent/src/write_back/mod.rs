@@ -6,6 +6,8 @@
 //! Limits: [`PIECES_MAX`] pieces of a disk are under way at a time, each of up to 4 MiB.
 
 mod disk;
+// What is marked of a disk.
+mod tracking;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -27,8 +29,13 @@ use quinn::{Connection, ConnectionError};
 use thiserror::Error;
 use tokio::task::{JoinSet, spawn_blocking};
 
-use self::disk::HeldDisk;
-use crate::inventory::{Roots, locate};
+pub use self::tracking::TrackedDisks;
+
+use self::disk::{HeldDisk, Known};
+use crate::{
+    capture::BlockSet,
+    inventory::{Roots, locate},
+};
 
 /// Pieces of one disk under way at a time.
 const PIECES_MAX: usize = 4;
@@ -74,13 +81,14 @@ impl<E: Into<WriteBackError>> From<E> for Stopped {
 }
 
 /// Stands by until the coordinator lets the source in again; then it is to connect for a session. `begins` is called whenever
-/// disks are about to be written.
+/// disks are about to be written: capture is to let them go. `tracked` says how they are tracked, if they are.
 ///
 /// # Errors
 /// The connection is lost. What was written so far is found by the next comparison.
 pub async fn stand_by(
     connection: Connection,
     inventory: Arc<dyn Fn() -> Inventory + Send + Sync>,
+    tracked: Option<TrackedDisks>,
     entropy: &dyn Entropy,
     begins: impl Fn(),
 ) -> Result<(), WriteBackError> {
@@ -98,15 +106,11 @@ pub async fn stand_by(
                     let mut number = [0; 8];
                     entropy.fill(&mut number);
                     let before = held.get(&capture.disk).cloned();
-                    let (connection, inventory) = (connection.clone(), inventory.clone());
-                    working.spawn(work(
-                        connection,
-                        round,
-                        capture,
-                        inventory,
-                        before,
-                        u64::from_le_bytes(number),
-                    ));
+                    let (connection, tracked) = (connection.clone(), tracked.clone());
+                    let hold = u64::from_le_bytes(number);
+                    let (opening, inventory) = (capture.clone(), inventory.clone());
+                    let open = move || open(&opening, &inventory, hold, tracked.as_ref());
+                    working.spawn(work(connection, round, capture, before, open));
                 }
                 while let Some(done) = working.join_next().await {
                     if let (disk, Some(hold)) = done?? {
@@ -124,18 +128,17 @@ async fn work(
     connection: Connection,
     round: u64,
     capture: Capture,
-    inventory: Inventory,
     before: Option<Arc<HeldDisk>>,
-    number: u64,
+    open: impl FnOnce() -> Result<HeldDisk, String> + Send + 'static,
 ) -> Result<(DiskId, Option<Arc<HeldDisk>>), WriteBackError> {
     let disk = capture.disk;
     let opened = match before {
         Some(held) => Ok(held),
-        None => spawn_blocking(move || open(&capture, &inventory, number)).await?.map(Arc::new),
+        None => spawn_blocking(open).await?.map(Arc::new),
     };
     let (result, hold) = match opened {
         Err(text) => (Err(text), None),
-        Ok(held) => match bring(&connection, round, disk, &held).await {
+        Ok(held) => match bring(&connection, round, &capture, &held).await {
             Ok(written) => (Ok(written), Some(held)),
             Err(Stopped::Over) => return Ok((disk, Some(held))),
             Err(Stopped::Here(text)) => (Err(text), Some(held)),
@@ -157,21 +160,78 @@ async fn work(
     Ok((disk, hold))
 }
 
-fn open(capture: &Capture, inventory: &Inventory, number: u64) -> Result<HeldDisk, String> {
+fn open(
+    capture: &Capture,
+    inventory: &Inventory,
+    hold: u64,
+    tracked: Option<&TrackedDisks>,
+) -> Result<HeldDisk, String> {
     let located = locate(&Roots::default(), &capture.identity, &capture.path, inventory);
-    HeldDisk::open(&located.map_err(|error| error.to_string())?, capture, number)
+    // A coordinator of before marks were told says nothing of positions.
+    let tracked = tracked.filter(|_| capture.durable.0 > 0);
+    HeldDisk::open(&located.map_err(|error| error.to_string())?, capture, hold, tracked)
 }
 
 async fn bring(
     connection: &Connection,
     round: u64,
-    disk: DiskId,
+    capture: &Capture,
     held: &Arc<HeldDisk>,
 ) -> Result<WrittenBack, Stopped> {
+    let (disk, looking) = (capture.disk, Arc::clone(held));
+    let known = spawn_blocking(move || looking.known()).await?;
+    let (blocks, whole) = ranges(connection, round, capture, held, &known).await?;
     let mut written = WrittenBack::default();
+    let mut pieces: JoinSet<Result<WrittenBack, Stopped>> = JoinSet::new();
+    for piece in blocks.runs().flat_map(|range| range.pieces(COMPARE_BLOCKS_MAX)) {
+        if pieces.len() >= PIECES_MAX
+            && let Some(done) = pieces.join_next().await
+        {
+            add(&mut written, done??);
+        }
+        pieces.spawn(bring_piece(connection.clone(), round, disk, Arc::clone(held), piece, !whole));
+    }
+    while let Some(done) = pieces.join_next().await {
+        add(&mut written, done??);
+    }
+    let (syncing, point) = (Arc::clone(held), (capture.generation, capture.durable));
+    let synced = spawn_blocking(move || {
+        syncing.sync()?;
+        let (generation, sequence) = point;
+        if sequence.0 > 0 {
+            syncing.brought(generation, sequence);
+        }
+        Ok(())
+    });
+    synced.await?.map_err(Stopped::Here)?;
+    Ok(written)
+}
+
+/// The blocks that have to be looked at, and whether they are all of the disk, since nothing is known of it.
+async fn ranges(
+    connection: &Connection,
+    round: u64,
+    capture: &Capture,
+    held: &HeldDisk,
+    known: &Known,
+) -> Result<(BlockSet, bool), Stopped> {
+    let (disk, hold) = (capture.disk, held.hold);
+    let (mut blocks, mut whole) = (held.no_blocks(), false);
     let mut from = Some(BlockIndex(0));
     while let Some(at) = from {
-        let asked = WriteBackRequest::Ranges { round, disk, from: at, hold: held.hold };
+        let asked = if capture.durable.0 > 0 {
+            WriteBackRequest::RangesSince {
+                round,
+                disk,
+                from: at,
+                hold,
+                generation: known.generation,
+                brought_to: known.brought_to,
+                marked: known.marked.count(),
+            }
+        } else {
+            WriteBackRequest::Ranges { round, disk, from: at, hold }
+        };
         let WriteBackReply::Ranges { ranges, next, known } = answer(connection, &asked).await? else {
             return Err(WriteBackError::Answer.into());
         };
@@ -179,23 +239,12 @@ async fn bring(
         if next.is_some_and(|next| next <= at) || !ranges.iter().all(on_disk) {
             return Err(WriteBackError::Answer.into());
         }
+        ranges.into_iter().for_each(|range| blocks.insert(range));
+        whole |= !known;
         from = next;
-        let mut pieces: JoinSet<Result<WrittenBack, Stopped>> = JoinSet::new();
-        for piece in ranges.into_iter().flat_map(|range| range.pieces(COMPARE_BLOCKS_MAX)) {
-            if pieces.len() >= PIECES_MAX
-                && let Some(done) = pieces.join_next().await
-            {
-                add(&mut written, done??);
-            }
-            pieces.spawn(bring_piece(connection.clone(), round, disk, Arc::clone(held), piece, known));
-        }
-        while let Some(done) = pieces.join_next().await {
-            add(&mut written, done??);
-        }
     }
-    let syncing = Arc::clone(held);
-    spawn_blocking(move || syncing.sync()).await?.map_err(Stopped::Here)?;
-    Ok(written)
+    known.marked.runs().for_each(|range| blocks.insert(range));
+    Ok((blocks, whole))
 }
 
 async fn bring_piece(

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{Capture, limits::SCAN_CHUNK_BLOCKS};
 use crate::{
     frame::WITNESS_DIGEST_BYTES,
-    ids::DiskId,
+    ids::{DiskId, Generation, Sequence},
     units::{BlockCount, BlockIndex, BlockRange},
 };
 
@@ -79,6 +79,24 @@ pub enum WriteBackRequest {
         /// What was written; or why it cannot go on and what to do, for people.
         result: Result<WrittenBack, String>,
     },
+    /// As `Ranges`, of a disk whose changes are tracked: it holds the state at `brought_to` in the line of history `generation`, but
+    /// for what the agent has found marked, and looks at by itself.
+    RangesSince {
+        /// The round.
+        round: u64,
+        /// The disk.
+        disk: DiskId,
+        /// Where to go on.
+        from: BlockIndex,
+        /// Identity of the agent's hold on the disk.
+        hold: u64,
+        /// The generation of the frames; zero if nothing is known of the disk.
+        generation: Generation,
+        /// The frame that the disk was brought to by a round; zero for the end of what the source has sent in this generation.
+        brought_to: Sequence,
+        /// How many blocks are marked.
+        marked: BlockCount,
+    },
 }
 
 /// A block as the source has it.
@@ -110,7 +128,9 @@ pub enum WriteBackReply {
     Round {
         /// Its number.
         round: u64,
-        /// The disks; generation and positions mean nothing.
+        /// The disks. `durable` is the frame of the round's point and `generation` the one that it is in, under which the
+        /// source goes on if this round is the last; zero if the coordinator is of before that was told. Other positions mean
+        /// nothing.
         disks: Vec<Capture>,
     },
     /// The source is the machine again: connect for a session.
@@ -138,7 +158,10 @@ pub enum WriteBackReply {
 
 #[cfg(test)]
 mod tests {
-    use super::{BlockDigest, BlockIndex, BlockRange, DiskId, WriteBackReply, WriteBackRequest, WrittenBack};
+    use super::{
+        BlockCount, BlockDigest, BlockIndex, BlockRange, DiskId, Generation, Sequence, WriteBackReply,
+        WriteBackRequest, WrittenBack,
+    };
     use crate::codec;
 
     /// Both ends may be of different versions of the program with the same ALPN.
@@ -158,6 +181,19 @@ mod tests {
         expected.extend([7; 16]);
         expected.extend([6, 0, 5, 4, 3]);
         assert_eq!(codec::encode(&done).unwrap(), expected);
+        let since = WriteBackRequest::RangesSince {
+            round: 1,
+            disk,
+            from: BlockIndex(2),
+            hold: 3,
+            generation: Generation(4),
+            brought_to: Sequence(5),
+            marked: BlockCount(6),
+        };
+        let mut expected = vec![5, 1, 16];
+        expected.extend([7; 16]);
+        expected.extend([2, 3, 4, 5, 6]);
+        assert_eq!(codec::encode(&since).unwrap(), expected);
         let ranges = WriteBackReply::Ranges {
             ranges: vec![BlockRange::new(1, 2)],
             next: Some(BlockIndex(3)),

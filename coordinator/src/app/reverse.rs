@@ -30,7 +30,7 @@ use crate::{
     points::{catalog::PointCatalog, frame_cache::FrameCache, view::HistoryPlace},
     registry::{Registry, lifecycle::Stage},
     reverse::{
-        desk::{Desk, RoundDisk, RoundEnd},
+        desk::{Apart, Desk, RoundDisk, RoundEnd},
         follow::{FollowError, Follower, TargetDisk},
     },
 };
@@ -147,8 +147,9 @@ impl Reverse {
         if followed.released || followed.due.is_some_and(|due| now < due) {
             return;
         }
-        // Its job's devices come back some moments after a start.
-        if self.parts.branches.served(failover.to_string()).await.is_empty() {
+        // Its job's devices come back some moments after a start. Once sealed, its last point is the failback's.
+        let served = self.parts.branches.served(failover.to_string()).await;
+        if served.is_empty() || served.iter().any(|served| served.branch.is_sealed()) {
             return;
         }
         match self.make(machine, failover, Arc::default(), &mut followed).await {
@@ -261,6 +262,14 @@ impl Reverse {
             let all = self.brought.lock().unwrap_or_else(PoisonError::into_inner);
             all.get(&machine).cloned()
         };
+        let lifecycle = RegistryLifecycles(Arc::clone(&self.parts.registry)).now(machine).unwrap_or_default();
+        let begins = match lifecycle.stage.point() {
+            Some(begins) => self.parts.points.get(begins).await.ok().flatten(),
+            None => None,
+        };
+        let cut_of = |of: &PointRecord, disk| {
+            of.disks.iter().find(|member| member.disk == disk).map(|member| member.sequence)
+        };
         let mut disks = Vec::new();
         for opened in self.parts.source.open(machine, point.id).await.map_err(points_failed)? {
             let state = self.parts.registry.disk(opened.disk);
@@ -271,19 +280,24 @@ impl Reverse {
                 let changes = opened.view.changes_from(HistoryPlace { point: brought.point, cut }).ok()??;
                 Some((hold, changes))
             });
+            let apart = begins.as_ref().and_then(|begins| {
+                let cut = cut_of(begins, opened.disk)?;
+                let changes = opened.view.changes_from(HistoryPlace { point: begins.id, cut }).ok()??;
+                Some(Apart { begins: cut, changes, line: lifecycle.lines.get(&opened.disk).copied() })
+            });
             let capture = Capture {
                 disk: opened.disk,
                 identity: state.record.identity.clone(),
                 path: state.record.path.clone(),
                 size_bytes: opened.view.size_bytes(),
                 generation: state.record.generation,
-                durable: Sequence(0),
+                durable: cut_of(point, opened.disk).unwrap_or_default(),
                 interval: Interval(0),
                 scanned_to: BlockIndex(0),
                 scan_complete: false,
                 replica_empty: false,
             };
-            disks.push(RoundDisk { capture, view: opened.view, since });
+            disks.push(RoundDisk { capture, view: opened.view, since, apart });
         }
         Ok(disks)
     }

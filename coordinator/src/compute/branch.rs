@@ -349,6 +349,11 @@ impl Branch {
         self.sealed.store(sealed, Ordering::Release);
     }
 
+    /// Whether every write fails.
+    pub fn is_sealed(&self) -> bool {
+        self.sealed.load(Ordering::Acquire)
+    }
+
     /// The blocks that were written, ascending and apart from each other. All others are as the view has them.
     #[must_use]
     pub fn written(&self) -> Vec<BlockRange> {

@@ -27,9 +27,12 @@
 //! Persisted as JSON in the catalog and in the machine's description: variants are only ever appended, fields only added
 //! with a default. One that cannot be read is an error, never taken for `protected`: that would let an old source in.
 
-use std::{collections::BTreeSet, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
-use holdfast_common::ids::{JobId, PointId};
+use holdfast_common::ids::{DiskId, Generation, JobId, PointId, Sequence};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -41,6 +44,19 @@ pub struct Lifecycle {
     /// The test failovers that are under way or stand, at most [`TESTS_MAX`].
     #[serde(default)]
     pub tests: BTreeSet<JobId>,
+    /// Where the source's own lines of history end, of disks whose logs have another writer since. While the source is fenced only.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub lines: BTreeMap<DiskId, SourceLine>,
+}
+
+/// The end of what a source has sent of a disk that was compared as a whole: where the source has written nothing since, the disk
+/// holds what the log has there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceLine {
+    /// Its generation.
+    pub generation: Generation,
+    /// Its last frame.
+    pub end: Sequence,
 }
 
 /// Stages; see the module's drawing. `job` is the failover that made the machine run at its target, `point` where its
@@ -301,6 +317,9 @@ impl Lifecycle {
                     advice: self.stage.advice(),
                 })?;
             }
+        }
+        if !after.is_fenced() {
+            after.lines.clear();
         }
         Ok(after)
     }

@@ -17,7 +17,7 @@ use holdfast_common::{
 use super::{
     Registry, RegistryError,
     identity::{find_disk, is_telling, same_disk},
-    lifecycle::{Lifecycle, LifecycleEvent},
+    lifecycle::{Lifecycle, LifecycleEvent, SourceLine},
     rules::check_policy,
     state::MachineStatus,
     thresholds::Thresholds,
@@ -263,9 +263,9 @@ impl Registry {
     }
 
     /// Something happens to a machine between its two sites: durable when this returns. Once the source is fenced here,
-    /// nothing more of it is taken when this returns; once it is not any more, it connects again by itself. A line of
-    /// history that a target has left behind for good is replaced: the source's old writer stays out, and what it
-    /// holds is compared.
+    /// nothing more of it is taken when this returns; once it is not any more, it connects again by itself. A source that is the
+    /// machine again without having been written back gets a new line of history: what it holds is compared. One that was goes
+    /// on in the target's, if its agent knows that its disk holds the end of it.
     ///
     /// # Errors
     /// Not possible in the machine's stage, or the catalog fails; nothing was changed.
@@ -288,7 +288,8 @@ impl Registry {
             serde_json::to_string(&after).map_err(|error| RegistryError::Setting(error.to_string()))?;
         let detail = event.to_string();
         let mut changes = vec![Change::PutLifecycle(machine, body)];
-        if before.stage.is_target_for_good() && !after.is_fenced() {
+        let is_written_back = matches!(event, LifecycleEvent::FailedBack(_));
+        if before.stage.is_target_for_good() && !after.is_fenced() && !is_written_back {
             for disk in self.protected_disks(machine) {
                 let number = disk.record.generation.next();
                 let reason = "its machine ran at the target meanwhile".to_owned();
@@ -334,19 +335,41 @@ impl Registry {
         let _one_at_a_time = self.changing.lock().await;
         let known = self.disk(disk).map(|disk| disk.record);
         let Some(known) = known.filter(|disk| disk.unprotected_at.is_none()) else { return Ok(()) };
+        let mut lifecycle = self.known(known.machine)?.lifecycle;
+        if lifecycle.lines.remove(&disk).is_some() {
+            self.put_lifecycle(known.machine, &lifecycle).await?;
+        }
         self.new_generation("coordinator", known, reason).await.map(drop)
     }
 
-    /// Begins a new line of history of all protected disks of a fenced machine, whose writer is the coordinator.
+    /// Begins a new line of history of all protected disks of a fenced machine, whose writer is the coordinator. Where the
+    /// source's lines end is remembered first.
     ///
     /// # Errors
-    /// The catalog fails.
+    /// The catalog or a log fails.
     pub async fn take_over(&self, machine: MachineId, reason: String) -> Result<(), RegistryError> {
         let _one_at_a_time = self.changing.lock().await;
+        let mut lifecycle = self.known(machine)?.lifecycle;
+        for disk in self.protected_disks(machine) {
+            let (id, generation) = (disk.record.id, disk.record.generation);
+            let log = self.logs.state(id, generation).await.map_err(RegistryError::Store)?;
+            // Begun once already: the newest line is the coordinator's.
+            if log.scan_complete {
+                let line = SourceLine { generation, end: log.durable };
+                lifecycle.lines.entry(id).or_insert(line);
+            }
+        }
+        self.put_lifecycle(machine, &lifecycle).await?;
         for disk in self.protected_disks(machine) {
             self.new_generation("coordinator", disk.record, reason.clone()).await?;
         }
         Ok(())
+    }
+
+    async fn put_lifecycle(&self, machine: MachineId, lifecycle: &Lifecycle) -> Result<(), RegistryError> {
+        let body =
+            serde_json::to_string(lifecycle).map_err(|error| RegistryError::Setting(error.to_string()))?;
+        Ok(self.commit(vec![Change::PutLifecycle(machine, body)]).await?)
     }
 
     /// Begins a new line of history of a disk.

@@ -2,7 +2,8 @@
 //!
 //! Owns the rounds, what came of them, and when each source was last heard. Knows no connection and no job. Invariants: a source gets
 //! bytes of its own disks only, of the point of the round that is open; of a disk it is told to look at less than all only
-//! while it has held it without a break since it was brought to the earlier point.
+//! while it has held it without a break since it was brought to the earlier point, or where its marks count from a frame that the log
+//! still has, behind the point where the target's branch begins.
 //! Limits: one round per machine; a question for work waits [`WORK_WAIT`] at most.
 
 use std::{
@@ -33,6 +34,7 @@ use crate::{
     compute::port::Task,
     ingest::port::{WriteBackDesk, WriteBackFuture},
     points::view::{BlockView, Changes, ViewError},
+    registry::lifecycle::SourceLine,
 };
 
 /// Longest time that a question for work is held.
@@ -51,6 +53,31 @@ pub struct RoundDisk {
     pub view: Arc<dyn BlockView>,
     /// What was written since the point that the source's hold is known to have brought it to.
     pub since: Option<(u64, Arc<dyn Changes>)>,
+    /// What was written since both sides went apart, if that is known.
+    pub apart: Option<Apart>,
+}
+
+/// What both sides have written since the cut at which the target's branch begins, as far as it is in the log. What else the source
+/// has written it knows itself, if it knows anything.
+#[derive(Clone, Debug)]
+pub struct Apart {
+    /// That cut.
+    pub begins: Sequence,
+    /// What was written behind it, up to the round's point.
+    pub changes: Arc<dyn Changes>,
+    /// Where the source's own line ends.
+    pub line: Option<SourceLine>,
+}
+
+impl Apart {
+    /// Whether a disk that holds the state at this frame, but for what its source has found marked, holds the round's point
+    /// but for that and for `changes`: the frame must not lie before them, and be of a line that the log still has.
+    fn covers(&self, capture: &Capture, generation: Generation, brought_to: Sequence) -> bool {
+        if brought_to.0 == 0 {
+            return self.line.is_some_and(|line| line.generation == generation && self.begins <= line.end);
+        }
+        generation == capture.generation && self.begins <= brought_to && brought_to <= capture.durable
+    }
 }
 
 /// How a round ended.
@@ -174,6 +201,7 @@ impl Desk {
         let (number, disk) = match &request {
             WriteBackRequest::Work => return self.work(machine).await,
             WriteBackRequest::Ranges { round, disk, .. }
+            | WriteBackRequest::RangesSince { round, disk, .. }
             | WriteBackRequest::Compare { round, disk, .. }
             | WriteBackRequest::Fetch { round, disk, .. }
             | WriteBackRequest::Done { round, disk, .. } => (*round, *disk),
@@ -240,7 +268,16 @@ impl Round {
 impl RoundDisk {
     fn answer(&self, request: WriteBackRequest, task: &Task) -> WriteBackReply {
         let answered = match request {
-            WriteBackRequest::Ranges { from, hold, .. } => self.ranges(from, hold, task),
+            WriteBackRequest::Ranges { from, hold, .. } => self.ranges(from, self.held_since(hold), task),
+            WriteBackRequest::RangesSince { from, hold, generation, brought_to, marked, .. } => {
+                let apart = self.apart.as_ref();
+                let known = apart.filter(|apart| apart.covers(&self.capture, generation, brought_to));
+                let changes = self.held_since(hold).or_else(|| known.map(|apart| &apart.changes));
+                if from.0 == 0 && changes.is_some() {
+                    task.add_total_bytes(marked.0 * BLOCK_BYTES as u64);
+                }
+                self.ranges(from, changes, task)
+            }
             WriteBackRequest::Compare { start, count, digests, .. } => {
                 self.compare(BlockRange { start, count }, &digests, task)
             }
@@ -258,10 +295,18 @@ impl RoundDisk {
         BlockCount::covering(self.view.size_bytes()).0
     }
 
-    fn ranges(&self, from: BlockIndex, hold: u64, task: &Task) -> Result<WriteBackReply, ViewError> {
+    fn held_since(&self, hold: u64) -> Option<&Arc<dyn Changes>> {
+        self.since.as_ref().filter(|(held, _)| *held == hold).map(|(_, changes)| changes)
+    }
+
+    fn ranges(
+        &self,
+        from: BlockIndex,
+        changes: Option<&Arc<dyn Changes>>,
+        task: &Task,
+    ) -> Result<WriteBackReply, ViewError> {
         let end = self.blocks();
-        let since = self.since.as_ref().filter(|(held, _)| *held == hold);
-        let Some((_, changes)) = since else {
+        let Some(changes) = changes else {
             let rest = BlockRange::new(from.0.min(end), end.saturating_sub(from.0));
             task.add_total_bytes(rest.bytes());
             let ranges = if rest.is_empty() { Vec::new() } else { vec![rest] };
@@ -354,3 +399,6 @@ impl RoundDisk {
 
 /// What blocks on the way back are compressed with.
 const COMPRESSION_LEVEL: i32 = 1;
+
+#[cfg(test)]
+mod tests;

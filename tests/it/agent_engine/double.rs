@@ -18,8 +18,8 @@ use holdfast_agent::{
         tracked::{TrackedOptions, TrackedSource},
     },
     engine::{
-        Budget, Engine, EngineParts, Held, HoldCheck, Host, HostDisk, LinuxHost, LinuxParts, MessageSink,
-        StatusBoard,
+        Budget, Engine, EngineParts, Held, HoldCheck, Host, HostDisk, Incarnations, LinuxHost, LinuxParts,
+        MessageSink, StatusBoard,
     },
     hooks::HookSettings,
     inventory::Roots,
@@ -126,7 +126,7 @@ impl Rig {
         let guardian =
             GuardianCommand { program: program("holdfast-agent"), arguments: vec!["guardian".into()] };
         let host = LinuxHost::new(LinuxParts {
-            state: self.state.path().to_owned(),
+            incarnations: Incarnations::load(self.state.path().join("incarnations.json")),
             images: self.paths.clone(),
             readers: ReaderPool::new(4).expect("threads"),
             tracking: TrackedOptions::default(),

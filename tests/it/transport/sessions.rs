@@ -41,6 +41,7 @@ impl Capture {
             inventory: Arc::new(|| inventory("capture")),
             clock: Arc::new(site.clock.clone()),
             entropy: Arc::new(SystemEntropy::new()),
+            tracked: None,
         };
         let (handle, events) = ship::start(settings, parts, &Handle::current())?;
         let next = Box::new(move || events.recv_timeout(PATIENCE).context("no event in time"));

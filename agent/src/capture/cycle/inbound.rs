@@ -39,6 +39,10 @@ impl Cycle {
                 disks.into_iter().for_each(|disk| self.wake_scan(disk));
             }
             Inbound::Fenced(_) => self.fenced = true,
+            Inbound::LetGo => {
+                let disks: Vec<DiskId> = self.disks.keys().copied().collect();
+                disks.into_iter().for_each(|disk| self.forget(disk));
+            }
             Inbound::SendAgain { .. } => {}
         }
     }

@@ -1,6 +1,6 @@
-use holdfast_common::ids::{JobId, PointId};
+use holdfast_common::ids::{DiskId, Generation, JobId, PointId, Sequence};
 
-use super::{Lifecycle, LifecycleEvent as Event, Stage};
+use super::{Lifecycle, LifecycleEvent as Event, SourceLine, Stage};
 
 fn job(number: u8) -> JobId {
     JobId::from_bytes([number; 16])
@@ -145,10 +145,20 @@ fn refusals_say_what_to_do() {
 #[test]
 fn the_persisted_form_is_stable() {
     let job = JobId::from_bytes([1; 16]);
-    let failed_over = Lifecycle { stage: Stage::FailedOver { job, point: point(2) }, tests: [job].into() };
+    let stage = Stage::FailedOver { job, point: point(2) };
+    let failed_over = Lifecycle { stage, tests: [job].into(), ..Lifecycle::default() };
     let text = r#"{"stage":{"stage":"failed-over","job":"01010101-0101-0101-0101-010101010101","point":"02020202-0202-0202-0202-020202020202"},"tests":["01010101-0101-0101-0101-010101010101"]}"#;
     assert_eq!(serde_json::to_string(&failed_over).unwrap(), text);
     assert_eq!(serde_json::from_str::<Lifecycle>(text).unwrap(), failed_over);
+    let line = SourceLine { generation: Generation(3), end: Sequence(40) };
+    let lines = [(DiskId::from_bytes([4; 16]), line)].into();
+    let with_lines = Lifecycle { lines, ..failed_over };
+    let more = r#","lines":{"04040404-0404-0404-0404-040404040404":{"generation":3,"end":40}}}"#;
+    let text = format!("{}{more}", text.strip_suffix('}').unwrap());
+    assert_eq!(serde_json::to_string(&with_lines).unwrap(), text);
+    assert_eq!(serde_json::from_str::<Lifecycle>(&text).unwrap(), with_lines);
+    assert!(with_lines.after(Event::Commit).unwrap().lines.len() == 1);
+    assert!(with_lines.after(Event::Resume).unwrap().lines.is_empty());
     let least = r#"{"stage":{"stage":"protected"}}"#;
     assert_eq!(serde_json::from_str::<Lifecycle>(least).unwrap(), Lifecycle::default());
     assert!(serde_json::from_str::<Lifecycle>(r#"{"stage":{"stage":"teleported"}}"#).is_err());
