@@ -322,24 +322,4 @@ pub(super) fn joined(blocks: u64, ranges: Vec<BlockRange>) -> Vec<BlockRange> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::{BlockRange, joined};
-
-    proptest! {
-        #[test]
-        fn joined_ranges_are_the_same_blocks_in_few_ranges(
-            ranges in prop::collection::vec((0_u64..72, 0_u64..12), 0..12)
-        ) {
-            let ranges: Vec<_> = ranges.into_iter().map(|(start, count)| BlockRange::new(start, count)).collect();
-            let has = |ranges: &[BlockRange], block| ranges.iter().any(|range| range.contains(block));
-            let few = joined(64, ranges.clone());
-            for block in (0..80).map(holdfast_common::units::BlockIndex) {
-                prop_assert_eq!(has(&few, block), block.0 < 64 && has(&ranges, block));
-            }
-            prop_assert!(few.iter().all(|range| !range.is_empty()));
-            prop_assert!(few.windows(2).all(|pair| pair[0].end() < pair[1].start), "{:?}", few);
-        }
-    }
-}
+mod tests;
