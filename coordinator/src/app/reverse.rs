@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     time::Duration,
 };
 
@@ -35,8 +35,10 @@ use crate::{
     },
 };
 
-/// How often it is looked which points are due.
+/// How often it is looked whether something has come to pass that others do.
 const LOOK: Duration = Duration::from_millis(250);
+/// How often it is looked which machines run at their targets: the shortest interval.
+const MACHINES_LOOK: Duration = Duration::from_secs(1);
 /// Longest wait for a point that was made to be listed.
 const LISTED_MAX: Duration = Duration::from_mins(2);
 /// Pause after a point that could not be made.
@@ -59,8 +61,6 @@ struct Followed {
     follower: Option<Follower>,
     /// Released: nobody follows until it is begun again.
     released: bool,
-    /// When the next point is due.
-    due: Option<Instant>,
 }
 
 /// The way back.
@@ -71,6 +71,8 @@ pub(super) struct Reverse {
     /// The jobs, once they run.
     pub(super) jobs: OnceLock<Weak<Jobs>>,
     machines: Mutex<HashMap<MachineId, Arc<tokio::sync::Mutex<Followed>>>>,
+    /// When the next point of each is due.
+    due: Mutex<HashMap<MachineId, Instant>>,
     brought: Mutex<HashMap<MachineId, Brought>>,
 }
 
@@ -106,6 +108,7 @@ impl Reverse {
             cache: FrameCache::new(CACHE_BYTES),
             jobs: OnceLock::new(),
             machines: Mutex::default(),
+            due: Mutex::default(),
             brought: Mutex::default(),
         })
     }
@@ -113,29 +116,39 @@ impl Reverse {
     /// Makes the points of machines that are protected at their targets, until `closing`.
     pub(super) async fn run(self: Arc<Self>, closing: CancellationToken) {
         loop {
+            let now = Instant::now();
+            let mut next = now + MACHINES_LOOK;
+            for (machine, failover, interval) in self.parts.registry.at_their_targets() {
+                let due = self.due().get(&machine).copied().filter(|due| *due > now);
+                next = next.min(due.unwrap_or_else(|| self.begin_point(machine, failover, now, interval)));
+            }
             tokio::select! {
                 () = closing.cancelled() => return,
-                () = tokio::time::sleep(LOOK) => {}
-            }
-            for machine in self.parts.registry.machines() {
-                let (id, interval) = (machine.record.id, machine.policy.interval_ms);
-                let failover = match machine.lifecycle.stage {
-                    Stage::ProtectedReversed { job, .. } | Stage::FailingBack { job, .. } => job,
-                    _ => continue,
-                };
-                if let Ok(followed) = self.followed(id).try_lock_owned() {
-                    tokio::spawn(Arc::clone(&self).keep(
-                        id,
-                        failover,
-                        Duration::from_millis(interval),
-                        followed,
-                    ));
-                }
+                () = tokio::time::sleep_until(next) => {}
             }
         }
     }
 
-    /// Makes a point if one is due.
+    /// Begins to make a point, unless one is being made. Says when to look again.
+    fn begin_point(
+        self: &Arc<Self>,
+        machine: MachineId,
+        failover: JobId,
+        now: Instant,
+        interval: Duration,
+    ) -> Instant {
+        let Ok(followed) = self.followed(machine).try_lock_owned() else { return now + LOOK };
+        let due = now + interval;
+        self.due().insert(machine, due);
+        tokio::spawn(Arc::clone(self).keep(machine, failover, interval, followed));
+        due
+    }
+
+    fn due(&self) -> MutexGuard<'_, HashMap<MachineId, Instant>> {
+        self.due.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a point, if there is something to make it of.
     async fn keep(
         self: Arc<Self>,
         machine: MachineId,
@@ -143,21 +156,22 @@ impl Reverse {
         interval: Duration,
         mut followed: OwnedMutexGuard<Followed>,
     ) {
-        let now = Instant::now();
-        if followed.released || followed.due.is_some_and(|due| now < due) {
+        if followed.released {
             return;
         }
-        // Its job's devices come back some moments after a start. Once sealed, its last point is the failback's.
         let served = self.parts.branches.served(failover.to_string()).await;
-        if served.is_empty() || served.iter().any(|served| served.branch.is_sealed()) {
+        if served.is_empty() {
+            // Its job's devices come back some moments after a start.
+            self.due().insert(machine, Instant::now() + LOOK);
             return;
         }
-        match self.make(machine, failover, Arc::default(), &mut followed).await {
-            Ok(_point) => followed.due = Some(now + interval),
-            Err(error) => {
-                tracing::warn!(%machine, error = &error as &dyn std::error::Error, "no point of the machine at its target");
-                followed.due = Some(Instant::now() + FAILED_PAUSE.max(interval));
-            }
+        // Once sealed, its last point is the failback's.
+        if served.iter().any(|served| served.branch.is_sealed()) {
+            return;
+        }
+        if let Err(error) = self.make(machine, failover, Arc::default(), &mut followed).await {
+            tracing::warn!(%machine, error = &error as &dyn std::error::Error, "no point of the machine at its target");
+            self.due().insert(machine, Instant::now() + FAILED_PAUSE.max(interval));
         }
     }
 

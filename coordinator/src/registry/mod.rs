@@ -21,12 +21,13 @@ pub mod thresholds;
 use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
 };
 
 use holdfast_common::{
     clock::{Clock, Timestamp},
     entropy::Entropy,
-    ids::{DiskId, Generation, Interval, MachineId, Sequence},
+    ids::{DiskId, Generation, Interval, JobId, MachineId, Sequence},
     units::BlockIndex,
     wire::{AuditAnswer, SourceAnswer},
 };
@@ -44,7 +45,7 @@ use crate::{
 };
 
 use description::Description;
-use lifecycle::LifecycleRefusal;
+use lifecycle::{LifecycleRefusal, Stage};
 pub use operator::{NewToken, Protect, Protected};
 use operators_record::OperatorsRecord;
 pub use rules::retention_rule;
@@ -165,6 +166,19 @@ impl Registry {
         let mut machines: Vec<MachineStatus> = self.state().machines.values().cloned().collect();
         machines.sort_by_key(|machine| (machine.record.enrolled_at, machine.record.id));
         machines
+    }
+
+    /// Machines that run at their targets and are replicated from there: the failover of each, and its interval.
+    #[must_use]
+    pub fn at_their_targets(&self) -> Vec<(MachineId, JobId, Duration)> {
+        let state = self.state();
+        let there = state.machines.values().filter_map(|machine| match machine.lifecycle.stage {
+            Stage::ProtectedReversed { job, .. } | Stage::FailingBack { job, .. } => {
+                Some((machine.record.id, job, Duration::from_millis(machine.policy.interval_ms)))
+            }
+            _ => None,
+        });
+        there.collect()
     }
 
     /// One machine.
