@@ -1,6 +1,9 @@
 //! A recovery plan with real parts: eight machines in three groups, scripts of which one fails, something to do by hand, cancelled
 //! in every phase, and a coordinator that is killed in the middle.
 
+// The way back.
+mod back;
+
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,

@@ -1,25 +1,30 @@
-//! What is done with a recovery plan: failover in its three kinds, forecast, commit, cancel, cleanup.
+//! What is done with a recovery plan: failover in its three kinds, the way back, forecasts, commit, cancel, cleanup.
 //!
 //! Owns the handlers: which machines with which points make a run, and which runs a verb is about. The run itself is a job.
+
+use std::collections::BTreeMap;
 
 use axum::{
     Json,
     extract::{ConnectInfo, Path as UrlPath, Query, State},
 };
-use holdfast_common::ids::MachineId;
+use holdfast_common::ids::{JobId, MachineId};
 use serde::Deserialize;
 
 use super::{
-    ApiError, ApiState, Who,
+    ApiError, ApiState, Peer, Who,
     forecast::{self, MACHINES_MAX},
-    plan_shapes::{PlanEndedShape, PlanRunRequest, PlanStageShape, PlanStagesShape},
+    plan_shapes::{PlanEndedShape, PlanRunRequest, PlanStageShape, PlanStagesShape, PlanTurnShape},
     plans::{refused, stored, target, understood},
-    port::{FailoverMode, PlanJob, PlanMember, PlanRun},
-    shapes::{ForecastShape, JobShape},
-    status, verbs, work,
+    port::{PlanJob, PlanMember, PlanRun},
+    shapes::{ForecastShape, JobShape, ModeShape, TargetShape},
+    status, verbs, views, work,
 };
 use crate::{
-    failover::plan::file::PlanFile,
+    failover::plan::{
+        course::{Course, Direction, Turn},
+        file::PlanFile,
+    },
     points::selection::Selection,
     registry::lifecycle::{LifecycleEvent, Stage},
 };
@@ -39,6 +44,7 @@ async fn ready(state: &ApiState, name: &str) -> Result<(PlanFile, Vec<(String, M
     Err(refused(&mistakes, "correct its file, then `holdfast plan apply FILE`; nothing was begun"))
 }
 
+/// A failover of the plan's machines.
 pub(super) async fn run(
     State(state): State<ApiState>,
     ConnectInfo(peer): Who,
@@ -46,34 +52,88 @@ pub(super) async fn run(
     Json(request): Json<PlanRunRequest>,
 ) -> Result<Json<JobShape>, ApiError> {
     let (file, machines) = ready(&state, &name).await?;
-    let mode = work::mode(request.mode, request.stop_source);
+    let (course, stop_source) = match request.mode {
+        ModeShape::Test => (Course::Test, false),
+        ModeShape::Failover => (Course::Unplanned, request.stop_source),
+        ModeShape::Planned => (Course::Planned, true),
+    };
     if let Some(target) = &request.target {
         work::check_target(&state, &peer, target)?;
     }
     let target = request.target.unwrap_or_else(|| target(&file.target));
-    let selection = match (&request.point, mode) {
-        (_, FailoverMode::Planned) => Selection::Latest,
+    let selection = match (&request.point, course) {
+        (_, Course::Planned) => Selection::Latest,
         (Some(point), _) => forecast::selection(point)?,
         (None, _) => file.selection,
     };
-    check_no_other(&state, &name, mode)?;
-    let members = members(&state, &machines, selection, mode, |name| work::below(&target, name)).await?;
+    let members = members(&state, &machines, selection, course, |name| work::below(&target, name)).await?;
     let detail = format!("{selection}, {}, {} machines", work::target_text(&target), members.len());
-    let act = format!("plan {}", work::act(mode));
-    state.registry.record_act(&peer.name(), &act, &name, detail).await?;
-    let run = PlanRun { file, mode, selection, target, members };
+    begin(&state, &peer, PlanRun { file, course, stop_source, selection, target, members }, detail).await
+}
+
+/// Protects the plan's machines at their targets.
+pub(super) async fn reprotect(
+    state: State<ApiState>,
+    peer: Who,
+    name: UrlPath<String>,
+) -> Result<Json<JobShape>, ApiError> {
+    lead_back(state, peer, name, Course::Reprotect).await
+}
+
+/// Brings the plan's machines back to their sources.
+pub(super) async fn failback(
+    state: State<ApiState>,
+    peer: Who,
+    name: UrlPath<String>,
+) -> Result<Json<JobShape>, ApiError> {
+    lead_back(state, peer, name, Course::Failback).await
+}
+
+async fn lead_back(
+    State(state): State<ApiState>,
+    ConnectInfo(peer): Who,
+    UrlPath(name): UrlPath<String>,
+    course: Course,
+) -> Result<Json<JobShape>, ApiError> {
+    let (file, machines) = ready(&state, &name).await?;
+    // No point is chosen on the way back, and nothing is made of one.
+    let (selection, target) = (Selection::Latest, TargetShape::Attach);
+    let member = |(name, machine)| PlanMember { machine, name, selection, target: target.clone() };
+    let members: Vec<PlanMember> = machines.into_iter().map(member).collect();
+    let detail = format!("{} machines", members.len());
+    let run = PlanRun { file, course, stop_source: false, selection, target, members };
+    begin(&state, &peer, run, detail).await
+}
+
+async fn begin(
+    state: &ApiState,
+    peer: &Peer,
+    run: PlanRun,
+    detail: String,
+) -> Result<Json<JobShape>, ApiError> {
+    check_no_other(state, &run.file.name, run.course)?;
+    let act = format!("plan {}", run.course.name().replace('-', " "));
+    state.registry.record_act(&peer.name(), &act, &run.file.name, detail).await?;
     Ok(Json(state.jobs.run_plan(peer.name(), run).await?))
 }
 
-/// Two runs of a plan do not go side by side. What an earlier one has failed over, the next one leaves alone.
-fn check_no_other(state: &ApiState, name: &str, mode: FailoverMode) -> Result<(), ApiError> {
+/// Two runs of a plan do not go side by side. What an earlier one has moved, the next one leaves alone.
+fn check_no_other(state: &ApiState, name: &str, course: Course) -> Result<(), ApiError> {
     let other = state.jobs.plan_jobs(Some(name)).into_iter().find(|job| !job.is_settled);
     match other {
-        Some(job) if mode != FailoverMode::Test => Err(ApiError::conflict(
+        Some(job) if course != Course::Test => Err(ApiError::conflict(
             format!("job {} runs the plan {name} already", job.id),
             format!("`holdfast job show {0}` shows it; continue, retry or cancel it first", job.id),
         )),
         _ => Ok(()),
+    }
+}
+
+/// What a run would do with a machine now.
+fn turn(state: &ApiState, course: Course, machine: MachineId) -> Turn {
+    match state.registry.machine(machine) {
+        Some(status) => course.turn(&status.lifecycle, JobId::from_bytes([0; 16])),
+        None => Turn::Cannot("it is not known any more".to_owned()),
     }
 }
 
@@ -82,23 +142,29 @@ async fn members(
     state: &ApiState,
     machines: &[(String, MachineId)],
     selection: Selection,
-    mode: FailoverMode,
-    target: impl Fn(&str) -> super::shapes::TargetShape,
+    course: Course,
+    target: impl Fn(&str) -> TargetShape,
 ) -> Result<Vec<PlanMember>, ApiError> {
     let mut members = Vec::new();
     let is_common = matches!(selection, Selection::LatestMultiVm | Selection::LatestMultiVmAppConsistent);
-    let named: Vec<&str> = machines.iter().map(|(name, _)| name.as_str()).collect();
+    // Who is left alone gets no point, and holds up nobody who does.
+    let moves = |machine: MachineId| !matches!(turn(state, course, machine), Turn::Stays(_));
+    let named = machines.iter().filter(|(_, machine)| moves(*machine));
+    let named: Vec<&str> = named.map(|(name, _)| name.as_str()).collect();
     if is_common && named.len() > MACHINES_MAX {
         let message = format!("a point in common is chosen for {MACHINES_MAX} machines at most");
         return Err(ApiError::invalid(message, "choose another --point"));
     }
-    let chosen = if is_common { Some(forecast::choose(state, &named, selection).await?) } else { None };
+    let chosen = match is_common && !named.is_empty() {
+        true => Some(forecast::choose(state, &named, selection).await?),
+        false => None,
+    };
     for (name, machine) in machines {
         let choice = chosen.as_ref().and_then(|chosen| chosen.choices.get(machine));
         let selection = match choice {
             Some(Ok(choice)) => Selection::Point(choice.point),
             // An unplanned failover goes on without it, and says why.
-            Some(Err(refusal)) if !matches!(mode, FailoverMode::Unplanned { .. }) => {
+            Some(Err(refusal)) if course != Course::Unplanned => {
                 return Err(ApiError::conflict(
                     format!("nothing was begun: for machine {name}, {refusal}"),
                     "`--dry-run` shows what each machine would get; choose another point",
@@ -112,7 +178,7 @@ async fn members(
     Ok(members)
 }
 
-/// What each machine would get and lose.
+/// What each machine would get and lose; of those that would be left alone, why.
 pub(super) async fn forecast(
     State(state): State<ApiState>,
     UrlPath(name): UrlPath<String>,
@@ -123,14 +189,78 @@ pub(super) async fn forecast(
         Some(point) => forecast::selection(point)?,
         None => file.selection,
     };
-    let named: Vec<&str> = machines.iter().map(|(name, _)| name.as_str()).collect();
-    Ok(Json(forecast::of_machines(&state, &named, selection).await?))
+    let moves = |machine: MachineId| matches!(turn(&state, Course::Unplanned, machine), Turn::Goes);
+    let named = machines.iter().filter(|(_, machine)| moves(*machine));
+    let named: Vec<&str> = named.map(|(name, _)| name.as_str()).collect();
+    let mut shapes = match named.is_empty() {
+        true => Vec::new(),
+        false => forecast::of_machines(&state, &named, selection).await?,
+    };
+    for (_, machine) in &machines {
+        let (left_alone, refusal) = match turn(&state, Course::Unplanned, *machine) {
+            Turn::Goes => continue,
+            Turn::Stays(why) => (Some(why), None),
+            Turn::Cannot(why) => (None, Some(why)),
+        };
+        shapes.push(ForecastShape {
+            machine: machine.to_string(),
+            name: views::machine_name(&state, *machine),
+            selection: selection.to_string(),
+            left_alone,
+            refusal,
+            ..ForecastShape::default()
+        });
+    }
+    Ok(Json(shapes))
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct CourseQuery {
+    course: String,
+}
+
+/// What a run would do with each machine, by where it stands now.
+pub(super) async fn turns(
+    State(state): State<ApiState>,
+    UrlPath(name): UrlPath<String>,
+    Query(query): Query<CourseQuery>,
+) -> Result<Json<Vec<PlanTurnShape>>, ApiError> {
+    let course = Course::ALL.into_iter().find(|course| course.name() == query.course);
+    let names: Vec<&str> = Course::ALL.iter().map(|course| course.name()).collect();
+    let course = course.ok_or_else(|| {
+        let message = format!("`{}` is nothing that is done with a plan", query.course);
+        ApiError::invalid(message, format!("it is one of {}", names.join(", ")))
+    })?;
+    let (file, machines) = ready(&state, &name).await?;
+    let machine_of: BTreeMap<&str, MachineId> =
+        machines.iter().map(|(name, machine)| (name.as_str(), *machine)).collect();
+    let mut shapes = Vec::new();
+    for group in &file.groups {
+        for (name, machine) in group.machines.iter().filter_map(|(name, _)| machine_of.get_key_value(&**name))
+        {
+            let (turn, reason) = match turn(&state, course, *machine) {
+                Turn::Goes => ("goes", String::new()),
+                Turn::Stays(why) => ("stays", why),
+                Turn::Cannot(why) => ("cannot", why),
+            };
+            let stage = state.registry.machine(*machine).map(|status| status.lifecycle.stage.name());
+            shapes.push(PlanTurnShape {
+                group: group.name.clone(),
+                name: (*name).to_owned(),
+                stage: stage.unwrap_or_default().to_owned(),
+                turn: turn.to_owned(),
+                reason,
+            });
+        }
+    }
+    Ok(Json(shapes))
 }
 
 /// The runs of a plan that a verb is about, newest first.
 fn runs(state: &ApiState, name: &str, tests: bool) -> Result<Vec<PlanJob>, ApiError> {
     let jobs = state.jobs.plan_jobs(Some(name));
-    let jobs: Vec<PlanJob> = jobs.into_iter().filter(|job| !job.is_over && job.is_test == tests).collect();
+    let jobs: Vec<PlanJob> =
+        jobs.into_iter().filter(|job| !job.is_over && (job.course == Course::Test) == tests).collect();
     if jobs.is_empty() {
         let what = if tests { "test failover" } else { "failover" };
         let advice = "`holdfast plan show` and `holdfast jobs` list what there is";
@@ -166,13 +296,17 @@ pub(super) async fn commit(
     Ok(Json(PlanStagesShape { name, machines }))
 }
 
-/// Takes the plan's failovers back: their machines go back to their sources.
+/// Takes the plan's failovers back: their machines go back to their sources. A way back that is under way is what is taken back
+/// first: its machines go on at their targets.
 pub(super) async fn cancel(
     State(state): State<ApiState>,
     ConnectInfo(peer): Who,
     UrlPath(name): UrlPath<String>,
 ) -> Result<Json<PlanEndedShape>, ApiError> {
-    let runs = runs(&state, &name, false)?;
+    let mut runs = runs(&state, &name, false)?;
+    if runs.iter().any(|run| run.course.direction() == Direction::ToSource) {
+        runs.retain(|run| run.course.direction() == Direction::ToSource);
+    }
     for run in &runs {
         verbs::check_cancel(&state, run.id)?;
     }

@@ -43,6 +43,9 @@ pub struct PlanShape {
     pub order: Vec<Vec<String>>,
     /// What is wrong with it now (a machine that is gone, a program).
     pub mistakes: Vec<Mistake>,
+    /// Where its machines stand, by the names that the plan has for them.
+    #[serde(default)]
+    pub stages: Vec<PlanStageShape>,
     /// When it was last applied.
     pub changed_at: String,
     /// By whom.
@@ -88,6 +91,21 @@ pub struct PlanRunRequest {
     /// Whether the sources are asked to stop first; a planned failover always does.
     #[serde(default)]
     pub stop_source: bool,
+}
+
+/// What a run would do with a machine of a plan.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanTurnShape {
+    /// Its group.
+    pub group: String,
+    /// The machine, as the plan names it.
+    pub name: String,
+    /// Where it stands.
+    pub stage: String,
+    /// "goes", "stays" or "cannot".
+    pub turn: String,
+    /// Why, if it does not go.
+    pub reason: String,
 }
 
 /// What was ended of a plan.

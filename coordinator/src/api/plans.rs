@@ -17,9 +17,9 @@ use holdfast_common::ids::MachineId;
 
 use super::{
     ApiError, ApiState, Peer, Who,
-    plan_shapes::{PlanCheckShape, PlanGroupShape, PlanRequest, PlanShape},
+    plan_shapes::{PlanCheckShape, PlanGroupShape, PlanRequest, PlanShape, PlanStageShape},
     shapes::TargetShape,
-    views, work,
+    status, views, work,
 };
 use crate::{
     catalog::{
@@ -29,7 +29,7 @@ use crate::{
     failover::plan::{
         Action, OnError, What, When,
         check::{Surroundings, check},
-        file::{FileGroup, FileTarget, PlanFile},
+        file::{FileAction, FileGroup, FileTarget, PlanFile},
         read::{Mistake, read},
     },
 };
@@ -208,10 +208,10 @@ pub(super) fn target(target: &FileTarget) -> TargetShape {
 }
 
 fn shape(state: &ApiState, plan: &PlanRecord) -> PlanShape {
-    let (file, _, mistakes) = understood(state, None, &plan.text);
+    let (file, machines, mistakes) = understood(state, None, &plan.text);
     let name_of = |group: &usize| file.groups.get(*group).map(|group| group.name.clone());
     let group = |group: &FileGroup| {
-        let actions = |when: When| group.actions(when).iter().map(|action| label(&action.action)).collect();
+        let actions = |when: When| group.actions(when).iter().map(label).collect();
         PlanGroupShape {
             name: group.name.clone(),
             needs: group.needs.iter().filter_map(name_of).collect(),
@@ -224,6 +224,10 @@ fn shape(state: &ApiState, plan: &PlanRecord) -> PlanShape {
     };
     let waves = file.waves().unwrap_or_default();
     let jobs = state.jobs.plan_jobs(Some(&plan.name));
+    let stage = |(name, machine): (String, MachineId)| {
+        let lifecycle = status::lifecycle(&state.registry.machine(machine)?);
+        Some(PlanStageShape { name, lifecycle })
+    };
     PlanShape {
         name: plan.name.clone(),
         description: file.description.clone(),
@@ -232,6 +236,7 @@ fn shape(state: &ApiState, plan: &PlanRecord) -> PlanShape {
         groups: file.groups.iter().map(group).collect(),
         order: waves.iter().map(|wave| wave.iter().filter_map(name_of).collect()).collect(),
         mistakes,
+        stages: machines.into_iter().filter_map(stage).collect(),
         changed_at: views::time(plan.changed_at),
         changed_by: plan.changed_by.clone(),
         jobs: jobs.iter().filter(|job| !job.is_over).map(|job| job.id.to_string()).collect(),
@@ -239,11 +244,14 @@ fn shape(state: &ApiState, plan: &PlanRecord) -> PlanShape {
     }
 }
 
-fn label(action: &Action) -> String {
-    match action.what {
-        What::Script { .. } => format!("script: {}", action.name),
-        What::Manual { .. } => format!("by hand: {}", action.name),
-    }
+fn label(action: &FileAction) -> String {
+    let Action { name, what, .. } = &action.action;
+    let what = match what {
+        What::Script { .. } => format!("script: {name}"),
+        What::Manual { .. } => format!("by hand: {name}"),
+    };
+    let only = action.direction.map(|only| format!(" (only {})", only.name()));
+    format!("{what}{}", only.unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -14,7 +14,10 @@ use super::shapes::{DiffShape, JobShape, TargetShape};
 use crate::{
     compute::port::BoxFuture,
     drills::Drill,
-    failover::{plan::file::PlanFile, port::PointsError},
+    failover::{
+        plan::{course::Course, file::PlanFile},
+        port::PointsError,
+    },
     points::selection::{Candidate, Selection},
     store::{Alarm, DiskSpace},
 };
@@ -59,8 +62,10 @@ pub trait PlanHost: fmt::Debug + Send + Sync {
 pub struct PlanRun {
     /// The plan.
     pub file: PlanFile,
-    /// What it means for the sources.
-    pub mode: FailoverMode,
+    /// What it does.
+    pub course: Course,
+    /// Whether sources are asked to stop first.
+    pub stop_source: bool,
     /// Which points, for people.
     pub selection: Selection,
     /// What is made of them, for people.
@@ -87,8 +92,8 @@ pub struct PlanMember {
 pub struct PlanJob {
     /// Its job.
     pub id: JobId,
-    /// Whether it is a test.
-    pub is_test: bool,
+    /// What it does.
+    pub course: Course,
     /// Whether nothing of it is left.
     pub is_over: bool,
     /// Whether it does nothing more by itself, and waits for nobody.

@@ -975,6 +975,9 @@ pub struct ForecastShape {
     pub point: Option<PointShape>,
     /// Why it would get none.
     pub refusal: Option<String>,
+    /// Of a plan: why nothing would be done with the machine; null if something would.
+    #[serde(default)]
+    pub left_alone: Option<String>,
     /// Whether the point would have to be processed first.
     pub pending: bool,
     /// Age of the point's cut, the clocks' difference taken out: everything written since then would be lost.

@@ -32,7 +32,7 @@ use crate::{
             FailoverSpec, Job, JobSpec, Mode, Output, StepKind, StepRecord, StepState, Target, WayBackSpec,
         },
         machine::State,
-        plan::{self, Member, MemberOutcome, MemberState, PlanGroup},
+        plan::{self, Member, MemberOutcome, MemberState, PlanGroup, course::Course},
         port::{JobStore, LogRecord, PointSource, StoreError, WayBack},
         runner::{Command, JobError, JobView, Jobs},
     },
@@ -105,8 +105,10 @@ impl Control {
         let job = &view.job;
         let (selection, target) = match &job.spec {
             JobSpec::Failover(spec) => (Some(spec.selection), Some(&spec.target)),
-            JobSpec::Plan(spec) => (Some(spec.selection), Some(&spec.target)),
-            JobSpec::Reprotect(_) | JobSpec::Failback(_) => (None, None),
+            JobSpec::Plan(spec) if spec.mode.failover().is_some() => {
+                (Some(spec.selection), Some(&spec.target))
+            }
+            JobSpec::Plan(_) | JobSpec::Reprotect(_) | JobSpec::Failback(_) => (None, None),
         };
         let machine = job.spec.machine().and_then(|machine| self.registry.machine(machine));
         let plan = job.spec.plan().map(|plan| plan.plan.clone());
@@ -219,7 +221,10 @@ impl Control {
                 job: child.as_ref().map(|child| child.id.to_string()),
                 state: state.to_owned(),
                 reason: reason.or_else(|| last.map(|message| message.text.clone())),
-                point: child.as_ref().and_then(Job::point).map(|point| point.to_string()),
+                point: child
+                    .as_ref()
+                    .and_then(|child| child.point().or_else(|| child.written_back()))
+                    .map(|point| point.to_string()),
                 rto_us: child.as_ref().and_then(rto_us),
             }
         };
@@ -346,14 +351,14 @@ impl JobControl for Control {
 
     fn run_plan(&self, who: String, run: PlanRun) -> BoxFuture<'_, Result<JobShape, JobRefusal>> {
         Box::pin(async move {
-            let (mode, stop_source) = mode_of(run.mode);
             let target = target_of(run.target);
             let member = |member: PlanMember| {
                 let PlanMember { machine, name, selection, target } = member;
                 (name.clone(), Member { machine, name, selection, target: target_of(target) })
             };
             let members = run.members.into_iter().map(member).collect();
-            let asked = plan::Run { mode, stop_source, selection: run.selection, target };
+            let PlanRun { course, stop_source, selection, .. } = run;
+            let asked = plan::Run { course, stop_source, selection, target };
             let spec = plan::compile(&run.file, &asked, &members);
             let job = self.jobs.submit(JobSpec::Plan(Box::new(spec)), &who).await.map_err(refusal)?;
             self.view(job)
@@ -370,7 +375,7 @@ impl JobControl for Control {
             };
             Some(PlanJob {
                 id: view.job.id,
-                is_test: spec.mode == Mode::Test,
+                course: spec.mode,
                 is_over: view.job.status.state.is_over(),
                 is_settled: view.is_settled() && !matches!(view.job.status.state, State::Waiting { .. }),
                 children: spec.members().filter_map(child).collect(),
@@ -388,11 +393,8 @@ impl JobControl for Control {
     ) -> BoxFuture<'_, Result<JobShape, JobRefusal>> {
         Box::pin(async move {
             let of = self.jobs.watch(failover).ok_or(JobRefusal::Unknown(failover))?;
-            let runs = matches!(
-                &of.borrow().job.spec,
-                JobSpec::Failover(FailoverSpec { target: Target::Machine { .. }, .. })
-            );
-            let spec = WayBackSpec { machine, failover, runs };
+            let spec = WayBackSpec::of(&of.borrow().job).filter(|spec| spec.machine == machine);
+            let spec = spec.ok_or(JobRefusal::Unknown(failover))?;
             let spec = match verb {
                 WayBackVerb::Reprotect => JobSpec::Reprotect(spec),
                 WayBackVerb::Failback => JobSpec::Failback(spec),
@@ -502,9 +504,11 @@ fn kind(spec: &JobSpec) -> &'static str {
         JobSpec::Reprotect(_) => "reprotect",
         JobSpec::Failback(_) => "failback",
         JobSpec::Plan(plan) => match plan.mode {
-            Mode::Test => "plan-test-failover",
-            Mode::Unplanned => "plan-failover",
-            Mode::Planned => "plan-planned-failover",
+            Course::Test => "plan-test-failover",
+            Course::Unplanned => "plan-failover",
+            Course::Planned => "plan-planned-failover",
+            Course::Reprotect => "plan-reprotect",
+            Course::Failback => "plan-failback",
         },
     }
 }
@@ -562,7 +566,7 @@ const fn title(kind: StepKind) -> &'static str {
         StepKind::PlanCheck => "prerequisites check",
         StepKind::PlanScript => "run a script",
         StepKind::PlanManual => "manual action",
-        StepKind::PlanMachines => "fail machines over",
+        StepKind::PlanMachines => "machines",
         StepKind::PlanEnd => "end of the plan",
         StepKind::BeginReprotect | StepKind::BeginFailback => "prerequisites check",
         StepKind::TakeOverLog => "begin a line of history of the target",

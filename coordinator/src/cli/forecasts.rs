@@ -24,6 +24,10 @@ pub(crate) fn forecast(machines: &[ForecastShape]) -> String {
 }
 
 fn one(text: &mut String, machine: &ForecastShape) {
+    if let Some(why) = &machine.left_alone {
+        let _infallible = writeln!(text, "{}: left alone: {why}", machine.name);
+        return;
+    }
     match (&machine.point, &machine.refusal) {
         (Some(point), _) => {
             let pending = if machine.pending { ", to be processed first" } else { "" };

@@ -7,7 +7,10 @@ use std::{fmt::Write as _, path::PathBuf, time::Duration};
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets::NOTHING};
 use holdfast_coordinator::api::{
-    plan_shapes::{PlanCheckShape, PlanEndedShape, PlanRequest, PlanRunRequest, PlanShape, PlanStagesShape},
+    plan_shapes::{
+        PlanCheckShape, PlanEndedShape, PlanRequest, PlanRunRequest, PlanShape, PlanStagesShape,
+        PlanTurnShape,
+    },
     shapes::{ForecastShape, JobShape, ModeShape},
 };
 
@@ -91,12 +94,32 @@ Scripts run too: HOLDFAST_MODE says that it is a test.")]
     TestFailover(PlanTestOptions),
     /// Fail all machines of a plan over without losing anything: each source stops and gives what it has written last
     PlannedFailover(PlanPlannedOptions),
+    /// Protect the machines of a plan at their targets: what they write there is replicated; no script runs
+    #[command(after_help = "\
+Example:
+  holdfast plan commit shop
+  holdfast plan reprotect shop
+
+Machines that run at their source, or are protected at their target already, are left alone.")]
+    Reprotect(PlanBackOptions),
+    /// Bring the machines of a plan back to their sources with what they wrote at their targets, group after group
+    #[command(after_help = "\
+Examples:
+  holdfast plan failback shop --dry-run
+      shows what would be done with each machine, and changes nothing
+  holdfast plan failback shop
+
+The groups come in the order of a failover: what a group needs is back before it. Actions run too, with
+HOLDFAST_DIRECTION=to-source and HOLDFAST_MODE=failback, but for those of direction = \"to-target\".
+Machines that run at their source already are left alone. `holdfast plan cancel` takes back what is under way;
+a machine that went back already stays there, with all that it wrote.")]
+    Failback(PlanBackOptions),
     /// Keep what a plan has failed over: it cannot be cancelled any more. Deletes nothing
     Commit {
         /// Its name
         plan: String,
     },
-    /// Take a plan's failover back, at whatever step it is, the last group first
+    /// Take a plan's failover (or its way back, if that is under way) back, at whatever step it is, the last group first
     Cancel {
         /// Its name
         plan: String,
@@ -161,9 +184,24 @@ pub(crate) struct PlanTestOptions {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct PlanBackOptions {
+    /// Its name
+    plan: String,
+    /// Show what would be done with each machine; change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Return at once, without waiting for the job
+    #[arg(long)]
+    no_wait: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct PlanPlannedOptions {
     /// Its name
     plan: String,
+    /// Show what would be done with each machine; change nothing
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     into: Into,
 }
@@ -199,6 +237,11 @@ pub(crate) async fn run(client: &Client, output: Output, command: PlanCommand) -
             };
             begin(client, output, &options.plan, request, options.into).await
         }
+        PlanCommand::PlannedFailover(options) if options.dry_run => {
+            turns(client, output, &options.plan, "planned-failover").await
+        }
+        PlanCommand::Reprotect(options) => lead_back(client, output, options, "reprotect").await,
+        PlanCommand::Failback(options) => lead_back(client, output, options, "failback").await,
         PlanCommand::PlannedFailover(options) => {
             let request = PlanRunRequest { mode: ModeShape::Planned, ..PlanRunRequest::default() };
             begin(client, output, &options.plan, request, options.into).await
@@ -261,11 +304,46 @@ async fn begin(
         request.target = Some(target(client, made, into.format, false)?);
     }
     let job: JobShape = client.post(&path(plan, "/failover"), &request).await?;
-    if into.no_wait {
+    followed(client, output, job, into.no_wait).await
+}
+
+async fn followed(client: &Client, output: Output, job: JobShape, no_wait: bool) -> Result<(), Failure> {
+    if no_wait {
         return output.answer(&job, begun);
     }
     let job = watch(client, output, job).await?;
     finish(output, &job)
+}
+
+async fn lead_back(
+    client: &Client,
+    output: Output,
+    options: PlanBackOptions,
+    verb: &str,
+) -> Result<(), Failure> {
+    if options.dry_run {
+        return turns(client, output, &options.plan, verb).await;
+    }
+    let job: JobShape = client.post(&path(&options.plan, &format!("/{verb}")), &()).await?;
+    followed(client, output, job, options.no_wait).await
+}
+
+/// What would be done with each machine.
+async fn turns(client: &Client, output: Output, plan: &str, course: &str) -> Result<(), Failure> {
+    let turns: Vec<PlanTurnShape> = client.get(&path(plan, &format!("/turns?course={course}"))).await?;
+    output.answer(&turns, |turns| {
+        let mut table = Table::new();
+        table.load_style(NOTHING).set_header(["GROUP", "MACHINE", "STANDS", "WOULD BE", "WHY"]);
+        for turn in turns {
+            let would = match &*turn.turn {
+                "goes" => "moved",
+                "stays" => "left alone",
+                _ => "refused",
+            };
+            table.add_row([&*turn.group, &*turn.name, &*turn.stage, would, &*turn.reason]);
+        }
+        format!("{table}\nNothing was changed.")
+    })
 }
 
 async fn end(client: &Client, output: Output, plan: &str, verb: &str) -> Result<(), Failure> {
@@ -341,7 +419,12 @@ fn described(plan: &PlanShape) -> String {
             for action in &group.before {
                 let _infallible = writeln!(text, "       before: {action}");
             }
-            let _infallible = writeln!(text, "       machines: {}", group.machines.join(", "));
+            let stands = |name: &String| {
+                let stage = plan.stages.iter().find(|stage| stage.name == *name);
+                stage.map_or_else(|| name.clone(), |stage| format!("{name} ({})", stage.lifecycle.stage))
+            };
+            let machines: Vec<String> = group.machines.iter().map(stands).collect();
+            let _infallible = writeln!(text, "       machines: {}", machines.join(", "));
             for action in &group.after {
                 let _infallible = writeln!(text, "       after: {action}");
             }

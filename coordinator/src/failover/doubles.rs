@@ -19,8 +19,9 @@ use holdfast_common::{
 use tokio::sync::watch;
 
 use super::{
-    job::{JobSpec, StepKind, WayBackSpec},
-    log::Then,
+    job::{JobSpec, StepKind},
+    log::{self, Event, Record, Then},
+    plan::course::Course,
     plans::failover::Services,
     port::{
         JobStore, LifecycleError, Lifecycles, LogRecord, PointSource, PointsError, ScriptRequest, Scripts,
@@ -71,6 +72,16 @@ impl MemoryStore {
         self.records.lock().unwrap().len()
     }
 
+    /// Adds a job that is over before anything else happens.
+    pub(super) fn put_over(&self, job: JobId, spec: JobSpec, steps: Vec<StepKind>) {
+        let by = "test".to_owned();
+        let created = Event::Created { spec, by: by.clone(), steps, holds: true };
+        for (number, event) in (1..).zip([created, Event::CancelRequested { by }]) {
+            let record = log::encode(&Record { job, number, at: Timestamp(0), event }).unwrap();
+            self.records.lock().unwrap().insert((job, number), record);
+        }
+    }
+
     fn alive(&self) -> bool {
         let mut left = self.appends_left.lock().unwrap();
         match left.as_mut() {
@@ -115,8 +126,8 @@ impl JobStore for MemoryStore {
 #[derive(Debug, Default)]
 pub(super) struct World {
     inner: Mutex<Things>,
-    /// Where the machine stood before the job.
-    before: Lifecycle,
+    /// Where machines stood before the job.
+    before: BTreeMap<MachineId, Lifecycle>,
     drills: Mutex<Vec<DrillRecord>>,
 }
 
@@ -144,7 +155,10 @@ pub(super) struct Things {
     pub source: Source,
     /// Points that were served or shown by a machine, in order.
     pub shown: Vec<PointId>,
-    pub way: Way,
+    /// Targets on their way back. The failover of a machine has its bytes here ([`failover_of`]).
+    ways: BTreeMap<[u8; 16], Way>,
+    /// Whether clients use the disks of a target that is to go back.
+    pub clients: bool,
 }
 
 /// A target on its way back.
@@ -171,6 +185,35 @@ impl Things {
     pub(super) fn of(&self, machine: MachineId) -> Lifecycle {
         self.lifecycles.get(&machine).cloned().unwrap_or_default()
     }
+
+    /// The way back of a machine.
+    pub(super) fn way(&self, machine: MachineId) -> Way {
+        self.ways.get(&machine.into_bytes()).cloned().unwrap_or_default()
+    }
+
+    fn way_mut(&mut self, of: [u8; 16]) -> &mut Way {
+        self.ways.entry(of).or_default()
+    }
+
+    /// Whether the machine is protected at its target.
+    pub(super) fn is_protected_there(&self, machine: MachineId) -> bool {
+        let way = self.way(machine);
+        matches!(self.of(machine).stage, Stage::ProtectedReversed { .. })
+            && way.followed
+            && !way.points.is_empty()
+    }
+
+    /// Whether the machine is back at its source, with all that its target wrote, and cannot run there too.
+    pub(super) fn is_back(&self, machine: MachineId) -> bool {
+        let way = self.way(machine);
+        let complete = way.source_holds.and_then(|point| way.points.get(&point).copied());
+        self.of(machine) == Lifecycle::default() && complete == Some(true) && (way.sealed || way.ended)
+    }
+}
+
+/// The failover that made a machine run at its target, before the job that leads it back.
+pub(super) fn failover_of(machine: MachineId) -> JobId {
+    JobId::from_bytes(machine.into_bytes())
 }
 
 /// The sources of the machines.
@@ -188,42 +231,40 @@ impl World {
         self.inner.lock().unwrap()
     }
 
-    /// As it is before a job of this kind.
+    /// As it is before a job of this kind. Of a plan that leads back, the last machine is at its source.
     pub(super) fn where_begins(spec: &JobSpec) -> Self {
-        let WayBackSpec { machine, failover, .. } = match spec {
-            JobSpec::Failover(_) | JobSpec::Plan(_) => return Self::default(),
-            JobSpec::Reprotect(spec) | JobSpec::Failback(spec) => spec,
+        let machines = match spec {
+            JobSpec::Failover(_) => return Self::default(),
+            JobSpec::Reprotect(spec) | JobSpec::Failback(spec) => vec![spec.machine],
+            JobSpec::Plan(spec) if spec.mode.failover().is_some() => return Self::default(),
+            JobSpec::Plan(spec) => {
+                let mut machines: Vec<_> = spec.members().map(|(_, member)| member.machine).collect();
+                machines.pop();
+                machines
+            }
         };
-        let (job, point) = (*failover, point(1));
-        let is_followed = matches!(spec, JobSpec::Failback(_));
-        let stage = if is_followed {
-            Stage::ProtectedReversed { job, point }
-        } else {
-            Stage::Committed { job, point }
+        let is_followed = match spec {
+            JobSpec::Plan(spec) => spec.mode == Course::Failback,
+            spec => matches!(spec, JobSpec::Failback(_)),
         };
-        let before = Lifecycle { stage, ..Lifecycle::default() };
-        let way = Way { followed: is_followed, ..Way::default() };
-        let things =
-            Things { lifecycles: [(*machine, before.clone())].into(), way, newest: 50, ..Things::default() };
+        let mut things = Things { newest: 50, ..Things::default() };
+        for machine in machines {
+            let (job, point) = (failover_of(machine), point(1));
+            let stage = if is_followed {
+                Stage::ProtectedReversed { job, point }
+            } else {
+                Stage::Committed { job, point }
+            };
+            things.lifecycles.insert(machine, Lifecycle { stage, ..Lifecycle::default() });
+            things.way_mut(machine.into_bytes()).followed = is_followed;
+        }
+        let before = things.lifecycles.clone();
         Self { inner: Mutex::new(things), before, drills: Mutex::default() }
     }
 
-    /// Whether the machine is protected at its target.
-    pub(super) fn is_protected_there(&self) -> bool {
-        let things = self.things();
-        matches!(things.lifecycle().stage, Stage::ProtectedReversed { .. })
-            && things.way.followed
-            && !things.way.points.is_empty()
-    }
-
-    /// Whether the machine is back at its source, with all that its target wrote, and cannot run there too.
-    pub(super) fn is_back(&self) -> bool {
-        let things = self.things();
-        let complete = things.way.source_holds.and_then(|point| things.way.points.get(&point).copied());
-        things.lifecycle() == Lifecycle::default()
-            && complete == Some(true)
-            && (things.way.sealed || things.way.ended)
-            && things.leases.is_empty()
+    /// The machines that ran at their targets before the job.
+    pub(super) fn were_there(&self) -> Vec<MachineId> {
+        self.before.keys().copied().collect()
     }
 
     /// What a crash of the coordinator takes away: the devices. Machines run on.
@@ -239,23 +280,24 @@ impl World {
         things.stopped.retain(is_fenced);
     }
 
-    /// Whether nothing of any job is left, or what cannot be taken back is whole.
+    /// Whether nothing of any job is left, and each machine is where it was before, or what cannot be taken back is whole.
     pub(super) fn is_clean(&self) -> bool {
-        self.is_as_before() || self.is_back()
-    }
-
-    fn is_as_before(&self) -> bool {
         let things = self.things();
         let made = things.served.is_empty()
             && things.branches.is_empty()
             && things.images.is_empty()
             && things.machines.is_empty();
+        let as_before = |machine: MachineId| {
+            let (before, way) = (self.before.get(&machine).cloned().unwrap_or_default(), things.way(machine));
+            things.of(machine) == before && !way.sealed && !way.ended
+        };
+        let whole = |machine: &MachineId| {
+            as_before(*machine) || things.is_back(*machine) || things.is_protected_there(*machine)
+        };
         made && things.running.is_empty()
             && things.leases.is_empty()
-            && things.lifecycles.values().all(|lifecycle| *lifecycle == self.before)
+            && things.lifecycles.keys().all(whole)
             && things.stopped.is_empty()
-            && !things.way.sealed
-            && !things.way.ended
     }
 }
 
@@ -405,41 +447,43 @@ impl WayBack for World {
         Box::pin(async { Ok(()) })
     }
 
-    fn begin(&self, _machine: MachineId, _failover: JobId) -> BoxFuture<'_, Result<(), WayBackError>> {
-        Box::pin(async {
-            self.things().way.followed = true;
+    fn begin(&self, machine: MachineId, _failover: JobId) -> BoxFuture<'_, Result<(), WayBackError>> {
+        Box::pin(async move {
+            self.things().way_mut(machine.into_bytes()).followed = true;
             Ok(())
         })
     }
 
     fn point(
         &self,
-        _machine: MachineId,
+        machine: MachineId,
         _failover: JobId,
         _task: Arc<Task>,
     ) -> BoxFuture<'_, Result<PointId, WayBackError>> {
-        Box::pin(async {
+        Box::pin(async move {
             let mut things = self.things();
-            assert!(things.lifecycle().is_fenced(), "two write to one log");
-            if !things.way.followed {
+            assert!(things.of(machine).is_fenced(), "two write to one log");
+            let way = things.way(machine);
+            if !way.followed {
                 return Err(WayBackError::Refused("it is not followed".into()));
             }
             things.newest += 1;
-            let (made, sealed) = (point(things.newest), things.way.sealed);
-            things.way.points.insert(made, sealed);
+            let made = point(things.newest);
+            things.way_mut(machine.into_bytes()).points.insert(made, way.sealed);
             Ok(made)
         })
     }
 
     fn clients(&self, _failover: JobId) -> BoxFuture<'_, usize> {
-        Box::pin(async { 0 })
+        Box::pin(async { usize::from(self.things().clients) })
     }
 
-    fn seal(&self, _failover: JobId, sealed: bool) -> BoxFuture<'_, Result<(), WayBackError>> {
+    fn seal(&self, failover: JobId, sealed: bool) -> BoxFuture<'_, Result<(), WayBackError>> {
         Box::pin(async move {
             let mut things = self.things();
-            assert!(things.lifecycle().is_fenced(), "there are two machines");
-            things.way.sealed = sealed;
+            let of = failover.into_bytes();
+            assert!(things.of(MachineId::from_bytes(of)).is_fenced(), "there are two machines");
+            things.way_mut(of).sealed = sealed;
             Ok(())
         })
     }
@@ -450,28 +494,29 @@ impl WayBack for World {
 
     fn write_back(
         &self,
-        _machine: MachineId,
+        machine: MachineId,
         point: PointId,
         _task: Arc<Task>,
     ) -> BoxFuture<'_, Result<WrittenBack, WayBackError>> {
         Box::pin(async move {
             let mut things = self.things();
-            assert!(things.lifecycle().is_fenced(), "the machine's own disks are written to");
+            assert!(things.of(machine).is_fenced(), "the machine's own disks are written to");
             assert!(things.leases.iter().any(|(_, held)| *held == point), "written back without a lease");
-            things.way.source_holds = Some(point);
+            things.way_mut(machine.into_bytes()).source_holds = Some(point);
             Ok(WrittenBack::default())
         })
     }
 
-    fn release(&self, _machine: MachineId) -> BoxFuture<'_, ()> {
-        Box::pin(async { self.things().way.followed = false })
+    fn release(&self, machine: MachineId) -> BoxFuture<'_, ()> {
+        Box::pin(async move { self.things().way_mut(machine.into_bytes()).followed = false })
     }
 
-    fn end_target(&self, _failover: JobId) -> BoxFuture<'_, Result<(), WayBackError>> {
-        Box::pin(async {
+    fn end_target(&self, failover: JobId) -> BoxFuture<'_, Result<(), WayBackError>> {
+        Box::pin(async move {
             let mut things = self.things();
-            assert!(!things.lifecycle().is_fenced(), "there is no machine any more");
-            things.way.ended = true;
+            let of = failover.into_bytes();
+            assert!(!things.of(MachineId::from_bytes(of)).is_fenced(), "there is no machine any more");
+            things.way_mut(of).ended = true;
             Ok(())
         })
     }

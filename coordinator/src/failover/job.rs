@@ -116,6 +116,16 @@ pub enum Target {
     Branch,
 }
 
+impl WayBackSpec {
+    /// The way back of what a failover has made; none if the job is none of one machine.
+    #[must_use]
+    pub fn of(failover: &Job) -> Option<Self> {
+        let JobSpec::Failover(spec) = &failover.spec else { return None };
+        let runs = matches!(spec.target, Target::Machine { .. });
+        Some(Self { machine: spec.machine, failover: failover.id, runs })
+    }
+}
+
 impl JobSpec {
     /// The machine it is about, if it is about one.
     #[must_use]
@@ -397,6 +407,15 @@ impl Job {
     pub fn point(&self) -> Option<PointId> {
         self.steps.iter().find_map(|step| match step.output {
             Output::Selected { point, .. } => Some(point),
+            _ => None,
+        })
+    }
+
+    /// The point that a source's disks were brought to last.
+    #[must_use]
+    pub fn written_back(&self) -> Option<PointId> {
+        self.steps.iter().rev().find_map(|step| match step.output {
+            Output::WrittenBack { point, .. } => Some(point),
             _ => None,
         })
     }

@@ -19,7 +19,7 @@ use holdfast_common::{
 use tokio::runtime::{Builder, Runtime};
 
 use super::{
-    doubles::{Fault, FaultyPlans, MemoryStore, NoMachines, Source, World, point},
+    doubles::{Fault, FaultyPlans, MemoryStore, NoMachines, Source, World, failover_of, point},
     job::{FailoverSpec, JobSpec, Mode, Output, StepKind, StepState, Target, WayBackSpec},
     machine::State,
     plans::failover::Services,
@@ -55,6 +55,11 @@ impl Site {
     }
 
     fn with(world: World, fault: Fault) -> Self {
+        let store = MemoryStore::default();
+        for machine in world.were_there() {
+            let failover = spec_of(machine, Mode::Unplanned, Target::Branch);
+            store.put_over(failover_of(machine), failover, vec![StepKind::Check]);
+        }
         let world = Arc::new(world);
         let services = Services {
             points: world.clone(),
@@ -71,7 +76,7 @@ impl Site {
         let mut site = Self {
             runtime: None,
             jobs: None,
-            store: Arc::default(),
+            store: Arc::new(store),
             world,
             plans,
             clock: ManualClock::default(),
@@ -185,11 +190,12 @@ fn to_image() -> JobSpec {
 fn walk(spec: &JobSpec, check: &dyn Fn(&JobView, &World)) {
     let good_end = Site::of(spec, Fault::None);
     let steps = good_end.plans.plan(spec).steps;
+    let before = good_end.store.len();
     let job = good_end.submit(spec);
     let view = good_end.settle(job).unwrap();
     assert!(view.job.steps.iter().all(|step| step.state == StepState::Done), "{view:?}");
     check(&view, &good_end.world);
-    let events = good_end.store.len();
+    let events = good_end.store.len() - before;
 
     repeated(spec, check);
     for appends in 1..events {
@@ -338,7 +344,7 @@ fn cancelled_after_kill(spec: &JobSpec, appends: usize) {
         // Images of a test stay.
         site.world.things().images.clear();
     }
-    assert!(site.world.is_clean() || site.world.is_protected_there(), "{things:?}");
+    assert!(site.world.is_clean(), "{things:?}");
     assert_eq!(things.leases, BTreeSet::new(), "{things:?}");
 }
 
@@ -363,7 +369,7 @@ fn failing(spec: &JobSpec, kind: StepKind, check: &dyn Fn(&JobView, &World)) {
     site.command(job, Command::Cancel).unwrap();
     assert_eq!(site.settle(job).unwrap().job.status.state, State::Cancelled);
     site.world.let_in();
-    assert!(site.world.is_clean() || site.world.is_protected_there(), "{kind:?}: {:?}", site.world);
+    assert!(site.world.is_clean(), "{kind:?}: {:?}", site.world);
 }
 
 fn hanging(spec: &JobSpec, kind: StepKind) {
@@ -376,7 +382,7 @@ fn hanging(spec: &JobSpec, kind: StepKind) {
     site.command(job, Command::Cancel).unwrap();
     assert_eq!(site.settle(job).unwrap().job.status.state, State::Cancelled);
     site.world.let_in();
-    assert!(site.world.is_clean() || site.world.is_protected_there(), "{kind:?}: {:?}", site.world);
+    assert!(site.world.is_clean(), "{kind:?}: {:?}", site.world);
 }
 
 fn undo_failing(spec: &JobSpec, kind: StepKind) {
@@ -389,7 +395,7 @@ fn undo_failing(spec: &JobSpec, kind: StepKind) {
     site.command(job, Command::Retry).unwrap();
     assert_eq!(site.settle(job).unwrap().job.status.state, State::Cancelled);
     site.world.let_in();
-    assert!(site.world.is_clean() || site.world.is_protected_there(), "{kind:?}: {:?}", site.world);
+    assert!(site.world.is_clean(), "{kind:?}: {:?}", site.world);
 }
 
 /// What every failover has come to when all its steps are done.
@@ -413,14 +419,15 @@ fn usable(view: &JobView, world: &World, mode: Mode) {
 const MODES: [Mode; 3] = [Mode::Test, Mode::Unplanned, Mode::Planned];
 
 fn way_back(runs: bool) -> WayBackSpec {
-    WayBackSpec { machine: MachineId::from_bytes([9; 16]), failover: JobId::from_bytes([8; 16]), runs }
+    let machine = MachineId::from_bytes([9; 16]);
+    WayBackSpec { machine, failover: failover_of(machine), runs }
 }
 
 #[test]
 fn reprotection_survives_everything() {
     walk(&JobSpec::Reprotect(way_back(false)), &|view, world| {
         assert_eq!(view.job.status.state, State::Succeeded);
-        assert!(world.is_protected_there(), "{world:?}");
+        assert!(world.things().is_protected_there(way_back(false).machine), "{world:?}");
     });
 }
 
@@ -428,7 +435,8 @@ fn reprotection_survives_everything() {
 fn failback_survives_everything() {
     walk(&JobSpec::Failback(way_back(false)), &|view, world| {
         assert_eq!(view.job.status.state, State::Succeeded);
-        assert!(world.is_back() && world.things().way.ended, "{world:?}");
+        let (things, machine) = (world.things(), way_back(false).machine);
+        assert!(things.is_back(machine) && things.way(machine).ended, "{things:?}");
     });
 }
 

@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use super::{Action, OnError, When};
+use super::{Action, OnError, When, course::Direction};
 use crate::points::selection::Selection;
 
 /// A plan.
@@ -76,6 +76,8 @@ pub struct FileGroup {
 pub struct FileAction {
     /// The action.
     pub action: Action,
+    /// The only direction in which it is done, if there is one.
+    pub direction: Option<Direction>,
     /// Where it stands.
     pub line: usize,
 }
@@ -92,7 +94,7 @@ impl FileGroup {
 }
 
 impl PlanFile {
-    /// The groups in the order in which they are failed over: all of a wave side by side, each after everything that it needs.
+    /// The groups in the order in which they move: all of a wave side by side, each after everything that it needs.
     ///
     /// # Errors
     /// Groups that need each other.

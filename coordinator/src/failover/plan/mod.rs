@@ -12,6 +12,8 @@
 //!        -> machines of its groups, side by side: each an ordinary failover job of its own
 //!        -> after-actions of its groups, one after another
 //! ```
+//! On the way back the waves come in the same order: what a group needs is up at the side it goes to before the group is.
+//! Re-protection moves nothing: all machines at once, without actions.
 //! A wave holds all groups whose needs are in earlier waves. Where no group says what it `needs`, each needs the one before,
 //! and a wave is a group.
 
@@ -21,14 +23,19 @@ pub mod file;
 pub mod read;
 // What of it is wrong here and now.
 pub mod check;
+// What a run does, and with which machines.
+pub mod course;
 
 use std::collections::BTreeMap;
 
 use holdfast_common::ids::{JobId, MachineId};
 use serde::{Deserialize, Serialize};
 
-use self::file::PlanFile;
-use super::job::{Mode, StepKind, Target};
+use self::{
+    course::{Course, Direction},
+    file::{FileAction, PlanFile},
+};
+use super::job::{StepKind, Target};
 use crate::points::selection::Selection;
 
 /// A run of a plan.
@@ -36,12 +43,12 @@ use crate::points::selection::Selection;
 pub struct PlanSpec {
     /// The plan's name.
     pub plan: String,
-    /// What it means for the sources.
-    pub mode: Mode,
+    /// What it does.
+    pub mode: Course,
     /// Whether sources are stopped first.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stop_source: bool,
-    /// What was asked for, for people; members have their own.
+    /// What was asked for, for people; members have their own. Of no meaning on the way back.
     pub selection: Selection,
     /// The same.
     pub target: Target,
@@ -74,7 +81,7 @@ pub struct Member {
     pub machine: MachineId,
     /// Its name in the plan.
     pub name: String,
-    /// Which point.
+    /// Which point; of no meaning on the way back, as the target.
     pub selection: Selection,
     /// What is made of it.
     pub target: Target,
@@ -208,7 +215,7 @@ pub struct MemberOutcome {
 pub enum MemberState {
     /// As asked for.
     Done,
-    /// There was nothing to do: it runs at its target already.
+    /// There was nothing to do where it stands.
     Skipped,
     /// Not as asked for.
     Failed,
@@ -220,8 +227,8 @@ pub const REASON_BYTES_MAX: usize = 300;
 /// How a run differs from the file.
 #[derive(Clone, Debug)]
 pub struct Run {
-    /// What it means for the sources.
-    pub mode: Mode,
+    /// What it does.
+    pub course: Course,
     /// Whether sources are stopped first (a planned failover always does).
     pub stop_source: bool,
     /// Which points.
@@ -233,22 +240,12 @@ pub struct Run {
 /// Freezes a plan. `members` gives what a machine's name stands for; a machine without is left out.
 #[must_use]
 pub fn compile(file: &PlanFile, run: &Run, members: &BTreeMap<String, Member>) -> PlanSpec {
-    let number = |group: usize| u32::try_from(group).unwrap_or(u32::MAX);
     let mut steps = vec![PlanStep::Check];
-    for wave in file.waves().unwrap_or_default() {
-        let actions = |when: When| {
-            wave.iter().flat_map(move |group| {
-                let actions = file.groups.get(*group).map(|group| group.actions(when)).unwrap_or_default();
-                actions.iter().map(move |action| PlanStep::Action {
-                    group: number(*group),
-                    when,
-                    action: action.action.clone(),
-                })
-            })
-        };
-        steps.extend(actions(When::Before));
-        steps.push(PlanStep::Machines { groups: wave.iter().map(|group| number(*group)).collect() });
-        steps.extend(actions(When::After));
+    if run.course == Course::Reprotect {
+        // No machine starts, stops or moves, so nothing waits for anything.
+        steps.push(PlanStep::Machines { groups: (0..file.groups.len()).map(number).collect() });
+    } else {
+        steps.extend(waves(file, run.course));
     }
     steps.push(PlanStep::End);
     let groups = file.groups.iter().map(|group| PlanGroup {
@@ -257,10 +254,10 @@ pub fn compile(file: &PlanFile, run: &Run, members: &BTreeMap<String, Member>) -
         time_limit_ms: group.time_limit_ms,
         on_error: group.on_error,
     });
-    let networks = if run.mode == Mode::Test { &file.test_networks } else { &file.networks };
+    let networks = if run.course == Course::Test { &file.test_networks } else { &file.networks };
     PlanSpec {
         plan: file.name.clone(),
-        mode: run.mode,
+        mode: run.course,
         stop_source: run.stop_source,
         selection: run.selection,
         target: run.target.clone(),
@@ -268,6 +265,36 @@ pub fn compile(file: &PlanFile, run: &Run, members: &BTreeMap<String, Member>) -
         groups: groups.collect(),
         steps,
     }
+}
+
+/// The steps of all waves, without the actions of the other direction.
+fn waves(file: &PlanFile, course: Course) -> Vec<PlanStep> {
+    let mut steps = Vec::new();
+    for wave in file.waves().unwrap_or_default() {
+        steps.extend(actions(file, &wave, When::Before, course.direction()));
+        steps.push(PlanStep::Machines { groups: wave.iter().map(|group| number(*group)).collect() });
+        steps.extend(actions(file, &wave, When::After, course.direction()));
+    }
+    steps
+}
+
+/// The actions of a wave's groups, one after another.
+fn actions(file: &PlanFile, wave: &[usize], when: When, direction: Direction) -> Vec<PlanStep> {
+    let mut steps = Vec::new();
+    for group in wave {
+        let of_group = file.groups.get(*group).map(|group| group.actions(when)).unwrap_or_default();
+        let meant = of_group.iter().filter(|action| action.direction.is_none_or(|only| only == direction));
+        steps.extend(meant.map(|FileAction { action, .. }| PlanStep::Action {
+            group: number(*group),
+            when,
+            action: action.clone(),
+        }));
+    }
+    steps
+}
+
+fn number(group: usize) -> u32 {
+    u32::try_from(group).unwrap_or(u32::MAX)
 }
 
 impl PlanSpec {

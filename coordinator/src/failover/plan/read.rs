@@ -14,6 +14,7 @@ use toml::{
 
 use super::{
     Action, OnError, Place, What,
+    course::Direction,
     file::{FileAction, FileGroup, FileTarget, PlanFile},
 };
 use crate::{duration::parse_duration, points::selection::Selection};
@@ -294,7 +295,11 @@ impl<'t> Reader<'t> {
     }
 
     fn action(&mut self, table: &DeTable<'t>, span: &Range<usize>) -> Option<FileAction> {
-        self.known(table, "an action", &["name", "script", "manual", "on", "time_limit", "on_error"]);
+        self.known(
+            table,
+            "an action",
+            &["name", "script", "manual", "on", "time_limit", "on_error", "direction"],
+        );
         let name = table.get("name").and_then(|value| self.string(value, "name"));
         let what = match (table.get("script"), table.get("manual")) {
             (Some(script), None) => {
@@ -334,7 +339,20 @@ impl<'t> Reader<'t> {
             What::Manual { text } => text.lines().next().unwrap_or_default().chars().take(60).collect(),
         });
         let on_error = self.on_error(table.get("on_error"));
-        Some(FileAction { action: Action { name, on_error, what }, line: self.line(span) })
+        let direction = self.direction(table.get("direction"));
+        Some(FileAction { action: Action { name, on_error, what }, direction, line: self.line(span) })
+    }
+
+    /// The only direction of an action.
+    fn direction(&mut self, value: Option<&Value<'t>>) -> Option<Direction> {
+        let value = value?;
+        let text = self.string(value, "direction")?;
+        let found = [Direction::ToTarget, Direction::ToSource].into_iter().find(|one| one.name() == text);
+        if found.is_none() {
+            let text = format!("`{text}` is no direction; it is \"to-target\" or \"to-source\"");
+            self.say(&value.span(), text);
+        }
+        found
     }
 
     /// Where a script runs.

@@ -9,8 +9,9 @@ use holdfast_common::{
 use proptest::prelude::*;
 
 use super::{
-    Member, MemberOutcome, MemberState, Mode, PlanSpec, PlanStep, REASON_BYTES_MAX, Run, Selection, Target,
+    Member, MemberOutcome, MemberState, PlanSpec, PlanStep, REASON_BYTES_MAX, Run, Selection, Target,
     compile,
+    course::Course,
     file::PlanFile,
     read::{PLAN_BYTES_MAX, read},
 };
@@ -72,7 +73,7 @@ fn groups_follow_each_other_unless_they_say_what_they_need() {
     assert_eq!(file(&[None, Some(vec![2]), Some(vec![1])]).waves().unwrap_err(), [1, 2]);
 }
 
-fn compiled(text: &str, mode: Mode) -> PlanSpec {
+fn compiled(text: &str, course: Course) -> PlanSpec {
     let (file, mistakes) = read(text);
     assert_eq!(mistakes, []);
     let member = |name: &str| {
@@ -82,7 +83,7 @@ fn compiled(text: &str, mode: Mode) -> PlanSpec {
     let members: BTreeMap<String, Member> = file.machines().map(member).collect();
     compile(
         &file,
-        &Run { mode, stop_source: false, selection: Selection::Latest, target: Target::Attach },
+        &Run { course, stop_source: false, selection: Selection::Latest, target: Target::Attach },
         &members,
     )
 }
@@ -117,7 +118,7 @@ manual = "look"
 /// What is stored must never change: a plan that runs is read by the next version.
 #[test]
 fn golden() {
-    let spec = compiled(SHOP, Mode::Unplanned);
+    let spec = compiled(SHOP, Course::Unplanned);
     let text = serde_json::to_string(&spec).unwrap();
     let machine = |name: &str| {
         format!(
@@ -155,7 +156,7 @@ fn the_largest_plan_fits_into_the_log_of_its_job() {
         text.push_str(&format!("\"{}\",\n", names[names.len() - 1]));
     }
     text.push_str("]\n");
-    let spec = compiled(&text, Mode::Unplanned);
+    let spec = compiled(&text, Course::Unplanned);
     assert!(names.len() > 4000 && spec.members().count() == names.len());
     let stored = |event: Event| {
         encode(&Record { job: JobId::from_bytes([1; 16]), number: 1, at: Timestamp(1), event }).unwrap()
@@ -175,7 +176,7 @@ fn the_largest_plan_fits_into_the_log_of_its_job() {
 
 #[test]
 fn a_test_has_its_own_networks_and_steps_have_titles() {
-    let spec = compiled(SHOP, Mode::Test);
+    let spec = compiled(SHOP, Course::Test);
     assert_eq!(spec.networks, BTreeMap::from([("*".to_owned(), "isolated".to_owned())]));
     let titles: Vec<_> = (0..6).map(|step| spec.title(step)).collect();
     let expected = [
@@ -188,4 +189,18 @@ fn a_test_has_its_own_networks_and_steps_have_titles() {
     ];
     assert_eq!(titles, expected.map(|title| title.map(str::to_owned)));
     assert!(matches!(spec.step(3), Some(PlanStep::Machines { groups }) if *groups == [0, 1]));
+}
+
+/// Actions of the other direction are left out, and what moves nothing has none.
+#[test]
+fn the_way_back_has_its_own_actions() {
+    let text = SHOP.replace("name = \"say\"\n", "name = \"say\"\ndirection = \"to-target\"\n");
+    let text = text.replace("manual = \"look\"", "manual = \"look\"\ndirection = \"to-source\"");
+    let titles = |course| {
+        let spec = compiled(&text, course);
+        (0..6).filter_map(|step| spec.title(step)).collect::<Vec<_>>()
+    };
+    assert_eq!(titles(Course::Planned), ["before a: say", "before a: drain", "machines of a, b"]);
+    assert_eq!(titles(Course::Failback), ["before a: drain", "machines of a, b", "after b: look"]);
+    assert_eq!(titles(Course::Reprotect), ["machines of a, b"]);
 }

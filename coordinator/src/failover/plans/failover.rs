@@ -60,7 +60,7 @@ use crate::{
     failover::{
         job::{FailoverSpec, JobSpec, Mode, StepKind, Target},
         log::Then,
-        plan::{Member, PlanSpec},
+        plan::{Member, PlanSpec, course::Course},
         port::{LifecycleError, Lifecycles, PointSource, PointsError, Scripts, Sources, WayBack},
         step::{Context, Plan, Plans, Step, StepError},
     },
@@ -181,7 +181,11 @@ impl Services {
 /// The steps of a plan's run; its machines hold what it made, as those of their own do.
 fn plan_of(spec: &PlanSpec) -> Plan {
     let leaves = |member: &Member| matches!(member.target, Target::Image { .. });
-    let holds = spec.mode != Mode::Test || !spec.members().all(|(_, member)| leaves(member));
+    let holds = match spec.mode {
+        Course::Test => !spec.members().all(|(_, member)| leaves(member)),
+        Course::Unplanned | Course::Planned => true,
+        Course::Reprotect | Course::Failback => false,
+    };
     Plan { steps: spec.kinds(), holds }
 }
 

@@ -9,7 +9,7 @@
 //! | plan-check | leases on points that were chosen for several machines together | gives them back | undo |
 //! | plan-script | what the program does; it is run again after an interruption | ends what is left of the program | by `on_error` |
 //! | plan-manual | nothing: it waits for somebody | nothing | - |
-//! | plan-machines | a job per machine (`plan_machines`) | cancels them | unplanned: go on; else by `on_error` |
+//! | plan-machines | a job per machine (`plan_machines`) | cancels them; who went back stays there | unplanned: go on; else by `on_error` |
 //! | plan-end | gives the plan's own leases back | nothing | hold |
 //!
 //! An unplanned failover goes on to its end whatever fails, but for an action that says itself `on_error = "stop"`.
@@ -22,14 +22,16 @@ use super::failover::{Services, failed};
 use crate::{
     compute::port::BoxFuture,
     failover::{
-        job::{Mode, Output},
+        job::Output,
         log::{self, Then},
-        plan::{Action, Member, OnError, Place, PlanGroup, PlanSpec, PlanStep, What, When},
+        plan::{
+            Action, Member, OnError, Place, PlanGroup, PlanSpec, PlanStep, What, When,
+            course::{Course, Turn},
+        },
         port::ScriptRequest,
         step::{Context, Outcome, Step, StepError},
     },
     points::selection::Selection,
-    registry::lifecycle::LifecycleEvent,
 };
 
 /// The plan that the job runs.
@@ -43,29 +45,52 @@ pub(super) fn plan(context: &Context) -> Result<&PlanSpec, StepError> {
 pub(super) struct PlanCheck(pub(super) Services);
 
 impl PlanCheck {
-    /// Why a machine cannot be failed over now.
-    async fn trouble(&self, context: &Context, mode: Mode, member: &Member) -> Option<String> {
+    /// Why a machine cannot be moved now.
+    async fn trouble(&self, context: &Context, course: Course, member: &Member) -> Option<String> {
         let machine = member.machine;
         let Some(lifecycle) = self.0.lifecycles.now(machine) else {
             return Some("it is not known any more".to_owned());
         };
-        if mode != Mode::Test && lifecycle.is_fenced() {
-            // It is at its target: it will be left out.
-            return None;
+        match course.turn(&lifecycle, context.job.id) {
+            Turn::Stays(_) => return None,
+            Turn::Cannot(why) => return Some(why),
+            Turn::Goes => {}
         }
-        let event = match mode {
-            Mode::Test => LifecycleEvent::BeginTest(context.job.id),
-            Mode::Unplanned | Mode::Planned => LifecycleEvent::BeginFailover(context.job.id),
-        };
-        if let Err(refusal) = lifecycle.after(event) {
-            return Some(refusal.to_string());
+        match course {
+            Course::Test | Course::Unplanned => {
+                let chosen = self.0.choose(machine, member.selection, Then::Undo).await;
+                chosen.err().map(|error| error.message)
+            }
+            Course::Planned => {
+                let connected = self.0.sources.facts(machine).is_some_and(|facts| facts.connected);
+                (!connected).then(|| "its source is not connected".to_owned())
+            }
+            Course::Reprotect | Course::Failback => {
+                let failover = lifecycle.stage.failover()?;
+                let checked = self.0.way_back.check(machine, failover).await;
+                checked.err().map(|error| StepError::new(&error, Then::Undo).message)
+            }
         }
-        if mode == Mode::Planned {
-            let connected = self.0.sources.facts(machine).is_some_and(|facts| facts.connected);
-            return (!connected).then(|| "its source is not connected".to_owned());
+    }
+
+    /// Machines whose sources do not stand by to be written to, each with why; all are looked for at once, since who is lost is
+    /// waited for.
+    async fn without_sources(&self, context: &Context, spec: &PlanSpec) -> Vec<String> {
+        let mut looking = JoinSet::new();
+        for (_, member) in spec.members().filter(|_| spec.mode == Course::Failback) {
+            let turn = self.0.lifecycles.now(member.machine).map(|now| spec.mode.turn(&now, context.job.id));
+            if turn == Some(Turn::Goes) {
+                let (way_back, machine, name) =
+                    (Arc::clone(&self.0.way_back), member.machine, member.name.clone());
+                looking.spawn(async move {
+                    let ready = way_back.source_ready(machine, SOURCE_WAIT).await;
+                    ready.err().map(|error| format!("{name}: {error}"))
+                });
+            }
         }
-        let chosen = self.0.choose(machine, member.selection, Then::Undo).await;
-        chosen.err().map(|error| error.message)
+        let mut found: Vec<String> = looking.join_all().await.into_iter().flatten().collect();
+        found.sort();
+        found
     }
 }
 
@@ -87,12 +112,18 @@ impl Step for PlanCheck {
                     }
                 }
             }
+            troubles.extend(self.without_sources(context, spec).await);
             if troubles.is_empty() {
                 return Ok(Outcome::Done(Output::Nothing));
             }
             let (count, all) = (troubles.len(), spec.members().count());
-            let text = format!("{count} of {all} machines cannot be failed over: {}", troubles.join("; "));
-            if spec.mode == Mode::Unplanned && count < all {
+            let what = match spec.mode {
+                Course::Test | Course::Unplanned | Course::Planned => "be failed over",
+                Course::Reprotect => "be protected at their targets",
+                Course::Failback => "go back",
+            };
+            let text = format!("{count} of {all} machines cannot {what}: {}", troubles.join("; "));
+            if spec.mode == Course::Unplanned && count < all {
                 return Ok(Outcome::Done(Output::Told { text: log::bounded(text) }));
             }
             Err(StepError { message: log::bounded(text), then: Then::Undo })
@@ -167,7 +198,7 @@ impl<'c> Script<'c> {
         else {
             return Err(no_such_step());
         };
-        let by_mode = if spec.mode == Mode::Unplanned { OnError::Continue } else { group.on_error };
+        let by_mode = if spec.mode == Course::Unplanned { OnError::Continue } else { group.on_error };
         let then = match action.on_error.unwrap_or(by_mode) {
             OnError::Stop => Then::Hold,
             OnError::Continue => Then::GoOn,
@@ -238,7 +269,8 @@ impl PlanScript {
                 addresses.push((name, all.collect::<Vec<_>>().join(",")));
             }
             let Some(job) = super::plan_machines::job_of(context, member.machine) else { continue };
-            points.extend(job.point().map(|point| (name, point.to_string())));
+            let point = job.point().or_else(|| job.written_back());
+            points.extend(point.map(|point| (name, point.to_string())));
             for step in &job.steps {
                 let Output::Attached { endpoints, .. } = &step.output else { continue };
                 disks
@@ -246,17 +278,12 @@ impl PlanScript {
             }
         }
         let names: Vec<&str> = members.iter().map(|member| &*member.name).collect();
-        let mode = match spec.mode {
-            Mode::Test => "test-failover",
-            Mode::Unplanned => "failover",
-            Mode::Planned => "planned-failover",
-        };
         let mut environment = vec![
             ("PLAN", spec.plan.clone()),
             ("GROUP", group.name.clone()),
             ("WHEN", when.name().to_owned()),
-            ("MODE", mode.to_owned()),
-            ("DIRECTION", "to-target".to_owned()),
+            ("MODE", spec.mode.name().to_owned()),
+            ("DIRECTION", spec.mode.direction().name().to_owned()),
             ("MACHINES", names.join(" ")),
             ("POINTS", pairs(&points)),
             ("ADDRESSES", pairs(&addresses)),
@@ -325,6 +352,8 @@ impl Step for PlanScript {
     }
 }
 
+/// Longest wait for a source that is to be written to: it asks every second.
+const SOURCE_WAIT: Duration = Duration::from_secs(5);
 /// Longest wait for sources to end a program of a plan that is taken back.
 const END_WAIT: Duration = Duration::from_secs(1);
 

@@ -1,7 +1,8 @@
-//! The step of a plan that has its machines failed over: a job for each, followed until it is settled.
+//! The step of a plan that has its machines moved: a job for each, followed until it is settled.
 //!
 //! Owns beginning, following and cancelling the machines' jobs. Invariants: what the step has begun it finds again, since ids
-//! follow from the plan's job ([`child_id`]); a machine that is at its target already is left alone, and so is what was committed.
+//! follow from the plan's job ([`child_id`]); a machine that is at the side already where the plan leads is left alone, and so is
+//! what was committed. What a machine's job waits for, the plan waits for, when all its other machines are settled.
 //! Limit: [`AT_ONCE_MAX`] machines are begun and not settled at a time.
 
 use std::{sync::Arc, time::Duration};
@@ -17,18 +18,19 @@ use crate::{
     compute::port::{BoxFuture, Task},
     failover::{
         children::{ChildJobs, child_id, current},
-        job::{FailoverSpec, Job, JobSpec, Mode, Output},
+        job::{FailoverSpec, Job, JobSpec, Output, WayBackSpec},
         log::{self, Then},
         machine::State,
         plan::{
             Member, MemberOutcome, MemberState, OnError, PlanGroup, PlanSpec, PlanStep, REASON_BYTES_MAX,
+            course::{Course, Turn},
         },
         runner::{Command, JobError, JobView},
         step::{Context, Outcome, Step, StepError},
     },
 };
 
-/// Fails the machines of a wave over.
+/// Moves the machines of a wave.
 #[derive(Debug)]
 pub(super) struct PlanMachines(pub(super) Services);
 
@@ -51,89 +53,147 @@ struct Child {
     parent: JobId,
     id: JobId,
     watched: Option<watch::Receiver<JobView>>,
-    spec: FailoverSpec,
+    /// What is to be done if nothing was begun.
+    todo: Todo,
+    machine: MachineId,
     name: String,
-    /// Why there is nothing to do, if nothing was begun.
-    skipped: Option<String>,
+    /// Whether somebody has done what it may wait for.
+    continued: bool,
     limit: Duration,
+}
+
+/// What is to be done with a machine of which nothing was begun yet.
+#[derive(Debug)]
+enum Todo {
+    Begin(Box<JobSpec>),
+    /// Nothing; why.
+    Stays(String),
+    /// It cannot be done; why.
+    Cannot(String),
+}
+
+/// A machine whose job was followed as far as it goes by itself.
+#[derive(Debug)]
+struct Followed {
+    outcome: MemberOutcome,
+    /// What somebody has to do before its job goes on.
+    waits: Option<String>,
 }
 
 impl PlanMachines {
     fn child(&self, context: &Context, spec: &PlanSpec, group: &PlanGroup, member: &Member) -> Child {
         let (id, watched) = current(&context.job, member.machine, |id| context.children.watch(id));
-        let lifecycle = self.0.lifecycles.now(member.machine).filter(|_| spec.mode != Mode::Test);
-        let skipped = lifecycle.filter(|now| now.is_fenced()).map(|now| {
-            format!("it is {} already: it runs at its target and is left as it is", now.stage.name())
-        });
         Child {
             children: Arc::clone(&context.children),
             parent: context.job.id,
             id,
             watched,
-            spec: FailoverSpec {
+            todo: self.todo(context, spec, member),
+            machine: member.machine,
+            name: member.name.clone(),
+            continued: context.continued,
+            limit: Duration::from_millis(group.time_limit_ms),
+        }
+    }
+
+    fn todo(&self, context: &Context, spec: &PlanSpec, member: &Member) -> Todo {
+        let Some(now) = self.0.lifecycles.now(member.machine) else {
+            return Todo::Cannot("it is not known any more".to_owned());
+        };
+        match spec.mode.turn(&now, context.job.id) {
+            Turn::Stays(why) => return Todo::Stays(why),
+            Turn::Cannot(why) => return Todo::Cannot(why),
+            Turn::Goes => {}
+        }
+        let spec = match spec.mode.failover() {
+            Some(mode) => Some(JobSpec::Failover(FailoverSpec {
                 machine: member.machine,
                 selection: member.selection,
                 target: member.target.clone(),
-                mode: spec.mode,
+                mode,
                 stop_source: spec.stop_source,
                 networks: spec.networks.clone(),
                 drill: None,
-            },
-            name: member.name.clone(),
-            skipped,
-            limit: Duration::from_millis(group.time_limit_ms),
+            })),
+            None => way_back(context, spec.mode, now.stage.failover()),
+        };
+        match spec {
+            Some(spec) => Todo::Begin(Box::new(spec)),
+            None => Todo::Cannot(format!(
+                "the job of its failover is not known any more; `holdfast resume {}` gives up what the target wrote",
+                member.name
+            )),
         }
     }
 }
 
+/// The job that leads back what a failover has made.
+fn way_back(context: &Context, course: Course, failover: Option<JobId>) -> Option<JobSpec> {
+    let failover = context.children.watch(failover?)?;
+    let spec = WayBackSpec::of(&failover.borrow().job)?;
+    Some(if course == Course::Reprotect { JobSpec::Reprotect(spec) } else { JobSpec::Failback(spec) })
+}
+
 impl Child {
-    fn outcome(&self, state: MemberState, job: Option<JobId>, reason: String) -> MemberOutcome {
+    fn ended(&self, state: MemberState, job: Option<JobId>, reason: String) -> Followed {
         let mut reason = reason;
         let end = (0..=REASON_BYTES_MAX.min(reason.len())).rev().find(|end| reason.is_char_boundary(*end));
         reason.truncate(end.unwrap_or(0));
-        MemberOutcome { machine: self.spec.machine, name: self.name.clone(), job, state, reason }
+        let outcome = MemberOutcome { machine: self.machine, name: self.name.clone(), job, state, reason };
+        Followed { outcome, waits: None }
     }
 
     /// Begins the job or has it go on, and waits until it is settled.
-    async fn run(self, task: Arc<Task>) -> MemberOutcome {
-        let watched = match self.begin().await {
-            Ok(Some(watched)) => watched,
-            Ok(None) => {
-                return self.outcome(MemberState::Skipped, None, self.skipped.clone().unwrap_or_default());
-            }
-            Err(error) => return self.outcome(MemberState::Failed, None, error.to_string()),
+    async fn run(self, task: Arc<Task>) -> Followed {
+        let begun = match (&self.watched, &self.todo) {
+            (Some(watched), _) => self.go_on(watched).await,
+            (None, Todo::Begin(spec)) => self.begin(spec).await,
+            (None, Todo::Stays(why)) => return self.ended(MemberState::Skipped, None, why.clone()),
+            (None, Todo::Cannot(why)) => return self.ended(MemberState::Failed, None, why.clone()),
         };
-        let (state, reason) = match settled(watched, self.limit, &task).await {
-            Ok(view) => match view.job.status.state {
-                State::Holding | State::Succeeded => (MemberState::Done, String::new()),
-                state => {
-                    let why = view.job.messages.last().map_or("no reason is known", |message| &message.text);
-                    (MemberState::Failed, format!("its job is {}: {why}", state.name()))
-                }
-            },
-            Err(why) => (MemberState::Failed, why),
+        let watched = match begun {
+            Ok(watched) => watched,
+            Err(error) => return self.ended(MemberState::Failed, None, error.to_string()),
         };
-        self.outcome(state, Some(self.id), reason)
+        let view = match settled(watched, self.limit, &task).await {
+            Ok(view) => view,
+            Err(why) => return self.ended(MemberState::Failed, Some(self.id), why),
+        };
+        let state = view.job.status.state;
+        if matches!(state, State::Holding | State::Succeeded) {
+            return self.ended(MemberState::Done, Some(self.id), String::new());
+        }
+        let why = view.job.messages.last().map_or("no reason is known", |message| &message.text);
+        let reason = format!("its job is {}: {why}", state.name());
+        let waits = matches!(state, State::Waiting { .. }).then(|| format!("{}: {why}", self.name));
+        Followed { waits, ..self.ended(MemberState::Failed, Some(self.id), reason) }
     }
 
-    async fn begin(&self) -> Result<Option<watch::Receiver<JobView>>, JobError> {
-        let by = format!("plan job {}", self.parent);
-        if let Some(watched) = &self.watched {
-            let state = watched.borrow().job.status.state;
-            if matches!(state, State::Held { .. } | State::Stuck { .. } | State::Failed) {
-                match self.children.command(self.id, Command::Retry, by).await {
-                    // It went on, or was cancelled, by itself meanwhile.
-                    Ok(()) | Err(JobError::NotNow(_)) => {}
-                    Err(error) => return Err(error),
-                }
+    async fn begin(&self, spec: &JobSpec) -> Result<watch::Receiver<JobView>, JobError> {
+        self.children.begin(self.id, spec.clone(), self.by()).await?;
+        self.children.watch(self.id).ok_or(JobError::Stopped)
+    }
+
+    /// Has a job that was begun before go on, if it does not by itself.
+    async fn go_on(&self, watched: &watch::Receiver<JobView>) -> Result<watch::Receiver<JobView>, JobError> {
+        let state = watched.borrow().job.status.state;
+        let command = match state {
+            State::Held { .. } | State::Stuck { .. } | State::Failed => Some(Command::Retry),
+            State::Waiting { .. } => self.continued.then_some(Command::Continue),
+            _ => None,
+        };
+        if let Some(command) = command {
+            match self.children.command(self.id, command, self.by()).await {
+                // It went on, or was cancelled, by itself meanwhile.
+                Ok(()) | Err(JobError::NotNow(_)) => {}
+                Err(error) => return Err(error),
             }
-            return Ok(self.children.watch(self.id));
         }
-        if self.skipped.is_some() {
-            return Ok(None);
-        }
-        self.children.begin(self.id, JobSpec::Failover(self.spec.clone()), by).await?;
-        self.children.watch(self.id).map(Some).ok_or(JobError::Stopped)
+        self.children.watch(self.id).ok_or(JobError::Stopped)
+    }
+
+    fn by(&self) -> String {
+        format!("plan job {}", self.parent)
     }
 }
 
@@ -162,20 +222,20 @@ async fn settled(
 }
 
 /// Runs all of them, a bounded number at a time.
-async fn run_all(children: Vec<Child>, task: &Arc<Task>) -> Vec<MemberOutcome> {
+async fn run_all(children: Vec<Child>, task: &Arc<Task>) -> Vec<Followed> {
     let mut running = JoinSet::new();
-    let mut outcomes = Vec::with_capacity(children.len());
+    let mut all = Vec::with_capacity(children.len());
     for child in children {
         if running.len() >= AT_ONCE_MAX {
-            outcomes.extend(running.join_next().await.into_iter().flatten());
+            all.extend(running.join_next().await.into_iter().flatten());
         }
         running.spawn(child.run(Arc::clone(task)));
     }
-    while let Some(outcome) = running.join_next().await {
-        outcomes.extend(outcome);
+    while let Some(followed) = running.join_next().await {
+        all.extend(followed);
     }
-    outcomes.sort_by(|one, other| one.name.cmp(&other.name));
-    outcomes
+    all.sort_by(|one: &Followed, other| one.outcome.name.cmp(&other.outcome.name));
+    all
 }
 
 /// What follows from how the machines of the groups have ended.
@@ -183,7 +243,7 @@ fn judged(spec: &PlanSpec, groups: &[&PlanGroup], members: Vec<MemberOutcome>) -
     let stops = |member: &&MemberOutcome| {
         let in_group = |group: &&&PlanGroup| group.members.iter().any(|of| of.machine == member.machine);
         let stop = groups.iter().find(in_group).is_some_and(|group| group.on_error == OnError::Stop);
-        member.state == MemberState::Failed && stop && spec.mode != Mode::Unplanned
+        member.state == MemberState::Failed && stop && spec.mode != Course::Unplanned
     };
     let stopping: Vec<String> =
         members.iter().filter(stops).map(|member| format!("{}: {}", member.name, member.reason)).collect();
@@ -204,11 +264,17 @@ impl Step for PlanMachines {
                 .iter()
                 .flat_map(|group| group.members.iter().map(|member| child(group, member)))
                 .collect();
-            let members = run_all(children, &context.task).await;
+            let all = run_all(children, &context.task).await;
             if context.task.is_cancelled() {
                 return Err(StepError { message: "cancelled".to_owned(), then: Then::Hold });
             }
-            judged(spec, &groups, members)
+            let waits: Vec<&str> = all.iter().filter_map(|followed| followed.waits.as_deref()).collect();
+            if !waits.is_empty() {
+                let job = context.job.id;
+                let text = format!("to do, then `holdfast job continue {job}`: {}", waits.join("; "));
+                return Ok(Outcome::Waits(text));
+            }
+            judged(spec, &groups, all.into_iter().map(|followed| followed.outcome).collect())
         })
     }
 

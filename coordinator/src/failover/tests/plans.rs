@@ -8,10 +8,10 @@ use super::{Command, Fault, JobSpec, JobView, Site, State, Target, World, point,
 use crate::{
     failover::{
         job::{Mode, Output, StepKind, StepState},
-        plan::{Member, MemberOutcome, MemberState, Run, compile, read::read},
+        plan::{Member, MemberOutcome, MemberState, Run, compile, course::Course, read::read},
     },
     points::selection::Selection,
-    registry::lifecycle::{LifecycleEvent, Stage},
+    registry::lifecycle::{Lifecycle, LifecycleEvent, Stage},
 };
 
 const FILE: &str = r#"
@@ -39,20 +39,21 @@ fn machine(name: &str) -> MachineId {
     MachineId::from_bytes([u8::try_from(number).unwrap() + 10; 16])
 }
 
-fn plan_of(text: &str, mode: Mode, selection: Selection, target: &Target) -> JobSpec {
-    let (file, mistakes) = read(text);
+fn plan_of(text: &str, course: impl Into<Course>, selection: Selection, target: &Target) -> JobSpec {
+    let (course, (file, mistakes)) = (course.into(), read(text));
     assert!(mistakes.is_empty(), "{mistakes:?}");
     let member = |name: &str| {
         let (machine, target) = (machine(name), target.clone());
         (name.to_owned(), Member { machine, name: name.to_owned(), selection, target })
     };
     let members: BTreeMap<String, Member> = file.machines().map(member).collect();
-    let run = Run { mode, stop_source: mode == Mode::Unplanned, selection, target: target.clone() };
+    let stop_source = course == Course::Unplanned;
+    let run = Run { course, stop_source, selection, target: target.clone() };
     JobSpec::Plan(Box::new(compile(&file, &run, &members)))
 }
 
-fn plan(mode: Mode) -> JobSpec {
-    plan_of(FILE, mode, Selection::Latest, &Target::Attach)
+fn plan(course: impl Into<Course>) -> JobSpec {
+    plan_of(FILE, course, Selection::Latest, &Target::Attach)
 }
 
 /// What every run of the plan has come to when all is done.
@@ -295,4 +296,77 @@ fn what_fails_on_a_source_is_told_by_machine() {
                         failed (exit status: 1)";
         assert_eq!(said, expected);
     }
+}
+
+/// What every plan that leads back has come to: who was at the target is where the plan leads, who was not is left alone.
+fn all_back(view: &JobView, world: &World, course: Course) {
+    assert_eq!(view.job.status.state, State::Succeeded);
+    let things = world.things();
+    assert!(things.leases.is_empty(), "{things:?}");
+    for name in ["db-1", "db-2"] {
+        match course {
+            Course::Reprotect => assert!(things.is_protected_there(machine(name)), "{name}: {things:?}"),
+            _ => assert!(
+                things.is_back(machine(name)) && things.way(machine(name)).ended,
+                "{name}: {things:?}"
+            ),
+        }
+    }
+    assert_eq!(things.of(machine("web-1")), Lifecycle::default());
+    let states: Vec<_> = outcomes(view).into_iter().map(|member| (member.name, member.state)).collect();
+    let expected =
+        [("db-1", MemberState::Done), ("db-2", MemberState::Done), ("web-1", MemberState::Skipped)];
+    assert_eq!(states, expected.map(|(name, state)| (name.to_owned(), state)));
+}
+
+/// Machines on both sides come to one.
+#[test]
+fn plans_that_lead_back_survive_everything() {
+    for course in [Course::Reprotect, Course::Failback] {
+        // What runs at a source is not there for who is at the target.
+        let text = FILE.replace("[[group.before]]\nscript = [\"drain\"]\non = \"source\"\n", "");
+        let spec = plan_of(&text, course, Selection::Latest, &Target::Attach);
+        walk(&spec, &|view, world| all_back(view, world, course));
+    }
+}
+
+/// Nothing is begun where it is known that it cannot end well; what is not possible says what is.
+#[test]
+fn a_plan_does_not_lead_back_who_is_not_ready() {
+    let site = Site::of(&plan(Course::Reprotect), Fault::None);
+    let job = site.submit(&plan(Course::Failback));
+    let view = site.settle(job).unwrap();
+    assert_eq!(view.job.status.state, State::Failed);
+    let said = &view.job.messages[0].text;
+    assert!(said.contains("2 of 3 machines cannot go back") && said.contains("holdfast reprotect"), "{said}");
+    assert!(site.world.is_clean() && site.world.things().ran.is_empty());
+}
+
+/// A machine whose disks somebody uses is waited for, with the others of its group; the answer to the plan is the answer to it.
+#[test]
+fn what_a_machine_waits_for_the_plan_waits_for() {
+    let spec = plan_of(GUARDED, Course::Failback, Selection::Latest, &Target::Attach);
+    let mut site = Site::of(&spec, Fault::None);
+    site.world.things().clients = true;
+    let job = site.submit(&spec);
+    let waits = |site: &Site| {
+        let mut watch = site.jobs().watch(job).unwrap();
+        let waits = |view: &JobView| matches!(view.job.status.state, State::Waiting { .. });
+        site.block_on(watch.wait_for(waits)).unwrap().clone()
+    };
+    assert_eq!(waits(&site).job.messages[0].text, "to do: unlock the safe");
+    site.command(job, Command::Continue).unwrap();
+    for _ in 0..2 {
+        let said = waits(&site).job.messages.pop().unwrap().text;
+        assert!(
+            said.starts_with(&format!("to do, then `holdfast job continue {job}`: db-1: the machine still")),
+            "{said}"
+        );
+        site.crash();
+        site.start();
+    }
+    site.command(job, Command::Continue).unwrap();
+    let view = site.settle(job).unwrap();
+    assert_eq!(view.job.status.state, State::Succeeded, "{view:?}");
+    assert!(site.world.things().is_back(machine("db-1")));
 }

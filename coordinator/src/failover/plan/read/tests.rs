@@ -46,6 +46,7 @@ fn every_mistake_has_its_line() {
         ("[[group.after]]\nscript = \"/bin/ls\"\non = \"target\"", 7, "not possible yet"),
         ("[[group.after]]\nscript = \"/bin/ls\"\non = \"source\"", 6, "no name of a program"),
         ("[[group.after]]\nscript = \"/bin/ls\"\non = \"moon\"", 7, "cannot run on `moon`"),
+        ("[[group.after]]\nscript = \"/bin/ls\"\ndirection = \"back\"", 7, "`back` is no direction"),
         ("[[group.after]]\nmanual = \"\"", 6, "what is to be done"),
         ("[[group.after]]\nmanual = \"x\"\ntime_limit = \"5m\"", 7, "has no `time_limit`"),
         ("[[group.after]]\nmanual = \"x\"\nscript = \"/bin/ls\"", 5, "either script"),
