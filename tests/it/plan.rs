@@ -3,6 +3,8 @@
 
 // The way back.
 mod back;
+// Programs on other agents.
+mod agents;
 
 use std::{
     fs,

@@ -68,7 +68,9 @@ pub(super) async fn run(
     };
     let members = members(&state, &machines, selection, course, |name| work::below(&target, name)).await?;
     let detail = format!("{selection}, {}, {} machines", work::target_text(&target), members.len());
-    begin(&state, &peer, PlanRun { file, course, stop_source, selection, target, members }, detail).await
+    let agents = agents(&state, &file)?;
+    let run = PlanRun { file, course, stop_source, selection, target, members, agents };
+    begin(&state, &peer, run, detail).await
 }
 
 /// Protects the plan's machines at their targets.
@@ -101,8 +103,15 @@ async fn lead_back(
     let member = |(name, machine)| PlanMember { machine, name, selection, target: target.clone() };
     let members: Vec<PlanMember> = machines.into_iter().map(member).collect();
     let detail = format!("{} machines", members.len());
-    let run = PlanRun { file, course, stop_source: false, selection, target, members };
+    let agents = agents(&state, &file)?;
+    let run = PlanRun { file, course, stop_source: false, selection, target, members, agents };
     begin(&state, &peer, run, detail).await
+}
+
+/// What the names of agents stand for now.
+fn agents(state: &ApiState, file: &PlanFile) -> Result<BTreeMap<String, MachineId>, ApiError> {
+    let resolved = |(name, _): (&str, usize)| Ok((name.to_owned(), state.registry.resolve(name)?));
+    file.agents().map(resolved).collect()
 }
 
 async fn begin(

@@ -57,6 +57,10 @@ impl Surroundings for Here<'_> {
         ))
     }
 
+    fn agent(&self, name: &str) -> Result<MachineId, String> {
+        self.state.registry.resolve(name).map_err(|error| error.to_string())
+    }
+
     fn program(&self, path: &Path) -> Result<(), String> {
         let may = self.peer.is_none_or(|peer| may_run(peer, &self.state.script_folders, path));
         if !may {

@@ -2,7 +2,7 @@
 //!
 //! Owns the contracts only; `app` implements them.
 
-use std::{fmt, path::Path};
+use std::{collections::BTreeMap, fmt, path::Path};
 
 use holdfast_common::{
     clock::Timestamp,
@@ -72,6 +72,8 @@ pub struct PlanRun {
     pub target: TargetShape,
     /// Its machines.
     pub members: Vec<PlanMember>,
+    /// What the names of agents that run programs stand for.
+    pub agents: BTreeMap<String, MachineId>,
 }
 
 /// A machine of a plan's run.

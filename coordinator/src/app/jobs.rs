@@ -357,8 +357,8 @@ impl JobControl for Control {
                 (name.clone(), Member { machine, name, selection, target: target_of(target) })
             };
             let members = run.members.into_iter().map(member).collect();
-            let PlanRun { course, stop_source, selection, .. } = run;
-            let asked = plan::Run { course, stop_source, selection, target };
+            let PlanRun { course, stop_source, selection, agents, .. } = run;
+            let asked = plan::Run { course, stop_source, selection, target, agents };
             let spec = plan::compile(&run.file, &asked, &members);
             let job = self.jobs.submit(JobSpec::Plan(Box::new(spec)), &who).await.map_err(refusal)?;
             self.view(job)

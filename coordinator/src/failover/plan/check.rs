@@ -16,6 +16,12 @@ pub trait Surroundings {
     /// There is none.
     fn machine(&self, name: &str) -> Result<MachineId, String>;
 
+    /// The machine of an agent, whether it is protected or not; why not, and what to do, if there is no single one.
+    ///
+    /// # Errors
+    /// There is none.
+    fn agent(&self, name: &str) -> Result<MachineId, String>;
+
     /// Whether a program may and can be run.
     ///
     /// # Errors
@@ -57,6 +63,11 @@ pub fn check(file: &PlanFile, here: &dyn Surroundings) -> (Vec<Mistake>, BTreeMa
             {
                 say(action.line, error);
             }
+        }
+    }
+    for (name, line) in file.agents() {
+        if let Err(error) = here.agent(name) {
+            say(line, error);
         }
     }
     if let Err(left) = file.waves() {

@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use super::{Action, OnError, When, course::Direction};
+use super::{Action, OnError, Place, What, When, course::Direction};
 use crate::points::selection::Selection;
 
 /// A plan.
@@ -120,6 +120,15 @@ impl PlanFile {
         let left: Vec<usize> =
             done.iter().enumerate().filter(|(_, done)| !**done).map(|(number, _)| number).collect();
         if left.is_empty() { Ok(waves) } else { Err(left) }
+    }
+
+    /// All agents that run programs for it, each with the line of an action.
+    pub fn agents(&self) -> impl Iterator<Item = (&str, usize)> {
+        let actions = self.groups.iter().flat_map(|group| group.before.iter().chain(&group.after));
+        actions.filter_map(|action| match &action.action.what {
+            What::Script { on: Place::Agent(name), .. } => Some((name.as_str(), action.line)),
+            _ => None,
+        })
     }
 
     /// All machines that it names, in order.

@@ -59,6 +59,9 @@ pub struct PlanSpec {
     pub groups: Vec<PlanGroup>,
     /// What is done, in order.
     pub steps: Vec<PlanStep>,
+    /// What the names of agents that run programs stood for when it began.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub agents: BTreeMap<String, MachineId>,
 }
 
 /// A group of machines.
@@ -177,7 +180,7 @@ pub enum What {
 }
 
 /// Where a program runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Place {
     /// On the coordinator's host; the program is a full path.
@@ -185,6 +188,8 @@ pub enum Place {
     Coordinator,
     /// On the source of every machine of the group, by its agent; the program is a name in the agent's folder of actions.
     Source,
+    /// On the host of this agent, whatever that host is to the plan; the same. What the name stood for is in [`PlanSpec::agents`].
+    Agent(String),
 }
 
 impl Place {
@@ -235,6 +240,8 @@ pub struct Run {
     pub selection: Selection,
     /// What is made of them.
     pub target: Target,
+    /// What the names of agents stand for.
+    pub agents: BTreeMap<String, MachineId>,
 }
 
 /// Freezes a plan. `members` gives what a machine's name stands for; a machine without is left out.
@@ -264,6 +271,7 @@ pub fn compile(file: &PlanFile, run: &Run, members: &BTreeMap<String, Member>) -
         networks: networks.clone(),
         groups: groups.collect(),
         steps,
+        agents: run.agents.clone(),
     }
 }
 

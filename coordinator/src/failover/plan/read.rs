@@ -304,7 +304,7 @@ impl<'t> Reader<'t> {
         let what = match (table.get("script"), table.get("manual")) {
             (Some(script), None) => {
                 let on = self.place(table.get("on"));
-                let command = self.command(script, on);
+                let command = self.command(script, &on);
                 let time_limit_ms = self.time(table.get("time_limit"), SCRIPT_LIMIT);
                 What::Script { on, command, time_limit_ms }
             }
@@ -362,17 +362,22 @@ impl<'t> Reader<'t> {
             None | Some("coordinator") => return Place::Coordinator,
             Some("source") => return Place::Source,
             Some("target") => {
-                "scripts in the machine at its target are not possible yet; run it on the coordinator (on = \"coordinator\"), which \
-                 can reach the machine by its own means (ssh)"
+                "no agent is let in from a machine that runs at its target: it is fenced there like its source; name a host with an agent \
+                 (on = \"agent NAME\"), or the coordinator's, which can reach the machine by its own means (ssh)"
                     .to_owned()
             }
-            Some(other) => format!("a script cannot run on `{other}`; on = \"coordinator\" or \"source\""),
+            Some(other) => match other.strip_prefix("agent ").map(str::trim).filter(|name| is_title(name)) {
+                Some(name) => return Place::Agent(name.to_owned()),
+                None => format!(
+                    "a script cannot run on `{other}`; on = \"coordinator\", \"source\" or \"agent NAME\""
+                ),
+            },
         };
         self.say(&value.span(), text);
         Place::Coordinator
     }
 
-    fn command(&mut self, value: &Value<'t>, on: Place) -> Vec<String> {
+    fn command(&mut self, value: &Value<'t>, on: &Place) -> Vec<String> {
         let words: Vec<String> = match value.get_ref() {
             DeValue::String(program) => vec![program.to_string()],
             _ => self.strings(value, "script").into_iter().map(|(word, _)| word).collect(),
@@ -383,10 +388,10 @@ impl<'t> Reader<'t> {
                 let text = format!("`{program}` is no full path; a script is called by its full path");
                 self.say(&value.span(), text);
             }
-            (Some(program), Place::Source) if is_name(program) => {}
-            (Some(program), Place::Source) => {
+            (Some(program), Place::Source | Place::Agent(_)) if is_name(program) => {}
+            (Some(program), Place::Source | Place::Agent(_)) => {
                 let text = format!(
-                    "`{program}` is no name of a program; on the source a script is called by its name in the agent's folder of \
+                    "`{program}` is no name of a program; an agent runs a script by its name in its folder of \
                      actions (/etc/holdfast/actions.d)"
                 );
                 self.say(&value.span(), text);

@@ -83,7 +83,16 @@ fn compiled(text: &str, course: Course) -> PlanSpec {
     let members: BTreeMap<String, Member> = file.machines().map(member).collect();
     compile(
         &file,
-        &Run { course, stop_source: false, selection: Selection::Latest, target: Target::Attach },
+        &Run {
+            course,
+            stop_source: false,
+            selection: Selection::Latest,
+            target: Target::Attach,
+            agents: file
+                .agents()
+                .map(|(name, _)| (name.to_owned(), MachineId::from_bytes([3; 16])))
+                .collect(),
+        },
         &members,
     )
 }
@@ -132,6 +141,18 @@ fn golden() {
     );
     assert_eq!(text, expected);
     assert_eq!(serde_json::from_str::<PlanSpec>(&text).unwrap(), spec);
+}
+
+/// The same of what came later.
+#[test]
+fn golden_of_agents_and_ways_back() {
+    let text = SHOP.replace("on = \"source\"", "on = \"agent dr host\"");
+    let stored = serde_json::to_value(compiled(&text, Course::Failback)).unwrap();
+    assert_eq!(stored["mode"], "failback");
+    assert_eq!(stored["steps"][2]["action"]["what"]["script"]["on"]["agent"], "dr host");
+    assert_eq!(stored["agents"]["dr host"], "03030303-0303-0303-0303-030303030303");
+    assert_eq!(serde_json::to_value(Course::Reprotect).unwrap(), "reprotect");
+    assert_eq!(serde_json::from_value::<PlanSpec>(stored).unwrap(), compiled(&text, Course::Failback));
 }
 
 /// The example of the documentation is a plan.

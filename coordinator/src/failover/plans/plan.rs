@@ -16,6 +16,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use holdfast_common::ids::MachineId;
 use tokio::task::JoinSet;
 
 use super::failover::{Services, failed};
@@ -28,7 +29,7 @@ use crate::{
             Action, Member, OnError, Place, PlanGroup, PlanSpec, PlanStep, What, When,
             course::{Course, Turn},
         },
-        port::ScriptRequest,
+        port::{ScriptRequest, SourceError},
         step::{Context, Outcome, Step, StepError},
     },
     points::selection::Selection,
@@ -181,7 +182,7 @@ struct Script<'c> {
     spec: &'c PlanSpec,
     group: &'c PlanGroup,
     when: When,
-    on: Place,
+    on: &'c Place,
     command: &'c [String],
     limit: Duration,
     /// What follows if it fails.
@@ -204,11 +205,11 @@ impl<'c> Script<'c> {
             OnError::Continue => Then::GoOn,
         };
         let limit = Duration::from_millis(*time_limit_ms);
-        Ok(Self { spec, group, when: *when, on: *on, command, limit, then })
+        Ok(Self { spec, group, when: *when, on, command, limit, then })
     }
 }
 
-/// Runs a program: on this host, or on the source of each machine of its group.
+/// Runs a program: on this host, on that of another agent, or on the source of each machine of its group.
 #[derive(Debug)]
 pub(super) struct PlanScript(pub(super) Services);
 
@@ -303,6 +304,15 @@ impl PlanScript {
     }
 }
 
+/// What an agent that is nobody's source here has answered.
+fn of_agent(error: &SourceError) -> String {
+    match error {
+        SourceError::NotConnected => "its agent is not connected".to_owned(),
+        SourceError::Refused { text } => text.clone(),
+        other => StepError::new(other, Then::Hold).message,
+    }
+}
+
 fn pairs<N: std::fmt::Display>(all: &[(N, String)]) -> String {
     all.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
 }
@@ -318,6 +328,14 @@ impl Step for PlanScript {
                     self.0.scripts.run(request, Arc::clone(&context.task)).await
                 }
                 Place::Source => self.run_on_sources(context, &script).await,
+                Place::Agent(name) => {
+                    let request = self.request(context, &script, &script.group.members);
+                    let ended = match script.spec.agents.get(name) {
+                        Some(machine) => self.0.sources.run(*machine, request).await,
+                        None => Err(SourceError::NotConnected),
+                    };
+                    ended.map_err(|error| format!("failed on {name}: {}", of_agent(&error)))
+                }
             };
             match ended {
                 Ok(printed) if printed.is_empty() => Ok(Outcome::Done(Output::Nothing)),
@@ -334,14 +352,18 @@ impl Step for PlanScript {
     fn undo<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<(), StepError>> {
         Box::pin(async move {
             let script = Script::of(context)?;
-            if script.on == Place::Coordinator {
-                self.0.scripts.end(context.job.id, context.step).await;
-                return Ok(());
-            }
-            // A source that does not answer ends the program by its limit; that holds up no cancel.
+            let hosts: Vec<MachineId> = match script.on {
+                Place::Coordinator => {
+                    self.0.scripts.end(context.job.id, context.step).await;
+                    return Ok(());
+                }
+                Place::Source => script.group.members.iter().map(|member| member.machine).collect(),
+                Place::Agent(name) => script.spec.agents.get(name).copied().into_iter().collect(),
+            };
+            // An agent that does not answer ends the program by its limit; that holds up no cancel.
             let mut ending = JoinSet::new();
-            for member in &script.group.members {
-                let (sources, machine) = (Arc::clone(&self.0.sources), member.machine);
+            for machine in hosts {
+                let sources = Arc::clone(&self.0.sources);
                 let (job, step) = (context.job.id, context.step);
                 ending.spawn(async move { sources.end_run(machine, job, step).await });
             }

@@ -48,7 +48,8 @@ fn plan_of(text: &str, course: impl Into<Course>, selection: Selection, target: 
     };
     let members: BTreeMap<String, Member> = file.machines().map(member).collect();
     let stop_source = course == Course::Unplanned;
-    let run = Run { course, stop_source, selection, target: target.clone() };
+    let agents = file.agents().map(|(name, _)| (name.to_owned(), MachineId::from_bytes([50; 16]))).collect();
+    let run = Run { course, stop_source, selection, target: target.clone(), agents };
     JobSpec::Plan(Box::new(compile(&file, &run, &members)))
 }
 
@@ -369,4 +370,25 @@ fn what_a_machine_waits_for_the_plan_waits_for() {
     let view = site.settle(job).unwrap();
     assert_eq!(view.job.status.state, State::Succeeded, "{view:?}");
     assert!(site.world.things().is_back(machine("db-1")));
+}
+
+/// A program on a host that is no machine of the plan runs once for its group; what fails there follows the plan's rules.
+#[test]
+fn a_script_runs_on_the_agent_that_is_named() {
+    let text = FILE.replace("on = \"source\"", "on = \"agent dr-host\"");
+    let spec = plan_of(&text, Mode::Test, Selection::Latest, &Target::Attach);
+    let site = Site::new(Fault::None);
+    let job = site.submit(&spec);
+    site.settle(job).unwrap();
+    assert_eq!(site.world.things().ran, ["/announce", "drain on ", "/names"]);
+    for disconnected in [false, true] {
+        let site = Site::new(Fault::None);
+        site.world.things().failing.insert("drain".to_owned());
+        site.world.things().source.disconnected = disconnected;
+        let job = site.submit(&spec);
+        let view = site.settle(job).unwrap();
+        assert!(matches!(view.job.status.state, State::Held { step: 2 }), "{view:?}");
+        let why = if disconnected { "its agent is not connected" } else { "failed (exit status: 1)" };
+        assert_eq!(view.job.messages[0].text, format!("drain failed on dr-host: {why}"));
+    }
 }

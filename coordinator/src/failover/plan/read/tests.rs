@@ -43,7 +43,9 @@ fn every_mistake_has_its_line() {
         ("[[group.before]]\nscript = [\"ls\"]", 6, "no full path"),
         ("[[group.before]]\nscript = []", 6, "names a program"),
         ("[[group.before]]\nscript = [\"/bin/ls\", 5]", 6, "not integer"),
-        ("[[group.after]]\nscript = \"/bin/ls\"\non = \"target\"", 7, "not possible yet"),
+        ("[[group.after]]\nscript = \"/bin/ls\"\non = \"target\"", 7, "on = \"agent NAME\""),
+        ("[[group.after]]\nscript = \"/bin/ls\"\non = \"agent dr-host\"", 6, "no name of a program"),
+        ("[[group.after]]\nscript = \"/bin/ls\"\non = \"agent \"", 7, "cannot run on `agent `"),
         ("[[group.after]]\nscript = \"/bin/ls\"\non = \"source\"", 6, "no name of a program"),
         ("[[group.after]]\nscript = \"/bin/ls\"\non = \"moon\"", 7, "cannot run on `moon`"),
         ("[[group.after]]\nscript = \"/bin/ls\"\ndirection = \"back\"", 7, "`back` is no direction"),
@@ -124,6 +126,10 @@ impl Surroundings for Here {
         }
     }
 
+    fn agent(&self, name: &str) -> Result<MachineId, String> {
+        if name == "dr-host" { Ok(MachineId::from_bytes([3; 16])) } else { Err(format!("no agent {name}")) }
+    }
+
     fn program(&self, path: &Path) -> Result<(), String> {
         if path == Path::new("/bin/here") { Ok(()) } else { Err(format!("{} is not there", path.display())) }
     }
@@ -158,6 +164,12 @@ machines = [
 name = \"c\"
 needs = [\"b\"]
 machines = [\"n\"]
+[[group.after]]
+script = \"fetch\"
+on = \"agent dr-host\"
+[[group.after]]
+script = \"fetch\"
+on = \"agent lost\"
 ";
     let (file, mistakes) = read(text);
     assert_eq!(mistakes, []);
@@ -172,6 +184,7 @@ machines = [\"n\"]
             "line 12: groups b, c need each other, so none of them can be first",
             "line 17: machine also-m is in the plan already, as m in line 7",
             "line 22: machine n is in the plan already, as n in line 16",
+            "line 26: no agent lost",
         ]
     );
     let expected = BTreeMap::from([
