@@ -71,6 +71,18 @@ impl Crowd {
         })
     }
 
+    /// Writes to the disk of a machine, durably.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&self, number: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+        let disk = self.disks.get(number).context("such a machine")?;
+        let file = File::options().write(true).open(disk.path())?;
+        file.write_all_at(bytes, offset)?;
+        file.sync_all()?;
+        Ok(())
+    }
+
     /// Checks that a copy begins with the mark of this machine.
     ///
     /// # Errors

@@ -10,6 +10,8 @@ pub mod network;
 pub mod site;
 // A machine with protected disks.
 pub mod protected;
+// A guest of one sector.
+pub mod boot_sector;
 // Many small machines with one coordinator.
 pub mod crowd;
 // A PostgreSQL server and its load.

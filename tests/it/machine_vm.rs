@@ -19,7 +19,7 @@ use holdfast_tests::{
 use serde_json::Value;
 
 /// Processes of QEMU that have this folder among their arguments.
-fn processes(folder: &Path) -> Result<Vec<u32>> {
+pub(crate) fn processes(folder: &Path) -> Result<Vec<u32>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Ok(id) = entry?.file_name().to_string_lossy().parse::<u32>() else { continue };
@@ -44,7 +44,7 @@ fn typed_at_the_console(console: &Value) -> Result<()> {
 }
 
 /// Ends what a failed test has left running.
-struct Remains(PathBuf);
+pub(crate) struct Remains(pub(crate) PathBuf);
 
 impl Drop for Remains {
     fn drop(&mut self) {

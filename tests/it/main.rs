@@ -3,6 +3,7 @@
 mod agent_engine;
 mod coordinator;
 mod damage;
+mod drills;
 mod failback;
 mod failover;
 mod file_systems;

@@ -3,6 +3,8 @@
 
 // The way back.
 mod back;
+// Machines that run, and images.
+pub(crate) mod machines;
 // Programs on other agents.
 mod agents;
 
