@@ -3,7 +3,8 @@
 //! Owns the memory table, the parts and the ladder, and the list of cuts. Does not know threads; [`super::follower`]
 //! drives it. Invariants: `processed` only grows; a cut is listed only when its run is written (after power loss it may be
 //! made again: see [`super::unsynced`]); readers never wait for file writing.
-//! Limits: [`SPILL_ENTRIES`] extents in memory, then they become a part; [`OPEN_RUNS_MAX`] runs are kept open.
+//! Limits: [`SPILL_ENTRIES`] extents in memory, then they become a part; [`OPEN_RUNS_MAX`] runs are kept open, and about
+//! [`NEWEST_RUNS_MAX`] of the newest cut.
 
 use std::{
     collections::BTreeMap,
@@ -47,6 +48,10 @@ const PARTS_MERGED: usize = 8;
 
 /// Runs kept open besides those that views hold.
 pub const OPEN_RUNS_MAX: usize = 128;
+
+/// Runs of the newest cut from which on whoever takes frames in merges as well: each is a mapping, of which the kernel gives a
+/// process 65,530, and cuts may be pending by the ten thousand.
+pub const NEWEST_RUNS_MAX: usize = 1024;
 
 /// Bytes of heads taken from the log at a time.
 const BATCH_BYTES: usize = 1 << 20;
@@ -255,13 +260,15 @@ impl DiskIndex {
     /// # Errors
     /// The journal cannot be read or a run cannot be written; what was indexed stays.
     pub fn advance(&self) -> Result<bool, IndexError> {
-        let _working = self.working();
+        let working = self.working();
         let processed = self.read().processed;
         if processed >= *self.log.durable().borrow() {
             return Ok(false);
         }
         let batch = self.log.heads_after(processed, BATCH_BYTES)?;
         self.take_in(&batch)?;
+        drop(working);
+        self.relieve()?;
         Ok(batch.up_to < *self.log.durable().borrow())
     }
 
@@ -323,13 +330,15 @@ impl DiskIndex {
             }
             for batch in batches {
                 let batch = batch?;
-                let _working = self.working();
+                let working = self.working();
                 if self.read().processed < after {
                     // All was thrown away meanwhile: what lies in between is not lost, it comes again.
                     return Ok(());
                 }
                 self.take_in(&batch)?;
                 after = batch.up_to;
+                drop(working);
+                self.relieve()?;
                 // Who does not want it any more has ended.
                 let _ended = give_back.try_send(batch.heads);
             }
@@ -533,13 +542,31 @@ impl DiskIndex {
     /// A run cannot be read or written. A damaged one is dropped and made again by a rebuild.
     pub fn compact(&self) -> Result<bool, IndexError> {
         let _merging = self.merging();
+        let merged = self.merge_due()?;
+        if !merged {
+            self.sync()?;
+        }
+        Ok(merged)
+    }
+
+    /// Merges while the newest cut has more runs than it should, if nobody merges already: that may take longer than who takes
+    /// frames in can wait.
+    fn relieve(&self) -> Result<(), IndexError> {
+        while self.read().newest.len() > NEWEST_RUNS_MAX {
+            let Ok(_merging) = self.merging.try_lock() else { return Ok(()) };
+            if !self.merge_due()? {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Does one merge of the ladder that is due. The caller has `merging`.
+    fn merge_due(&self) -> Result<bool, IndexError> {
         let state = self.read();
         let due = state.ladder.due(state.last_cut);
         drop(state);
-        let Some((older, newer)) = due else {
-            self.sync()?;
-            return Ok(false);
-        };
+        let Some((older, newer)) = due else { return Ok(false) };
         let name = self.merge_runs(&[self.run(older)?, self.run(newer)?])?;
         let run = self.run(name)?;
         let _working = self.working();

@@ -15,7 +15,10 @@ use holdfast_common::{
 use proptest::prelude::{ProptestConfig, Strategy, any, prop_oneof, proptest};
 use tempfile::TempDir;
 
-use super::{BlockMap, DiskIndex, PieceSource, entry::IndexEntry, ladder::Ladder, run_format::RunName};
+use super::{
+    BlockMap, DiskIndex, PieceSource, disk_index::NEWEST_RUNS_MAX, entry::IndexEntry, ladder::Ladder,
+    run_format::RunName,
+};
 use crate::{
     points::{
         FrameCache, PointView,
@@ -521,6 +524,28 @@ fn several_catch_up_while_all_is_made_again() {
         assert!(world.index.losses().is_empty(), "{:?}", world.index.losses());
     }
     world.check();
+}
+
+#[test]
+fn cuts_that_are_pending_by_the_thousand_do_not_pile_up_as_mappings() {
+    let mut world = World::new(1000);
+    for number in 0..NEWEST_RUNS_MAX as u64 + 100 {
+        // Each frame waits for the disk here.
+        if number % 16 == 0 {
+            world.write(&[(number % BLOCKS, 1, 1 + u8::try_from(number % 200).unwrap())]);
+        }
+        world.cut();
+    }
+    world.index.catch_up().unwrap();
+    assert!(world.index.newest_runs().len() <= NEWEST_RUNS_MAX, "{}", world.index.newest_runs().len());
+    for (cut, model) in world.cuts.iter().step_by(200).chain(world.cuts.last()) {
+        let view = PointView::at_cut(&world.index, Arc::clone(&world.cache), *cut).unwrap();
+        let mut bytes = vec![0xee; usize::try_from(SIZE).unwrap()];
+        view.read(0, &mut bytes).unwrap();
+        let right =
+            bytes.chunks(BLOCK_BYTES).zip(model).all(|(block, fill)| block.iter().all(|byte| byte == fill));
+        assert!(right, "the cut at {cut}");
+    }
 }
 
 #[test]
