@@ -127,7 +127,7 @@ const WAYS: &[Way] = &[
         recover: |scenery| {
             let target = scenery.path("restored");
             let mut restore = scenery.restic();
-            restore.args(["restore", "latest", "--sparse", "--include"]).arg(&scenery.after);
+            restore.args(["restore", "latest", "--include"]).arg(&scenery.after);
             run(restore.arg("--target").arg(&target))?;
             Ok(target.join(scenery.after.strip_prefix("/")?))
         },
@@ -235,7 +235,7 @@ pub(crate) fn peers(run: Run) -> Result<Vec<Row>> {
     if let Some(path) = run.plot {
         let title = "Seconds until the disk is as it was after the change";
         let text = format!(
-            "{} MiB of live data, {} MiB of it differ; shorter is better; the line is a plain read and write of the live data",
+            "{} MiB of live data, {} MiB of it differ. Shorter is better.\nThe line is a copy of the whole disk with cp, synced.",
             scenery.live_bytes >> 20,
             scenery.changed_bytes >> 20
         );

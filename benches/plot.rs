@@ -29,15 +29,17 @@ const WIDTH: f64 = 760.0;
 const LEFT: f64 = 250.0;
 const RIGHT: f64 = 680.0;
 /// Height of what stands above the bars, and of one bar with its gap.
-const TOP: f64 = 70.0;
+const TOP: f64 = 110.0;
 const STEP: f64 = 30.0;
 
 /// Height of the axis below the bars, with its numbers and its label.
 const AXIS: f64 = 50.0;
-/// Numbers on the axis besides zero.
-const TICKS: u32 = 4;
+/// Most numbers on the axis besides zero.
+const TICKS_MAX: f64 = 6.0;
+/// Height of a line of text.
+const LINE: f64 = 18.0;
 
-/// A picture of horizontal bars under a title and a line of text, over an axis with numbers and a label, with lines for limits.
+/// A picture of horizontal bars under a title and lines of text (at most two), over an axis with numbers and a label, with lines for limits.
 pub(crate) fn bars(title: &str, text: &str, axis: &str, bars: &[Bar], limits: &[Limit]) -> String {
     let values = bars.iter().map(|bar| bar.value).chain(limits.iter().map(|limit| limit.value));
     let most = values.fold(f64::MIN_POSITIVE, f64::max);
@@ -47,11 +49,14 @@ pub(crate) fn bars(title: &str, text: &str, axis: &str, bars: &[Bar], limits: &[
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
          font-family=\"sans-serif\" font-size=\"14\">\n\
          <rect width=\"{WIDTH}\" height=\"{height}\" fill=\"#ffffff\"/>\n\
-         <text x=\"20\" y=\"30\" font-size=\"18\" font-weight=\"bold\" fill=\"#222222\">{}</text>\n\
-         <text x=\"20\" y=\"52\" fill=\"#555555\">{}</text>\n",
+         <text x=\"20\" y=\"30\" font-size=\"18\" font-weight=\"bold\" fill=\"#222222\">{}</text>\n",
         escape(title),
-        escape(text)
     );
+    for (number, line) in text.lines().enumerate() {
+        let y = 52.0 + LINE * number as f64;
+        let _infallible =
+            writeln!(picture, "<text x=\"20\" y=\"{y}\" fill=\"#555555\">{}</text>", escape(line));
+    }
     for (number, bar) in bars.iter().enumerate() {
         let y = TOP + STEP * number as f64;
         let width = (RIGHT - LEFT) * bar.value / most;
@@ -66,15 +71,16 @@ pub(crate) fn bars(title: &str, text: &str, axis: &str, bars: &[Bar], limits: &[
             bar.value
         );
     }
-    for tick in 0..=TICKS {
-        let part = f64::from(tick) / f64::from(TICKS);
-        let (x, text_y) = (LEFT + (RIGHT - LEFT) * part, bottom + 18.0);
+    let step = tick_step(most);
+    for tick in 0..=(most / step) as u32 {
+        // Without the last digits that a sum of tenths brings along.
+        let value = (f64::from(tick) * step * 1e6).round() / 1e6;
+        let (x, text_y) = (LEFT + (RIGHT - LEFT) * value / most, bottom + 18.0);
         let _infallible = writeln!(
             picture,
             "<line x1=\"{x:.1}\" y1=\"{bottom}\" x2=\"{x:.1}\" y2=\"{:.1}\" stroke=\"#555555\"/>\n\
-             <text x=\"{x:.1}\" y=\"{text_y:.1}\" text-anchor=\"middle\" font-size=\"12\" fill=\"#555555\">{:.1}</text>",
+             <text x=\"{x:.1}\" y=\"{text_y:.1}\" text-anchor=\"middle\" font-size=\"12\" fill=\"#555555\">{value}</text>",
             bottom + 5.0,
-            most * part
         );
     }
     let (middle, label_y) = (f64::midpoint(LEFT, RIGHT), bottom + 38.0);
@@ -96,6 +102,14 @@ pub(crate) fn bars(title: &str, text: &str, axis: &str, bars: &[Bar], limits: &[
         );
     }
     picture + "</svg>\n"
+}
+
+/// Distance of the numbers on an axis: 1, 2 or 5 times a power of ten.
+fn tick_step(most: f64) -> f64 {
+    let least = most / TICKS_MAX;
+    let power = 10f64.powf(least.log10().floor());
+    let steps = [1.0, 2.0, 5.0].map(|times| times * power);
+    steps.into_iter().find(|step| *step >= least).unwrap_or(10.0 * power)
 }
 
 fn escape(text: &str) -> String {
@@ -122,6 +136,6 @@ mod tests {
         assert!(picture.contains(">seconds &amp; more<") && picture.contains(">copy 8.00<"));
         // The limit is the longest: a quarter of the width is the bar, and the axis ends at the limit.
         assert!(picture.contains("width=\"107.5\"") && picture.contains("<line x1=\"680.0\""));
-        assert!(picture.contains(">0.0<") && picture.contains(">8.0<"));
+        assert!(picture.contains(">0<") && picture.contains(">2<") && picture.contains(">8<"));
     }
 }
