@@ -3,9 +3,11 @@
 //!
 //! The fault is put in by strace, which counts the calls of each thread; so nothing in the program knows of it, and no step is
 //! left out that somebody forgot to name. Every so many steps are tried, from a place that the seed gives; all of them with
-//! `HOLDFAST_TEST_FAULTS=all`.
+//! `HOLDFAST_TEST_FAULTS=all`. That a file cannot be created for want of space, strace cannot tell from other opening: for that
+//! a real file system has room for so many names, or pages, and no more.
 
 use std::{
+    io::Write as _,
     path::Path,
     process::{Command, Output},
     sync::Arc,
@@ -18,15 +20,18 @@ use tempfile::TempDir;
 
 use crate::{
     reclaim::{check, open, try_give_up},
-    store::{close, runtime},
+    store::{Mounted, close, runtime},
 };
 
 /// Names the folder to the child.
 const FOLDER: &str = "HOLDFAST_TEST_CRASH_FAULTS";
 /// Calls that change files or make changes durable.
 const CALLS: &str = "write,pwrite64,pwritev,pwritev2,fsync,fdatasync,ftruncate,rename,renameat,renameat2,unlink,unlinkat,mkdir";
-/// Calls for which a full disk has an answer of its own.
-const WRITES: &str = "pwrite64,pwritev,pwritev2,fsync,fdatasync,mkdir";
+/// Calls for which a full disk has an answer of its own, besides `write`.
+const WRITES: &str =
+    "pwrite64,pwritev,pwritev2,fsync,fdatasync,ftruncate,fallocate,rename,renameat,renameat2,mkdir";
+/// The test runner writes too, to its output and less often than this; the child's own `write`s are counted from here.
+const RUNNER_WRITES: u64 = 16;
 /// Frames that the child adds.
 const FRAMES: u64 = 150;
 /// Frames added at a time.
@@ -58,7 +63,7 @@ fn work(log: &Arc<DiskLog>, index: &Arc<DiskIndex>, up_to: u64) -> Result<(), St
             let frames = (next..(next + STEP).min(up_to + 1)).map(frame).collect();
             sink.append(frames).await.map_err(|error| text(&error))?;
             let durable = sink.settle().await.map_err(|error| text(&error))?;
-            println!("durable {durable}");
+            say(&format!("durable {durable}"));
             Ok::<(), String>(())
         })?;
         index.catch_up().map_err(|error| text(&error))?;
@@ -68,31 +73,41 @@ fn work(log: &Arc<DiskLog>, index: &Arc<DiskIndex>, up_to: u64) -> Result<(), St
     Ok(())
 }
 
+/// Tells the parent, by a call in which no fault is put.
+fn say(line: &str) {
+    let line = format!("{line}\n");
+    rustix::io::writev(std::io::stdout(), &[std::io::IoSlice::new(line.as_bytes())]).unwrap();
+}
+
 /// Not a test of its own: the child of the next ones.
 #[test]
 #[ignore = "runs as a child that meets a fault"]
 fn child_that_meets_a_fault() {
     let Some(folder) = std::env::var_os(FOLDER) else { return };
+    let null = std::fs::File::options().write(true).open("/dev/null").unwrap();
+    for _ in 0..RUNNER_WRITES {
+        (&null).write_all(b"-").unwrap();
+    }
     let (_store, log, index) = open(Path::new(&folder));
     let up_to = log.tail().sequence.0 + FRAMES;
     for _ in 0..TRIES {
         match work(&log, &index, up_to) {
             Ok(()) => {
-                println!("finished");
+                say("finished");
                 return;
             }
-            Err(error) => println!("failed {error}"),
+            Err(error) => say(&format!("failed {error}")),
         }
         // As the follower does it: what could not be synced is made again.
         index.rebuild().unwrap();
     }
 }
 
-/// Runs the child with a fault at a step.
-fn child(folder: &Path, fault: &str) -> Output {
+/// Runs the child with faults.
+fn child(folder: &Path, faults: &[String]) -> Output {
     Command::new("strace")
         .args(["--follow-forks", "--quiet=all", "--output=/dev/null"])
-        .arg(format!("--inject={fault}"))
+        .args(faults.iter().map(|fault| format!("--inject={fault}")))
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", "faults::child_that_meets_a_fault", "--ignored", "--nocapture"])
         .env(FOLDER, folder)
@@ -113,11 +128,11 @@ fn steps() -> impl Iterator<Item = u64> {
 
 /// Tries faults step by step until one comes later than the child ends; gives how many struck. After each one nothing that was
 /// acknowledged may be missing, and all must go on.
-fn strike(fault: impl Fn(u64) -> String, struck: impl Fn(&Output) -> bool) -> u64 {
+fn strike(faults: impl Fn(u64) -> Vec<String>, struck: impl Fn(&Output) -> bool) -> u64 {
     let (mut count, mut misses) = (0, 0);
     for step in steps() {
         let folder = TempDir::new().unwrap();
-        let output = child(folder.path(), &fault(step));
+        let output = child(folder.path(), &faults(step));
         let said = String::from_utf8_lossy(&output.stdout);
         let mut durable = said.lines().filter_map(|line| line.split_once("durable ")?.1.trim().parse().ok());
         let durable: u64 = durable.next_back().unwrap_or(0);
@@ -149,7 +164,7 @@ fn nothing_is_lost_when_the_process_dies_at_any_step() {
         return;
     }
     let killed = |output: &Output| !String::from_utf8_lossy(&output.stdout).contains("finished");
-    let count = strike(|step| format!("{CALLS}:signal=SIGKILL:when={step}"), killed);
+    let count = strike(|step| vec![format!("{CALLS}:signal=SIGKILL:when={step}")], killed);
     eprintln!("killed at {count} steps");
     assert!(count > 10, "only {count} steps were found");
 }
@@ -166,7 +181,61 @@ fn a_full_disk_at_any_write_is_an_error_and_all_goes_on() {
         assert!(failed.clone().all(|line| line.contains("No space left")), "{said}");
         failed.count() > 0
     };
-    let count = strike(|step| format!("{WRITES}:error=ENOSPC:when={step}"), full);
+    let faults = |step| {
+        let own = step + RUNNER_WRITES;
+        vec![format!("{WRITES}:error=ENOSPC:when={step}"), format!("write:error=ENOSPC:when={own}")]
+    };
+    let count = strike(faults, full);
     eprintln!("full at {count} steps");
-    assert!(count > 3, "only {count} steps were found");
+    assert!(count > 10, "only {count} steps were found");
+}
+
+/// Lets a store grow in a file system with room for so many more pages or names; gives how often it was full. Then there is
+/// room, and nothing may be missing.
+fn grow(limit: &str, more: u64) -> usize {
+    let Some(mounted) = Mounted::new("4m") else { return 0 };
+    let folder = mounted.path().join("store");
+    let (store, log, index) = open(&folder);
+    work(&log, &index, STEP).unwrap();
+    let used = rustix::fs::statvfs(mounted.path()).unwrap();
+    let used = if limit == "size" {
+        (used.f_blocks - used.f_bfree) * used.f_frsize
+    } else {
+        used.f_files - used.f_ffree
+    };
+    mounted.remount(&format!("{limit}={}", used + more));
+    let up_to = STEP + FRAMES;
+    let mut failures = 0;
+    while let Err(error) = work(&log, &index, up_to) {
+        assert!(error.contains("No space left"), "{limit} of {more} more: {error}");
+        index.rebuild().unwrap();
+        failures += 1;
+        if failures == 2 {
+            mounted.remount(&format!("{limit}={}", if limit == "size" { "16m" } else { "10000" }));
+        }
+        assert!(failures < TRIES, "{limit} of {more} more: {error}");
+    }
+    check(&log, &index, up_to);
+    drop(index);
+    close(store, log);
+    let (store, log, index) = open(&folder);
+    check(&log, &index, up_to);
+    drop(index);
+    close(store, log);
+    failures
+}
+
+#[test]
+fn a_file_system_that_fills_at_any_page_or_name_loses_nothing_and_all_goes_on() {
+    let all = std::env::var_os("HOLDFAST_TEST_FAULTS").is_some();
+    for (limit, unit, stride) in [("size", 4096, if all { 1 } else { 12 }), ("nr_inodes", 1, 1)] {
+        let mut count = 0;
+        for step in (0..).step_by(stride) {
+            if grow(limit, step * unit) == 0 {
+                break;
+            }
+            count += 1;
+        }
+        eprintln!("{limit}: full at {count} steps");
+    }
 }

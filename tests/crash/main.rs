@@ -2,6 +2,7 @@
 
 mod faults;
 mod kill;
+mod power;
 mod reclaim;
 mod store;
 mod update;

@@ -215,10 +215,10 @@ fn a_flipped_bit_in_a_sealed_segment_hits_only_its_frame() {
 }
 
 /// A file system in memory of its own, unmounted when dropped.
-struct Mounted(TempDir);
+pub(crate) struct Mounted(TempDir);
 
 impl Mounted {
-    fn new(size: &str) -> Option<Self> {
+    pub(crate) fn new(size: &str) -> Option<Self> {
         let folder = TempDir::new().unwrap();
         let mount = Command::new("mount")
             .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
@@ -233,7 +233,11 @@ impl Mounted {
         }
     }
 
-    fn remount(&self, option: &str) {
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub(crate) fn remount(&self, option: &str) {
         let options = format!("remount,{option}");
         let status = Command::new("mount").args(["-o", &options]).arg(self.0.path()).status().unwrap();
         assert!(status.success());

@@ -28,8 +28,12 @@ pub mod program;
 pub mod guest;
 // Writers on raw devices, and the replica that follows them.
 pub mod raw_writers;
+// A file whose reads, writes and syncs a test decides upon.
+mod fuse_disk;
 // A disk whose writes arrive late.
 pub mod delayed_disk;
+// A disk that loses what it has not flushed.
+pub mod volatile_disk;
 // A bad network between two ends.
 pub mod relay;
 // Both ends of the transport, registry and store in memory.
