@@ -1,5 +1,7 @@
 //! A real coordinator process, driven by the real `holdfast`, with an agent's link that sends hand-made frames. No root.
 
+mod corruption;
+
 use std::{
     path::Path,
     process::{Command, Output},
@@ -24,7 +26,7 @@ use holdfast_common::{
         ScanRecord,
         seal::{seal_cut, seal_scan},
     },
-    ids::{Interval, PointId, Sequence},
+    ids::{Interval, MachineId, PointId, Sequence},
     units::{BlockIndex, BlockRange},
     wire::{Assignment, Capture, DiskIdentity, DiskInventory, PartitionTable},
 };
@@ -86,6 +88,7 @@ fn two_coordinators_do_not_share_a_folder() -> Result<()> {
 struct Link {
     runtime: Runtime,
     handle: ShipHandle,
+    machine: MachineId,
     disk: Capture,
     next: Sequence,
     interval: Interval,
@@ -95,6 +98,11 @@ struct Link {
 impl Link {
     /// Enrols, connects, has the disk protected, and declares it scanned.
     fn open(site: &Site, folder: &Path) -> Result<Self> {
+        Self::open_as(site, folder, "web-1")
+    }
+
+    /// The same for a machine of this name.
+    fn open_as(site: &Site, folder: &Path, name: &'static str) -> Result<Self> {
         let runtime = Runtime::new()?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy::new());
@@ -102,19 +110,24 @@ impl Link {
         let token = created["token"].as_str().context("token")?.parse()?;
         let store = IdentityStore::new(folder);
         let (clock_used, address) = (Arc::clone(&clock), site.address());
-        runtime.block_on(enrol(address, &token, "web-1", &store, clock_used, entropy.as_ref()))?;
-        let inventory = Arc::new(|| {
-            let mut found = inventory("web-1");
+        runtime.block_on(enrol(address, &token, name, &store, clock_used, entropy.as_ref()))?;
+        let inventory = Arc::new(move || {
+            let mut found = inventory(name);
             found.disks.push(disk());
             found
         });
         let parts = ShipParts { store, inventory, clock, entropy, tracked: None };
         let (handle, inbound) = ship::start(ShipSettings::default(), parts, runtime.handle())?;
+        let mut machine = MachineId::from_bytes([0; 16]);
         wait_for("the machine to connect", PATIENCE, || {
             let machines = site.cli(&["machines"])?;
-            Ok((machines[0]["connected"] == true).then_some(()))
+            let machines = machines.as_array().context("machines")?;
+            let is_ours = |machine: &&serde_json::Value| machine["name"] == name;
+            let ours = machines.iter().find(is_ours).context("the machine")?;
+            machine = ours["id"].as_str().context("id")?.parse()?;
+            Ok((ours["connected"] == true).then_some(()))
         })?;
-        site.cli(&["protect", "web-1", "--disk", DISK, "--retention", "1h,10m:1d"])?;
+        site.cli(&["protect", name, "--disk", DISK, "--retention", "1h,10m:1d"])?;
         let assigned = |event: Inbound| match event {
             Inbound::Connected(welcome) => Some(welcome.assignment),
             Inbound::Assigned(assignment) => Some(assignment),
@@ -131,7 +144,7 @@ impl Link {
         ensure!(disk.replica_empty && disk.durable == Sequence(0), "a new disk: {disk:?}");
         let content = vec![0; usize::try_from(BLOCKS)? * 4096];
         let interval = disk.interval;
-        Ok(Self { runtime, handle, disk, next: Sequence(1), interval, content })
+        Ok(Self { runtime, handle, machine, disk, next: Sequence(1), interval, content })
     }
 
     fn identity(&mut self) -> FrameIdentity {
@@ -156,16 +169,15 @@ impl Link {
         Ok(self.handle.send_frame(OutgoingFrame { identity, bytes })?)
     }
 
-    fn cut(&mut self, site: &Site) -> Result<String> {
+    fn cut(&mut self) -> Result<String> {
         let identity = self.identity();
-        let clock = SystemClock::new();
-        let machine = site.only_machine()?.parse()?;
-        let point = PointId(SystemEntropy::new().uuid(clock.wall()));
+        let at = SystemClock::new().wall();
+        let point = PointId(SystemEntropy::new().uuid(at));
         let member = CutMember { disk: identity.disk, generation: identity.generation };
         let record = CutRecord {
             point,
-            machine,
-            at: clock.wall(),
+            machine: self.machine,
+            at,
             hold_us: 5_000,
             method: CutMethod::Freeze,
             consistency: Consistency::Crash,
@@ -197,9 +209,9 @@ fn disk() -> DiskInventory {
 }
 
 /// Waits until the machine has this point, processed.
-fn processed(site: &Site, point: &str) -> Result<()> {
+fn processed(site: &Site, machine: &str, point: &str) -> Result<()> {
     wait_for("the point to be processed", PATIENCE, || {
-        let points = site.points("web-1")?;
+        let points = site.points(machine)?;
         Ok(points.iter().any(|found| found.id == point && found.state == "processed").then_some(()))
     })
 }
@@ -262,12 +274,12 @@ fn points_of_a_machine_are_kept_attached_and_found_again() -> Result<()> {
     let mut link = Link::open(&site, folder.path())?;
     link.write(3, 0xaa)?;
     link.scanned()?;
-    let first = link.cut(&site)?;
+    let first = link.cut()?;
     let first_content = link.content.clone();
     link.write(3, 0xbb)?;
     link.write(9, 0xcc)?;
-    let second = link.cut(&site)?;
-    processed(&site, &second)?;
+    let second = link.cut()?;
+    processed(&site, "web-1", &second)?;
     check_point(&site, &first, &first_content)?;
     check_point(&site, "latest", &link.content)?;
     check_diff(&site, &first, &second)?;
@@ -335,10 +347,10 @@ fn choices_say_what_they_give_and_lose_before_anything_is_done() -> Result<()> {
     let mut link = Link::open(&site, folder.path())?;
     link.write(3, 0xaa)?;
     link.scanned()?;
-    let first = link.cut(&site)?;
+    let first = link.cut()?;
     link.write(3, 0xbb)?;
-    let second = link.cut(&site)?;
-    processed(&site, &second)?;
+    let second = link.cut()?;
+    processed(&site, "web-1", &second)?;
 
     let latest = dry_run(&site, "latest")?;
     ensure!(latest["point"]["id"] == *second && latest["newer_count"] == 0, "{latest}");

@@ -196,7 +196,7 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
     let life = Duration::from_hours(24) * settings.certificate_days;
     let authority = Authority::open(&data.authority(), life, Arc::clone(&clock), Arc::clone(&entropy));
     let authority = Arc::new(authority.context("opening the coordinator's CA")?);
-    let catalog = Arc::new(SqliteCatalog::open(&data.catalog()).await.context("opening the catalog")?);
+    let catalog = open_catalog(data).await?;
     let (store, recoveries) = open_store(settings, data).await?;
     let shared: Arc<dyn Catalog> = Arc::clone(&catalog) as Arc<dyn Catalog>;
     let points = Arc::new(PointCatalog::load(Arc::clone(&shared), Arc::clone(&clock)).await?);
@@ -357,6 +357,31 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
         group_cuts,
     };
     Ok((Running { catalog, logs, checks, audits, readiness, jobs, ingest, state, space, reverse }, driver))
+}
+
+/// Opens the catalog. One that is new beside machines that are not has been lost: to go on would be to forget them.
+async fn open_catalog(data: &DataFolder) -> Result<Arc<SqliteCatalog>> {
+    let path = data.catalog();
+    let advice = || {
+        format!(
+            "the catalog {} cannot be used; `holdfast-coordinator rebuild-catalog` sets it aside and makes it again from the logs",
+            path.display()
+        )
+    };
+    let catalog = SqliteCatalog::open(&path).await.with_context(advice)?;
+    if catalog.machines().await.with_context(advice)?.is_empty() {
+        let (described, unreadable) = data.descriptions()?;
+        let count = described.len() + unreadable.len();
+        if count > 0 {
+            catalog.close().await;
+            return Err(anyhow::anyhow!(
+                "it knows no machine, but {count} are described in {}",
+                data.machines().display()
+            ))
+            .with_context(advice);
+        }
+    }
+    Ok(Arc::new(catalog))
 }
 
 fn machine_settings(settings: &Settings, data: &DataFolder) -> MachineSettings {
