@@ -7,6 +7,7 @@
 use std::{fmt, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
+use zstd::zstd_safe::WriteBuf;
 
 use super::{
     cut::{CutRecord, ScanRecord},
@@ -164,10 +165,24 @@ impl PlainReader {
     /// Replaces the contents of `plain` by the frame's plain bytes: the data extents' bytes, one after the other.
     ///
     /// # Errors
-    /// [`FrameError::Payload`] if the stored bytes do not decompress to exactly the stated size.
+    /// [`FrameError::Payload`] if the stored bytes do not decompress to exactly the stated size; `plain` is empty then.
     pub fn read(&mut self, frame: &Frame, plain: &mut Vec<u8>) -> Result<(), FrameError> {
-        plain.resize(frame.header.plain_bytes as usize, 0);
-        self.read_to(frame, plain).map(drop)
+        let expected = frame.header.plain_bytes as usize;
+        plain.clear();
+        // Memory is not zeroed only to be written over.
+        plain.reserve_exact(expected);
+        let stored = frame.stored();
+        match frame.header.compression {
+            Compression::None => plain.extend_from_slice(stored),
+            Compression::Zstd => {
+                let _bytes = self.decompress(stored, plain)?;
+            }
+        }
+        if plain.len() != expected {
+            plain.clear();
+            return Err(FrameError::Payload);
+        }
+        Ok(())
     }
 
     /// Puts the frame's plain bytes into the front of `output` and says how many there are.
@@ -180,19 +195,22 @@ impl PlainReader {
         let stored = frame.stored();
         match frame.header.compression {
             Compression::None if stored.len() == expected => output.copy_from_slice(stored),
-            Compression::None => return Err(FrameError::Payload),
-            Compression::Zstd => {
-                let decompressor = match &mut self.decompressor {
-                    Some(decompressor) => decompressor,
-                    empty => empty.insert(zstd::bulk::Decompressor::new().map_err(|_| FrameError::Payload)?),
-                };
-                let written =
-                    decompressor.decompress_to_buffer(stored, output).map_err(|_| FrameError::Payload)?;
-                if written != expected {
-                    return Err(FrameError::Payload);
-                }
-            }
+            Compression::Zstd if self.decompress(stored, output)? == expected => {}
+            Compression::None | Compression::Zstd => return Err(FrameError::Payload),
         }
         Ok(expected)
+    }
+
+    /// Gives the number of bytes; they are no more than `output` has room for.
+    fn decompress<O: WriteBuf + ?Sized>(
+        &mut self,
+        stored: &[u8],
+        output: &mut O,
+    ) -> Result<usize, FrameError> {
+        let decompressor = match &mut self.decompressor {
+            Some(decompressor) => decompressor,
+            empty => empty.insert(zstd::bulk::Decompressor::new().map_err(|_| FrameError::Payload)?),
+        };
+        decompressor.decompress_to_buffer(stored, output).map_err(|_| FrameError::Payload)
     }
 }

@@ -179,6 +179,28 @@ fn what_does_not_shrink_is_stored_raw() {
     assert_eq!(Frame::verify(frame).unwrap().header().compression, Compression::None);
 }
 
+#[test]
+fn a_payload_of_another_size_than_stated_gives_no_bytes() {
+    let seal = |blocks: u64| {
+        let extent = Extent::data(BlockRange::new(0, blocks));
+        let plain = vec![7; usize::try_from(blocks).unwrap() * BLOCK_BYTES];
+        FrameSealer::new(Some(1)).unwrap().seal_data(identity(), &[extent], &plain).unwrap()
+    };
+    let (front, other) = (FRAME_HEADER_BYTES + 16, seal(2));
+    for stated in [1, 3] {
+        let mut bytes = seal(stated)[..front].to_vec();
+        bytes.extend_from_slice(&other[front..]);
+        bytes[52..56].copy_from_slice(&other[52..56]);
+        let digest = blake3::hash(&[&bytes[..64], &bytes[FRAME_HEADER_BYTES..]].concat());
+        bytes[64..FRAME_HEADER_BYTES].copy_from_slice(digest.as_bytes());
+        let frame = Frame::verify(Bytes::from(bytes)).unwrap();
+        let mut plain = vec![1; 4 * BLOCK_BYTES];
+        assert_eq!(PlainReader::new().read(&frame, &mut plain), Err(FrameError::Payload));
+        assert!(plain.is_empty(), "{stated} blocks stated");
+        assert_eq!(PlainReader::new().read_to(&frame, &mut [0; 4 * BLOCK_BYTES]), Err(FrameError::Payload));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

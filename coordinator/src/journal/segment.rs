@@ -316,7 +316,7 @@ pub fn read_frame_into<S: ReadAt + ?Sized>(
     }
     let header = FrameHeader::parse(&buffer).map_err(damaged)?;
     buffer.truncate(header.frame_bytes());
-    let frame = Frame::verify(buffer.freeze()).map_err(damaged)?;
+    let frame = Frame::verify_mut(buffer).map_err(damaged)?;
     if header.disk != disk || header.sequence != sequence {
         return Err(damaged(FrameError::Field { field: "sequence", value: header.sequence.0 }));
     }
