@@ -3,15 +3,20 @@
 //!
 //! Owns the threads and their buffers. Knows a format only by its `Layout`. Invariant: when the checkpoint is called with
 //! a cluster, everything below it has been written (not synced).
-//! Limits: a buffer of [`GATHER_BYTES`] and one bundle per thread; one [`Plan`].
+//! Limits: [`GATHERS`] buffers of [`GATHER_BYTES`] and one bundle per thread; one [`Plan`].
 
 use std::{
+    array,
     collections::BTreeMap,
     fs::File,
     io::{self, IoSlice},
+    mem,
     ops::Range,
     os::unix::fs::FileExt as _,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::{
+        Mutex, PoisonError, TryLockError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     thread,
 };
 
@@ -136,12 +141,13 @@ impl Copy<'_> {
         mut progress: impl FnMut(&Done, u64) -> io::Result<()>,
     ) -> Result<(), CopyError> {
         let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let writing = Mutex::new(());
         let (sender, receiver) = crossbeam_channel::bounded(REPORTS_MAX);
         thread::scope(|scope| {
             for _ in 0..self.threads.max(1) {
-                let (next, stop, sender) = (&next, &stop, sender.clone());
+                let (next, stop, writing, sender) = (&next, &stop, &writing, sender.clone());
                 scope.spawn(move || {
-                    let ended = self.work(plan, next, stop, &sender);
+                    let ended = self.work(plan, next, stop, (writing, &sender));
                     if let Err(error) = ended {
                         stop.store(true, Ordering::Relaxed);
                         // The receiver lives until all senders are gone.
@@ -165,40 +171,66 @@ impl Copy<'_> {
         })
     }
 
+    /// Takes turns until the plan is done. The system lets one thread at a time write to a file: who finds another one writing
+    /// goes on decompressing into its next buffer, and waits only when all of them are full.
     fn work(
         &self,
         plan: &Plan,
         next: &AtomicUsize,
         stop: &AtomicBool,
-        reports: &Reports,
+        (writing, reports): (&Mutex<()>, &Reports),
     ) -> Result<(), CopyError> {
-        let (mut reader, mut gather) = (BundleReader::default(), Gather::new());
-        let mut parts = Vec::new();
-        while !stop.load(Ordering::Relaxed) {
+        let mut reader = BundleReader::default();
+        let mut gathers: [Gather; GATHERS] = array::from_fn(|_| Gather::new());
+        let (mut full, mut ended) = (0, false);
+        while !ended && !stop.load(Ordering::Relaxed) {
             if self.task.is_cancelled() {
                 return Err(CopyError::Cancelled);
             }
-            let from = next.fetch_add(TURN_BUNDLES, Ordering::Relaxed);
+            let from = next.fetch_add(TURN_BUNDLES, Ordering::Relaxed).min(plan.len());
             let bundles = from..(from + TURN_BUNDLES).min(plan.len());
-            let mut bytes = 0;
-            for index in bundles.clone() {
-                if gather.is_full() {
-                    bytes += gather.write(self.file).map_err(CopyError::Write)?;
+            ended = bundles.is_empty();
+            if let Some(gather) = gathers.get_mut(full).filter(|_| !ended) {
+                self.gather(plan, bundles, gather, &mut reader)?;
+                full += 1;
+            }
+            let turn = match writing.try_lock() {
+                Err(TryLockError::WouldBlock) if full < GATHERS && !ended => continue,
+                Err(TryLockError::WouldBlock) => writing.lock().unwrap_or_else(PoisonError::into_inner),
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Ok(turn) => turn,
+            };
+            for gather in gathers.iter_mut().take(mem::take(&mut full)) {
+                let done = gather.finish(self.file).map_err(CopyError::Write)?;
+                // The total counts whole blocks; the disk may end within its last one.
+                self.task.add_done_bytes(done.bytes.next_multiple_of(BLOCK_BYTES as u64));
+                if reports.send(Ok(done)).is_err() {
+                    return Ok(());
                 }
-                let Some(bundle) = plan.bundle(index, &mut parts) else { break };
-                let read = self.view.read_bundle(bundle, &parts, &mut reader, gather.room());
-                gather.take(read.map_err(CopyError::View)?, &parts, |part| self.span(part));
             }
-            if bundles.is_empty() {
-                return Ok(());
-            }
-            bytes += gather.write(self.file).map_err(CopyError::Write)?;
-            // The total counts whole blocks; the disk may end within its last one.
-            self.task.add_done_bytes(bytes.next_multiple_of(BLOCK_BYTES as u64));
-            if reports.send(Ok(Done { bundles, bytes })).is_err() {
-                return Ok(());
-            }
+            drop(turn);
         }
+        Ok(())
+    }
+
+    /// Decompresses the bundles of a turn, and writes only what there is no room for.
+    fn gather(
+        &self,
+        plan: &Plan,
+        bundles: Range<usize>,
+        gather: &mut Gather,
+        reader: &mut BundleReader,
+    ) -> Result<(), CopyError> {
+        let mut parts = Vec::new();
+        for index in bundles.clone() {
+            if gather.is_full() {
+                gather.write(self.file).map_err(CopyError::Write)?;
+            }
+            let Some(bundle) = plan.bundle(index, &mut parts) else { break };
+            let read = self.view.read_bundle(bundle, &parts, reader, gather.room());
+            gather.take(read.map_err(CopyError::View)?, &parts, |part| self.span(part));
+        }
+        gather.bundles = bundles;
         Ok(())
     }
 
@@ -245,17 +277,21 @@ impl Copy<'_> {
     }
 }
 
-/// Bytes of some bundles, waiting to be written together.
+/// Bytes of the bundles of a turn, waiting to be written together.
+#[derive(Default)]
 struct Gather {
     buffer: Vec<u8>,
     filled: usize,
     /// Offset in the file, and the bytes in the buffer that go there.
     pieces: Vec<(u64, Range<usize>)>,
+    bundles: Range<usize>,
+    /// Bytes written of them.
+    written: u64,
 }
 
 impl Gather {
     fn new() -> Self {
-        Self { buffer: vec![0; GATHER_BYTES + BUNDLE_BYTES_MAX], filled: 0, pieces: Vec::new() }
+        Self { buffer: vec![0; GATHER_BYTES + BUNDLE_BYTES_MAX], ..Self::default() }
     }
 
     fn is_full(&self) -> bool {
@@ -283,10 +319,15 @@ impl Gather {
         self.filled += bytes;
     }
 
-    /// Writes everything, neighbours in the file with one call; gives the bytes written.
-    fn write(&mut self, file: &File) -> io::Result<u64> {
+    /// Writes the rest, and says what of the turn was written in all.
+    fn finish(&mut self, file: &File) -> io::Result<Done> {
+        self.write(file)?;
+        Ok(Done { bundles: mem::take(&mut self.bundles), bytes: mem::take(&mut self.written) })
+    }
+
+    /// Writes everything, neighbours in the file with one call.
+    fn write(&mut self, file: &File) -> io::Result<()> {
         self.pieces.sort_unstable_by_key(|(offset, _)| *offset);
-        let mut written = 0;
         let mut rest = self.pieces.as_slice();
         while let Some((offset, _)) = rest.first() {
             let mut end = *offset;
@@ -299,11 +340,11 @@ impl Gather {
                 .map(|(_, piece)| IoSlice::new(self.buffer.get(piece.clone()).unwrap_or_default()))
                 .collect();
             rest = rest.get(slices.len()..).unwrap_or_default();
-            written += write_all_vectored_at(file, &mut slices, *offset)?;
+            self.written += write_all_vectored_at(file, &mut slices, *offset)?;
         }
         self.pieces.clear();
         self.filled = 0;
-        Ok(written)
+        Ok(())
     }
 }
 
@@ -345,6 +386,8 @@ static ZEROES: [u8; CLUSTER_BYTES] = [0; CLUSTER_BYTES];
 const CLUSTER_BLOCKS: u64 = CLUSTER / BLOCK_BYTES as u64;
 /// Bundles that a thread takes at a time. With frames of the usual 64 KiB they make writes of up to 1 MiB.
 const TURN_BUNDLES: usize = 16;
+/// Buffers per thread.
+const GATHERS: usize = 2;
 /// Bytes gathered before they are written; more would leave the processor's cache.
 const GATHER_BYTES: usize = 1 << 20;
 /// Slices in one system call (the system's limit is 1024).
