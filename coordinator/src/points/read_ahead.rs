@@ -3,14 +3,17 @@
 //! Owns the detector, which is pure, and the view that acts on it with one thread of its own. Does not know who reads.
 //! Invariants: what is read ahead is only ever brought into a cache, never handed out; when the view is dropped, its thread
 //! has ended.
+//! Who has as many reads under way as there are processors keeps these busy: nothing is read ahead then, since that would only
+//! take time from them, and meet them at the frames that they are about to read.
 //! Limits: [`STREAMS`] readers are told apart per view; at most [`WINDOW_BYTES`] are fetched ahead of each; orders that
 //! find [`ORDERS_MAX`] others waiting are dropped.
 
 use std::{
+    num::NonZero,
     ops::Range,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
 };
@@ -83,6 +86,9 @@ impl Detector {
 pub struct ReadAhead {
     view: Arc<dyn BlockView>,
     detector: Mutex<Detector>,
+    /// Reads under way, and how many of them leave nothing to do.
+    reads: AtomicUsize,
+    reads_busy: usize,
     /// `None` once dropping has begun.
     orders: Option<crossbeam_channel::Sender<Range<u64>>>,
     stop: Arc<AtomicBool>,
@@ -109,7 +115,15 @@ impl ReadAhead {
                 }
             }
         })?;
-        Ok(Self { view, detector: Mutex::default(), orders: Some(orders), stop, thread: Some(thread) })
+        Ok(Self {
+            view,
+            detector: Mutex::default(),
+            reads: AtomicUsize::new(0),
+            reads_busy: thread::available_parallelism().map_or(1, NonZero::get).max(2),
+            orders: Some(orders),
+            stop,
+            thread: Some(thread),
+        })
     }
 }
 
@@ -135,11 +149,16 @@ impl BlockView for ReadAhead {
             buffer.len() as u64,
             self.size_bytes(),
         );
-        if let (Some(order), Some(orders)) = (order, &self.orders) {
+        let others = self.reads.fetch_add(1, Ordering::Relaxed);
+        if let (Some(order), Some(orders)) = (order, &self.orders)
+            && others + 1 < self.reads_busy
+        {
             // Whoever is that far behind does not need more to do.
             let _dropped = orders.try_send(order);
         }
-        self.view.read(offset, buffer)
+        let read = self.view.read(offset, buffer);
+        self.reads.fetch_sub(1, Ordering::Relaxed);
+        read
     }
 
     fn extents(&self, range: BlockRange) -> Result<Vec<ViewExtent>, ViewError> {

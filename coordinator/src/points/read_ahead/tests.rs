@@ -2,7 +2,7 @@
 
 use std::{
     ops::Range,
-    sync::{Arc, Mutex},
+    sync::{Arc, Barrier, Mutex},
     time::Duration,
 };
 
@@ -16,6 +16,9 @@ use super::{Detector, READS_MIN, ReadAhead, STREAMS, WINDOW_BYTES};
 use crate::points::view::{BlockView, ViewError, ViewExtent};
 
 const SIZE: u64 = 1 << 30;
+/// Reads from here on last until they are let go.
+const HELD_FROM: u64 = 512 << 20;
+const ALONE_FROM: u64 = 256 << 20;
 
 #[test]
 fn a_sequential_reader_has_everything_fetched_once_and_in_time() {
@@ -86,16 +89,20 @@ proptest! {
     }
 }
 
-/// Notes what is fetched.
-#[derive(Debug, Default)]
-struct Noting(Mutex<Vec<Range<u64>>>);
+/// Notes what is fetched, and holds some reads.
+#[derive(Debug)]
+struct Noting(Mutex<Vec<Range<u64>>>, Barrier);
 
 impl BlockView for Noting {
     fn size_bytes(&self) -> u64 {
         SIZE
     }
 
-    fn read(&self, _offset: u64, buffer: &mut [u8]) -> Result<(), ViewError> {
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ViewError> {
+        if offset >= HELD_FROM {
+            self.1.wait();
+            self.1.wait();
+        }
         buffer.fill(7);
         Ok(())
     }
@@ -111,7 +118,7 @@ impl BlockView for Noting {
 
 #[test]
 fn the_thread_fetches_and_ends_with_the_view() {
-    let inner = Arc::new(Noting::default());
+    let inner = Arc::new(Noting(Mutex::default(), Barrier::new(1)));
     let view = ReadAhead::new(Arc::clone(&inner) as Arc<dyn BlockView>).unwrap();
     let mut buffer = [0; 65536];
     for number in 0..4 {
@@ -125,4 +132,32 @@ fn the_thread_fetches_and_ends_with_the_view() {
     assert_eq!(inner.0.lock().unwrap()[0].start, 3 * 65536);
     drop(view);
     assert_eq!(Arc::strong_count(&inner), 1, "nobody reads the view any more");
+}
+
+#[test]
+fn nothing_is_fetched_while_reads_keep_all_processors_busy() {
+    let others = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).max(2) - 1;
+    let inner = Arc::new(Noting(Mutex::default(), Barrier::new(others + 1)));
+    let view = ReadAhead::new(Arc::clone(&inner) as Arc<dyn BlockView>).unwrap();
+    let mut buffer = [0; 65536];
+    std::thread::scope(|scope| {
+        for other in 0..others as u64 {
+            let view = &view;
+            // Far apart, so that they are no reader in a row.
+            scope.spawn(move || view.read(HELD_FROM + other * (8 << 20), &mut [0; 512]).unwrap());
+        }
+        inner.1.wait();
+        for number in 0..8 {
+            view.read(number * 65536, &mut buffer).unwrap();
+        }
+        inner.1.wait();
+    });
+    // Orders are done one after the other: what comes first was the first.
+    for number in 0..4 {
+        view.read(ALONE_FROM + number * 65536, &mut buffer).unwrap();
+    }
+    while inner.0.lock().unwrap().is_empty() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(inner.0.lock().unwrap()[0].start, ALONE_FROM + 3 * 65536);
 }
