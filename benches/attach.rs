@@ -2,9 +2,10 @@
 //!
 //! Owns stores in temporary folders. Histories are written straight through the store. Frames hold 64 KiB that compress to
 //! almost nothing, since neither indexing nor opening reads payload; segments are made smaller in proportion, so that
-//! there are as many of them, and as many tables, as with a usual payload.
+//! there are as many of them, and as many tables, as with a usual payload. All points are made first and then attached in
+//! turn, round by round, so that whatever else the machine does hits all of them alike.
 
-use std::{path::Path, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use anyhow::{Context as _, Result};
 use holdfast_common::{
@@ -27,6 +28,7 @@ use holdfast_coordinator::{
 };
 use holdfast_tests::history::{self, HistoryWriter};
 use tempfile::TempDir;
+use tokio::runtime::Runtime;
 
 use crate::{
     Run,
@@ -38,11 +40,12 @@ const FRAME_BLOCKS: u64 = 16;
 /// What the target asks for.
 const FIRST_BYTE_MS_MAX: f64 = 100.0;
 /// Times that a ready point is attached.
-const TRIES: usize = 15;
+const TRIES: usize = 101;
 const GIB: u64 = 1 << 30;
 
 /// Over backlog, disk size and number of points.
 pub(crate) fn attach(run: Run) -> Result<Vec<Row>> {
+    let runtime = Runtime::new()?;
     let mut ready = Vec::new();
     let mut rows = Vec::new();
     let backlogs: &[u64] = if run.quick { &[0, 1, 10] } else { &[0, 1, 10, 50] };
@@ -50,48 +53,80 @@ pub(crate) fn attach(run: Run) -> Result<Vec<Row>> {
         if !run.wants(&format!("attach: {pending} GiB of changes")) {
             continue;
         }
-        let scenery = Scenery::create(100 * GIB)?;
-        let (cold, indexed) = scenery.behind(pending * GIB)?;
-        ready.push(indexed.row(format!("attach: {pending} GiB of changes, indexed behind ingest")));
+        let name = format!("attach: {pending} GiB of changes, indexed behind ingest");
+        let (cold, indexed) = Scenery::create(100 * GIB)?.behind(pending * GIB, name, &runtime)?;
+        ready.push(indexed);
         let row = Row::new(format!("attach: {pending} GiB of changes, none indexed"), cold, "ms");
         rows.push(
             row.against(FIRST_BYTE_MS_MAX, "ms at most").note("includes reading all their frames' tables"),
         );
     }
     for (name, size) in [("10 GiB", 10 * GIB), ("1 TiB", 1 << 40), ("16 TiB", 16 << 40)] {
-        if !run.wants(&format!("attach: a disk of {name}")) {
-            continue;
+        let name = format!("attach: a disk of {name}");
+        if run.wants(&name) {
+            ready.push(Scenery::create(size)?.behind(GIB, name, &runtime)?.1);
         }
-        let scenery = Scenery::create(size)?;
-        let (_, indexed) = scenery.behind(GIB)?;
-        ready.push(indexed.row(format!("attach: a disk of {name}")));
     }
     let histories: &[u64] = if run.quick { &[10, 1000] } else { &[10, 1000, 20_000] };
     for points in histories {
         if !run.wants(&format!("attach: {points} points")) {
             continue;
         }
-        let scenery = Scenery::create(100 * GIB)?;
-        let (newest, others, history) = scenery.with_points(*points)?;
-        ready.push(newest.row(format!("attach: {points} points, the newest")));
-        ready.push(others.row(format!("attach: {points} points, any")));
+        let (of_points, history) = Scenery::create(100 * GIB)?.with_points(*points)?;
+        ready.extend(of_points);
         rows.push(history);
     }
-    let times: Vec<f64> = ready.iter().map(|row| row.value).collect();
-    let (least, most) = (percentile(&times, 0.0), percentile(&times, 100.0));
-    rows.splice(0..0, ready);
+    for _ in 0..TRIES {
+        ready.iter_mut().try_for_each(|ready| ready.attach(&runtime))?;
+    }
+    let medians: Vec<f64> = ready.iter().map(|ready| percentile(&ready.times, 50.0)).collect();
+    let (least, most) = (percentile(&medians, 0.0), percentile(&medians, 100.0));
+    rows.splice(0..0, ready.iter().map(Ready::row));
     let flat = Row::new("attach: slowest over fastest of the ready ones", most / least, "times");
-    rows.push(flat.against(1.2, "flat within a fifth"));
+    rows.push(flat.against(1.2, "flat within a fifth").note("of medians"));
     Ok(rows)
 }
 
-/// Times of attaching one ready point, in milliseconds.
-struct Times(Vec<f64>);
+/// Points of a store whose changes are indexed.
+struct Ready {
+    name: String,
+    server: NbdAttach,
+    /// Shared by those that are points of the same store, and removed with the last of them.
+    _scenery: Arc<Scenery>,
+    index: Arc<DiskIndex>,
+    /// Attached one after the other.
+    cuts: Vec<Sequence>,
+    /// Milliseconds that each took.
+    times: Vec<f64>,
+}
 
-impl Times {
-    fn row(&self, name: String) -> Row {
-        let note = format!("median of {TRIES}, worst {:.2} ms", percentile(&self.0, 100.0));
-        Row::new(name, percentile(&self.0, 50.0), "ms").against(FIRST_BYTE_MS_MAX, "ms at most").note(note)
+impl Ready {
+    fn new(name: String, scenery: &Arc<Scenery>, index: &Arc<DiskIndex>, cuts: Vec<Sequence>) -> Self {
+        let folder = scenery.folder.path().to_owned();
+        let branches = folder.join("branches");
+        let server = NbdAttach::new(folder, branches, Settings::default(), Arc::new(LogDamage));
+        let (index, times) = (Arc::clone(index), Vec::new());
+        Self { name, server, _scenery: Arc::clone(scenery), index, cuts, times }
+    }
+
+    fn row(&self) -> Row {
+        let (median, worst) = (percentile(&self.times, 50.0), percentile(&self.times, 100.0));
+        let note = format!("median of {} rounds, worst {worst:.2} ms", self.times.len());
+        Row::new(&*self.name, median, "ms").against(FIRST_BYTE_MS_MAX, "ms at most").note(note)
+    }
+
+    /// Opens the next point, serves it on a socket and reads its first block through that.
+    fn attach(&mut self, runtime: &Runtime) -> Result<()> {
+        let cut = *self.cuts.get(self.times.len() % self.cuts.len()).context("a cut")?;
+        let name = format!("a{}", self.times.len());
+        let started = Instant::now();
+        self.index.catch_up()?;
+        let view = Arc::new(PointView::at_cut(&self.index, FrameCache::new(1 << 20), cut)?);
+        let disk = DiskView { disk: history::DISK, name: "disk".into(), view };
+        runtime.block_on(self.server.attach(name.clone(), vec![disk], None))?;
+        self.times.push(started.elapsed().as_secs_f64() * 1000.0);
+        runtime.block_on(self.server.detach(name))?;
+        Ok(())
     }
 }
 
@@ -124,9 +159,9 @@ impl Scenery {
         Ok(())
     }
 
-    /// A point with so many bytes of changes behind the one before: attached while none of them is indexed, then when
-    /// they are.
-    fn behind(mut self, bytes: u64) -> Result<(f64, Times)> {
+    /// A point with so many bytes of changes behind the one before: milliseconds to its first byte while none of them is
+    /// indexed, and the point when they are.
+    fn behind(mut self, bytes: u64, name: String, runtime: &Runtime) -> Result<(f64, Ready)> {
         self.write(GIB / 4)?;
         self.writer.cut()?;
         self.writer.settle()?;
@@ -135,17 +170,17 @@ impl Scenery {
         self.write(bytes)?;
         let (_, cut) = self.writer.cut()?;
         self.writer.settle()?;
+        let mut ready = Ready::new(name, &Arc::new(self), &index, vec![cut]);
         let started = Instant::now();
         index.catch_up()?;
         let catching_up = started.elapsed().as_secs_f64() * 1000.0;
-        let times = attach_ready(self.folder.path(), &index, &[cut; TRIES])?;
-        let first = times.0.first().context("a time")?;
-        Ok((catching_up + first, times))
+        ready.attach(runtime)?;
+        let first: f64 = ready.times.drain(..).sum();
+        Ok((catching_up + first, ready))
     }
 
-    /// The newest of many points, each with a frame of its own; then points all over the history; then what it took to index
-    /// them.
-    fn with_points(mut self, points: u64) -> Result<(Times, Times, Row)> {
+    /// The newest of many points, each with a frame of its own; points all over the history; and what it took to index them.
+    fn with_points(mut self, points: u64) -> Result<([Ready; 2], Row)> {
         let mut cut = Sequence(0);
         for _ in 0..points {
             self.write(FRAME_BLOCKS * BLOCK_BYTES as u64)?;
@@ -164,33 +199,15 @@ impl Scenery {
             others.push(other);
             runs_max = runs_max.max(index.at_cut(other)?.run_count());
         }
-        let newest = attach_ready(self.folder.path(), &index, &[cut; TRIES])?;
-        let others = attach_ready(self.folder.path(), &index, &others)?;
+        let scenery = Arc::new(self);
+        let newest = Ready::new(format!("attach: {points} points, the newest"), &scenery, &index, vec![cut]);
+        let others = Ready::new(format!("attach: {points} points, any"), &scenery, &index, others);
         let row = Row::new(
             format!("attach: {points} points, indexed and merged"),
             points as f64 / seconds,
             "points/s",
         )
         .note(format!("{seconds:.1} s; a point opens with at most {runs_max} runs"));
-        Ok((newest, others, row))
+        Ok(([newest, others], row))
     }
-}
-
-/// Opens each point, serves it on a socket and reads its first block through that.
-fn attach_ready(folder: &Path, index: &Arc<DiskIndex>, cuts: &[Sequence]) -> Result<Times> {
-    let runtime = tokio::runtime::Runtime::new()?;
-    let attach =
-        NbdAttach::new(folder.to_owned(), folder.join("branches"), Settings::default(), Arc::new(LogDamage));
-    let mut times = Vec::new();
-    for (number, cut) in cuts.iter().enumerate() {
-        let name = format!("a{number}");
-        let started = Instant::now();
-        index.catch_up()?;
-        let view = Arc::new(PointView::at_cut(index, FrameCache::new(1 << 20), *cut)?);
-        let disk = DiskView { disk: history::DISK, name: "disk".into(), view };
-        runtime.block_on(attach.attach(name.clone(), vec![disk], None))?;
-        times.push(started.elapsed().as_secs_f64() * 1000.0);
-        runtime.block_on(attach.detach(name))?;
-    }
-    Ok(Times(times))
 }
