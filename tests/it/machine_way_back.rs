@@ -1,4 +1,4 @@
-//! A machine that was failed over into QEMU is protected there, shut down, and goes back to its original disk, from which it
+//! A machine that was failed over into QEMU, and boots there by UEFI, is protected there, shut down, and goes back to its original disk, from which it
 //! boots again.
 
 use std::{fs, process::Command};
@@ -31,11 +31,13 @@ fn a_machine_that_ran_at_its_target_boots_from_its_original_disk_with_what_it_wr
     fs::create_dir_all(&hardware)?;
     fs::write(
         hardware.join(format!("{name}.toml")),
-        "processors = 1\nmemory_mib = 512\ncpu = \"Westmere\"\ndisk_model = \"virtio\"\nfirmware = \"bios\"\n",
+        "processors = 1\nmemory_mib = 512\ncpu = \"Westmere\"\ndisk_model = \"virtio\"\nfirmware = \"uefi\"\n",
     )?;
 
     let job = site.cli(&["failover", machine, "--point", "latest", "--vm"])?;
     wait_for_login(&job)?;
+    let own = site.data().join("vm").join(job["id"].as_str().context("its id")?);
+    ensure!(own.join("uefi-variables.fd").is_file(), "its UEFI has no variables of its own");
     site.cli(&["commit", machine])?;
     let protected_there = site.cli(&["reprotect", machine])?;
     ensure!(protected_there["state"] == "succeeded", "{protected_there}");

@@ -5,6 +5,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -57,11 +58,21 @@ impl Bundle {
         fs::write(self.place(to)?, content).with_context(|| format!("writing {to} of a guest"))
     }
 
-    /// The archive as a disk. It must be the last on its bus, so that the names of the others do not change.
+    /// Adds a script, which can be run.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn script(&self, content: &str, to: &str) -> Result<()> {
+        self.text(content, to)?;
+        fs::set_permissions(self.place(to)?, fs::Permissions::from_mode(0o755))?;
+        Ok(())
+    }
+
+    /// The archive as a disk on this bus. It must be the last there, so that the names of the others do not change.
     ///
     /// # Errors
     /// `tar` failed.
-    pub fn disk(&self) -> Result<Disk> {
+    pub fn disk(&self, bus: Bus) -> Result<Disk> {
         let archive = self.folder.path().join("bundle.tar");
         run(Command::new("tar")
             .args(["--create", "--owner=0", "--group=0", "--file"])
@@ -69,7 +80,7 @@ impl Bundle {
             .arg("--directory")
             .arg(self.folder.path().join("root"))
             .arg("."))?;
-        Ok(Disk::new(Source::Raw(archive), Bus::VirtioBlk, SERIAL).read_only())
+        Ok(Disk::new(Source::Raw(archive), bus, SERIAL).read_only())
     }
 
     /// Where a file of the guest stands in our folder.
@@ -81,8 +92,8 @@ impl Bundle {
 }
 
 /// What the guest runs to unpack the archive; does not touch the modes of folders that are there.
-pub(super) const UNPACK: &str = "for disk in /sys/block/vd*; do \
-         if [ \"$(cat $disk/serial)\" = bundle ]; then \
+pub(super) const UNPACK: &str = "for disk in /sys/block/vd* /sys/block/sd*; do \
+         if cat $disk/serial $disk/device/vpd_pg80 2>/dev/null | grep -q bundle; then \
              tar --extract --no-overwrite-dir --file /dev/${disk##*/} --directory / && sync && exit 0; \
          fi; \
      done; echo 'no disk with a bundle'; exit 1";

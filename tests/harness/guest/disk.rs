@@ -12,6 +12,8 @@ pub enum Bus {
     VirtioBlk,
     /// `/dev/nvme0n1` and on, in the order of the disks on this bus.
     Nvme,
+    /// VMware's paravirtual SCSI: `/dev/sda` and on.
+    Pvscsi,
 }
 
 /// Where a disk's bytes are.
@@ -56,6 +58,11 @@ impl Disk {
         self
     }
 
+    /// How the guest reaches it.
+    pub(super) fn bus(&self) -> Bus {
+        self.bus
+    }
+
     /// QEMU's arguments for the disk with this number; lower numbers are booted from first.
     pub(super) fn arguments(&self, number: usize) -> Vec<String> {
         let (format, file) = match &self.source {
@@ -75,6 +82,7 @@ impl Disk {
         let driver = match self.bus {
             Bus::VirtioBlk => "virtio-blk-pci",
             Bus::Nvme => "nvme",
+            Bus::Pvscsi => "scsi-hd,bus=pvscsi.0",
         };
         // Index 0 is taken by QEMU itself when it starts a kernel without a boot loader.
         let index = number + 1;

@@ -2,12 +2,13 @@
 //!
 //! Owns the cache folder and the building of the disk. Does not know machines.
 //! Invariant: an image is handed out only if its marker, written last, stands beside it; it is never written again.
-//! Format: a raw disk, BIOS: MBR code of syslinux, one active partition with ext4, extlinux in `/boot/extlinux`. The
-//! file system is made without 64bit and metadata_csum, which extlinux cannot read.
+//! Format: a raw disk with a GPT, which boots by BIOS and by UEFI: GRUB in a partition of its own (14) and as the removable medium's
+//! loader of an EFI system partition (15), settings in `/boot/grub` of the root (1), which is ext4.
 
 use std::{
     fs::{self, File},
-    io::{Seek as _, SeekFrom, Write as _},
+    io::Write as _,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -24,12 +25,36 @@ use crate::{
 
 /// Environment variable that names the folder for what tests build once, instead of one in cargo's target folder.
 pub const CACHE_VARIABLE: &str = "HOLDFAST_TEST_CACHE";
-/// Where Debian's package syslinux-common and extlinux keep the MBR code.
-const MBR_CODE: &[&str] = &["/usr/lib/syslinux/mbr/mbr.bin", "/usr/lib/EXTLINUX/mbr.bin"];
+/// GRUB's code of the first sector (Debian package grub-pc-bin).
+const BOOT_SECTOR: &str = "/usr/lib/grub/i386-pc/boot.img";
+/// Bytes of it before the table of the MBR.
+const BOOT_CODE_BYTES: usize = 440;
+/// Where it has the number of the sector that is loaded, 8 bytes.
+const BOOT_CODE_NEXT: usize = 0x5c;
+/// Where the sector that it loads has the number of the next, 8 bytes.
+const CORE_NEXT: usize = 0x1f4;
+/// What GRUB needs to read the root and start a kernel.
+const GRUB_MODULES: &[&str] = &[
+    "part_gpt",
+    "ext2",
+    "search",
+    "search_fs_uuid",
+    "normal",
+    "configfile",
+    "linux",
+    "serial",
+    "terminal",
+    "echo",
+];
+const SECTOR_BYTES: u64 = 512;
 /// The kernel beside the disk.
 const KERNEL: &str = "vmlinuz";
 /// Its initramfs.
 const INITRAMFS: &str = "initrd.img";
+/// The disk.
+const DISK: &str = "disk.raw";
+/// The same, installed on VMware.
+const VMWARE_DISK: &str = "vmware.raw";
 
 /// A complete guest image in the cache.
 #[derive(Clone, Debug)]
@@ -39,7 +64,7 @@ pub struct Image {
 
 impl Image {
     /// Where the root file system begins on the disk, in bytes.
-    pub const ROOT_OFFSET: u64 = recipe::PARTITION_OFFSET;
+    pub const ROOT_OFFSET: u64 = recipe::ROOT_OFFSET;
 
     /// The image of the present recipe, built if the cache does not have it (one to two minutes).
     ///
@@ -54,7 +79,7 @@ impl Image {
         let lock = File::create(cache.join(format!("{name}.lock")))?;
         lock.lock().context("waiting for another test that builds the guest image")?;
         let folder = cache.join(&name);
-        let path = folder.join("disk.raw");
+        let path = folder.join(DISK);
         let marker = folder.join("complete");
         if !marker.exists() {
             let clock = SystemClock::new();
@@ -68,6 +93,14 @@ impl Image {
             eprintln!("built the guest image in {:.0} s", clock.monotonic().as_secs_f64());
         }
         Ok(Self { path })
+    }
+
+    /// The same system as if it had been installed on VMware: its initramfs has the drivers of that hardware and no others.
+    ///
+    /// # Errors
+    /// As [`Self::obtain`].
+    pub fn obtain_of_vmware() -> Result<Self> {
+        Ok(Self { path: Self::obtain()?.path.with_file_name(VMWARE_DISK) })
     }
 
     /// The raw disk. Never write to it: see [`Self::overlay`].
@@ -107,24 +140,34 @@ fn cache_folder() -> Result<PathBuf> {
     Ok(target.join("guest-cache"))
 }
 
-/// Builds the disk at `path`.
+/// Builds the disk at `path`, and beside it what else is made of the same packages.
 fn build(path: &Path) -> Result<()> {
     let folder = TempDir::with_prefix("holdfast-guest-build-")?;
     let archive = folder.path().join("root.tar");
     install_packages(folder.path(), &archive)?;
     let disk = File::create_new(path)?;
     disk.set_len(recipe::DISK_BYTES)?;
-    write_partition_table(&disk, path)?;
-    let device = LoopDevice::attach_at(path, recipe::PARTITION_OFFSET)?;
+    write_partition_table(path)?;
+    write_boot_loaders(&disk, folder.path())?;
+    let device = LoopDevice::attach_at(path, recipe::ROOT_OFFSET)?;
     run(Command::new("mkfs.ext4")
-        .args(["-q", "-F", "-m", "0", "-O", "^64bit,^metadata_csum", "-U", recipe::ROOT_UUID])
-        .arg(device.path()))?;
+        .args(["-q", "-F", "-m", "0", "-U", recipe::ROOT_UUID])
+        .arg(device.path())
+        .arg(format!("{}k", recipe::ROOT_BYTES / 1024)))?;
     let root = MountPoint::new(device.path(), &[])?;
     fill_root(&archive, root.folder())?;
     for name in [KERNEL, INITRAMFS] {
         let copied = fs::copy(root.join(name), path.with_file_name(name));
         copied.with_context(|| format!("the packages have installed no /{name}"))?;
     }
+    drop(root);
+    drop(device);
+    let vmware = path.with_file_name(VMWARE_DISK);
+    run(Command::new("cp").arg("--sparse=always").arg(path).arg(&vmware))?;
+    let device = LoopDevice::attach_at(&vmware, recipe::ROOT_OFFSET)?;
+    let root = MountPoint::new(device.path(), &[])?;
+    // The name is a link to that with the kernel's release.
+    fs::copy(folder.path().join(recipe::VMWARE_INITRAMFS), fs::canonicalize(root.join(INITRAMFS))?)?;
     Ok(())
 }
 
@@ -151,28 +194,77 @@ fn install_packages(folder: &Path, archive: &Path) -> Result<()> {
     run(&mut command).context("installing Debian packages for the guest image").map(drop)
 }
 
-/// MBR code and one active Linux partition up to the end.
-fn write_partition_table(mut disk: &File, path: &Path) -> Result<()> {
-    let code = MBR_CODE.iter().find_map(|path| fs::read(path).ok());
-    let code =
-        code.context("no MBR code of syslinux found (Debian packages extlinux and syslinux-common)")?;
-    ensure!(code.len() <= 440, "the MBR code of syslinux has {} bytes, at most 440 fit", code.len());
+/// The partitions, numbered as Debian's images for clouds have them.
+fn write_partition_table(path: &Path) -> Result<()> {
     let mut sfdisk = Command::new("sfdisk")
         .arg("--quiet")
         .arg(path)
         .stdin(Stdio::piped())
         .stderr(Stdio::inherit())
         .spawn()?;
-    let table = format!("label: dos\nstart={}, type=83, bootable\n", recipe::PARTITION_OFFSET / 512);
+    let sectors = |bytes: u64| bytes / SECTOR_BYTES;
+    let (bios, uefi, root) = (recipe::BIOS_OFFSET, recipe::UEFI_OFFSET, recipe::ROOT_OFFSET);
+    let table = format!(
+        "label: gpt\n\
+         disk14 : start={}, size={}, type=21686148-6449-6E6F-744E-656564454649\n\
+         disk15 : start={}, size={}, type=uefi\n\
+         disk1 : start={}, size={}, type=linux\n",
+        sectors(bios),
+        sectors(uefi - bios),
+        sectors(uefi),
+        sectors(root - uefi),
+        sectors(root),
+        sectors(recipe::ROOT_BYTES),
+    );
     sfdisk.stdin.take().context("sfdisk has no input")?.write_all(table.as_bytes())?;
     let status = sfdisk.wait()?;
     ensure!(status.success(), "sfdisk ended with {status}");
-    disk.seek(SeekFrom::Start(0))?;
-    disk.write_all(&code)?;
     Ok(())
 }
 
-/// Unpacks the system and installs the boot loader.
+/// GRUB for BIOS and for UEFI, as its own installer puts it there.
+fn write_boot_loaders(disk: &File, folder: &Path) -> Result<()> {
+    // What it does before it can read its settings.
+    let begin = folder.join("begin.cfg");
+    let text = format!("search.fs_uuid {} root\nset prefix=($root)/boot/grub\n", recipe::ROOT_UUID);
+    fs::write(&begin, text)?;
+    let make = |platform: &str, more: &[&str], to: &Path| {
+        let mut grub = Command::new("grub-mkimage");
+        grub.args(["-O", platform, "-p", "/boot/grub", "-c"]).arg(&begin).arg("-o").arg(to);
+        run(grub.args(GRUB_MODULES).args(more)).with_context(|| format!("GRUB for {platform}")).map(drop)
+    };
+
+    let core = folder.join("core.img");
+    make("i386-pc", &["biosdisk"], &core)?;
+    let mut core = fs::read(core)?;
+    ensure!(
+        core.len() as u64 <= recipe::UEFI_OFFSET - recipe::BIOS_OFFSET,
+        "GRUB is too large for its place"
+    );
+    let mut boot = fs::read(BOOT_SECTOR).context("no boot sector of GRUB (Debian package grub-pc-bin)")?;
+    boot.truncate(BOOT_CODE_BYTES);
+    let sector = recipe::BIOS_OFFSET / SECTOR_BYTES;
+    put(&mut boot, BOOT_CODE_NEXT, sector)?;
+    put(&mut core, CORE_NEXT, sector + 1)?;
+    disk.write_all_at(&boot, 0)?;
+    disk.write_all_at(&core, recipe::BIOS_OFFSET)?;
+
+    let (loader, system) = (folder.join("loader.efi"), folder.join("efi.raw"));
+    make("x86_64-efi", &[], &loader)?;
+    File::create_new(&system)?.set_len(recipe::ROOT_OFFSET - recipe::UEFI_OFFSET)?;
+    run(Command::new("mkfs.vfat").arg(&system))?;
+    run(Command::new("mmd").arg("-i").arg(&system).args(["::/EFI", "::/EFI/BOOT"]))?;
+    run(Command::new("mcopy").arg("-i").arg(&system).arg(&loader).arg("::/EFI/BOOT/BOOTX64.EFI"))?;
+    disk.write_all_at(&fs::read(system)?, recipe::UEFI_OFFSET)?;
+    Ok(())
+}
+
+fn put(bytes: &mut [u8], at: usize, number: u64) -> Result<()> {
+    bytes.get_mut(at..at + 8).context("GRUB is shorter than it was")?.copy_from_slice(&number.to_le_bytes());
+    Ok(())
+}
+
+/// Unpacks the system.
 fn fill_root(archive: &Path, mount_point: &Path) -> Result<()> {
     run(Command::new("tar")
         .args(["--extract", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--file"])
@@ -180,6 +272,6 @@ fn fill_root(archive: &Path, mount_point: &Path) -> Result<()> {
         .arg("--directory")
         .arg(mount_point)
         // Device nodes of the build; the guest has its own devtmpfs.
-        .args(["--exclude=./dev/*"]))?;
-    run(Command::new("extlinux").arg("--install").arg(mount_point.join("boot/extlinux"))).map(drop)
+        .args(["--exclude=./dev/*"]))
+    .map(drop)
 }

@@ -19,7 +19,7 @@ use holdfast_common::clock::{Clock as _, SystemClock};
 use tempfile::TempDir;
 
 use super::{
-    Disk, Image,
+    Bus, Disk, Image,
     bundle::{Bundle, UNPACK},
     control::{Control, Outcome},
     recipe,
@@ -53,13 +53,64 @@ pub struct MachineSpec<'a> {
     bare: Option<&'a Image>,
     /// Whether this host can be reached from it.
     isolated: bool,
+    /// Code of its UEFI and the variables that it begins with; BIOS if none.
+    uefi: Option<(&'static str, &'static str)>,
+    /// Whether it looks like one of VMware's: its network card; disks say themselves what they hang on.
+    vmware: bool,
+    /// Socket of QEMU's control channel, if somebody wants it.
+    qmp: Option<PathBuf>,
+    /// Whether QEMU stays when its guest is off.
+    stays: bool,
 }
+
+/// Debian's firmware (package ovmf).
+const UEFI: (&str, &str) = ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd");
 
 impl<'a> MachineSpec<'a> {
     /// A machine with one processor and 512 MiB.
     #[must_use]
     pub fn new(name: &'a str, disks: Vec<Disk>) -> Self {
-        Self { name, disks, bundle: None, memory_mib: 512, processors: 1, bare: None, isolated: false }
+        Self {
+            name,
+            disks,
+            bundle: None,
+            memory_mib: 512,
+            processors: 1,
+            bare: None,
+            isolated: false,
+            uefi: None,
+            vmware: false,
+            qmp: None,
+            stays: false,
+        }
+    }
+
+    /// The same with UEFI.
+    #[must_use]
+    pub fn by_uefi(mut self) -> Self {
+        self.uefi = Some(UEFI);
+        self
+    }
+
+    /// The same with hardware as VMware has it: vmxnet3, and not one virtio device.
+    #[must_use]
+    pub fn like_vmware(mut self) -> Self {
+        self.vmware = true;
+        self
+    }
+
+    /// The same; QEMU stays when it is off, so that it can be switched on again.
+    #[must_use]
+    pub fn and_stays(mut self) -> Self {
+        self.stays = true;
+        self
+    }
+
+    /// The same with QEMU's control channel at this socket.
+    #[must_use]
+    pub fn with_qmp(mut self, socket: PathBuf) -> Self {
+        self.qmp = Some(socket);
+        self
     }
 
     /// The same without boot loader, init and services: up in a third of the time, and nothing runs but the tests'
@@ -174,6 +225,15 @@ impl Machine {
         bail!("no {text:?} on the console; {}", self.last_words())
     }
 
+    /// Waits until the guest takes commands again after a start that was not ours.
+    ///
+    /// # Errors
+    /// It does not come up; the end of its console is in the error.
+    pub fn wait_until_ready(&mut self) -> Result<()> {
+        let ready = self.control.wait_ready(BOOT_LIMIT);
+        ready.with_context(|| self.last_words())
+    }
+
     /// Ends the machine at once, as a power cut does. What had reached its disks is kept.
     pub fn power_cut(self) {
         // The drop kills.
@@ -226,7 +286,7 @@ impl Drop for Machine {
 fn command(spec: &MachineSpec<'_>, folder: &TempDir) -> Result<Command> {
     let mut disks = spec.disks.clone();
     if let Some(bundle) = spec.bundle {
-        disks.push(bundle.disk()?);
+        disks.push(bundle.disk(if spec.vmware { Bus::Pvscsi } else { Bus::VirtioBlk })?);
     }
     let log = File::create(folder.path().join("qemu.log"))?;
     let path = |name: &str| folder.path().join(name).display().to_string();
@@ -241,12 +301,36 @@ fn command(spec: &MachineSpec<'_>, folder: &TempDir) -> Result<Command> {
         .args(["-chardev", &format!("socket,id=control,server=on,wait=off,path={}", path("control"))])
         .args(["-serial", "chardev:control"])
         .args(["-netdev", if spec.isolated { "user,id=net0,restrict=on" } else { "user,id=net0" }])
-        .args(["-device", "virtio-net-pci,netdev=net0,romfile="])
-        .args(["-device", "virtio-rng-pci"])
+        .args([
+            "-device",
+            if spec.vmware { "vmxnet3,netdev=net0,romfile=" } else { "virtio-net-pci,netdev=net0,romfile=" },
+        ])
+        .args(
+            disks
+                .iter()
+                .any(|disk| disk.bus() == Bus::Pvscsi)
+                .then_some(["-device", "pvscsi,id=pvscsi"])
+                .into_iter()
+                .flatten(),
+        )
         .args(disks.iter().enumerate().flat_map(|(number, disk)| disk.arguments(number)))
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
+    if !spec.vmware {
+        command.args(["-device", "virtio-rng-pci"]);
+    }
+    if let Some((code, variables)) = spec.uefi {
+        fs::copy(variables, path("variables.fd")).context("no UEFI (Debian package ovmf)")?;
+        command.args(["-drive", &format!("if=pflash,format=raw,readonly=on,file={code}")]);
+        command.args(["-drive", &format!("if=pflash,format=raw,file={}", path("variables.fd"))]);
+    }
+    if let Some(socket) = &spec.qmp {
+        command.args(["-qmp", &format!("unix:{},server=on,wait=off", socket.display())]);
+    }
+    if spec.stays {
+        command.arg("-no-shutdown");
+    }
     if let Some(image) = spec.bare {
         let (kernel, initramfs) = image.kernel();
         command.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);

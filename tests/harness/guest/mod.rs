@@ -46,8 +46,10 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("mmdebstrap", "mmdebstrap"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("qemu-img", "qemu-utils"),
-    ("extlinux", "extlinux"),
+    ("grub-mkimage", "grub-common"),
     ("sfdisk", "fdisk"),
+    ("mkfs.vfat", "dosfstools"),
+    ("mcopy", "mtools"),
     ("mkfs.ext4", "e2fsprogs"),
     ("setpriv", "util-linux"),
 ];

@@ -7,7 +7,8 @@ use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
 
-/// Packages beside the minimal system: a kernel, init, what the tests do in the guest, and PostgreSQL.
+/// Packages beside the minimal system: a kernel, init, what the tests do in the guest, what shuts it down when its power button
+/// is pressed, and PostgreSQL.
 pub(super) const PACKAGES: &[&str] = &[
     "linux-image-cloud-amd64",
     "systemd-sysv",
@@ -16,6 +17,7 @@ pub(super) const PACKAGES: &[&str] = &[
     "e2fsprogs",
     "kmod",
     "login",
+    "acpid",
     "postgresql",
 ];
 
@@ -37,8 +39,18 @@ pub(super) const LEFT_OUT: &[&str] = &[
 pub(super) const ROOT_UUID: &str = "6f1dfa57-0000-4000-8000-686f6c646661";
 /// Size of the disk in bytes.
 pub(super) const DISK_BYTES: u64 = 1 << 30;
-/// Where the only partition begins, in bytes.
-pub(super) const PARTITION_OFFSET: u64 = 1 << 20;
+/// Where the partitions begin, in bytes: GRUB's for BIOS, the one of UEFI, and the root, which is the first by number and
+/// followed by the partition table's copy.
+pub(super) const BIOS_OFFSET: u64 = 1 << 20;
+/// See [`BIOS_OFFSET`].
+pub(super) const UEFI_OFFSET: u64 = 2 << 20;
+/// See [`BIOS_OFFSET`].
+pub(super) const ROOT_OFFSET: u64 = 16 << 20;
+/// Size of the root in bytes.
+pub(super) const ROOT_BYTES: u64 = DISK_BYTES - ROOT_OFFSET - (1 << 20);
+
+/// Name of the initramfs with VMware's drivers alone, which [`AFTER_PACKAGES`] leaves in the folder of the scripts.
+pub(super) const VMWARE_INITRAMFS: &str = "initrd.vmware";
 
 /// Hook scripts and files of the image, by name.
 const FILES: &[(&str, &str)] = &[
@@ -61,7 +73,7 @@ pub(super) fn bare_arguments() -> String {
 }
 
 /// Raised when the way the disk is put together changes.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// Debian's name for the release of the guest. The agent that runs inside is built on this host, so where the host is
 /// a Debian, the guest is the same one: its C library then is no older than the agent wants.

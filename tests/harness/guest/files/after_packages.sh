@@ -41,14 +41,26 @@ chroot "$root" apt-get install --download-only --yes --no-install-recommends \
     -o "Dir::Cache::Archives=$cache/storage" fdisk lvm2 mdadm cryptsetup-bin btrfs-progs
 rm -r "$root$cache/storage/partial"
 
-mkdir -p "$root/boot/extlinux"
-cat > "$root/boot/extlinux/extlinux.conf" <<CONF
-SERIAL 0 115200
-DEFAULT debian
-PROMPT 0
-TIMEOUT 0
-LABEL debian
-    KERNEL /vmlinuz
-    INITRD /initrd.img
-    APPEND root=UUID=$HOLDFAST_ROOT_UUID ro console=ttyS0,115200 net.ifnames=0 loglevel=5 panic=-1
+# Pressing the power button shuts it down.
+rm -f "$root"/etc/acpi/events/*
+printf 'event=button/power\naction=/usr/bin/systemctl poweroff\n' > "$root/etc/acpi/events/power"
+
+# The initramfs that an installation on VMware would have.
+modules=$root/usr/share/initramfs-tools/modules.d/holdfast
+kept=$(cat "$modules")
+printf 'vmw_pvscsi\nsd_mod\n' > "$modules"
+chroot "$root" sh -c 'mkinitramfs -o /boot/initrd.vmware "$(basename /lib/modules/*)"'
+mv "$root/boot/initrd.vmware" "$HOLDFAST_GUEST_FILES/"
+echo "$kept" > "$modules"
+
+mkdir -p "$root/boot/grub"
+cat > "$root/boot/grub/grub.cfg" <<CONF
+serial --unit=0 --speed=115200
+terminal_output serial
+set timeout=0
+menuentry 'Debian' {
+    search --no-floppy --fs-uuid --set=root $HOLDFAST_ROOT_UUID
+    linux /vmlinuz root=UUID=$HOLDFAST_ROOT_UUID ro console=ttyS0,115200 net.ifnames=0 loglevel=5 panic=-1
+    initrd /initrd.img
+}
 CONF
