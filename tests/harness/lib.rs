@@ -26,6 +26,8 @@ pub mod system_disk;
 pub mod program;
 // Debian machines in QEMU.
 pub mod guest;
+// An agent and a database inside them.
+pub mod inside;
 // Writers on raw devices, and the replica that follows them.
 pub mod raw_writers;
 // A file whose reads, writes and syncs a test decides upon.

@@ -273,20 +273,33 @@ impl Site {
         self.add(&[], "", Some(state))
     }
 
+    /// Enrols a machine that is known and fenced again, by an agent on this host that takes it over, and starts that.
+    ///
+    /// # Errors
+    /// Enrolment or start fails.
+    pub fn add_agent_of(&self, machine: &str) -> Result<Agent> {
+        self.enrol(&[], "", None, &["--machine", machine])
+    }
+
     fn add(&self, prefix: &[&str], settings: &str, state: Option<&Path>) -> Result<Agent> {
+        let agent = self.enrol(prefix, settings, state, &[])?;
+        self.wait_until_connected(Duration::from_secs(30))
+            .with_context(|| format!("the agent's log: {}", agent.log()))?;
+        Ok(agent)
+    }
+
+    fn enrol(&self, prefix: &[&str], settings: &str, state: Option<&Path>, of: &[&str]) -> Result<Agent> {
         let folder = TempDir::with_prefix("holdfast-agent-")?;
         fs::write(folder.path().join("agent.toml"), settings)?;
         let prefix = prefix.iter().map(ToString::to_string).collect();
         let state = state.map_or_else(|| folder.path().join("state"), Path::to_owned);
         let mut agent = Agent { folder, state, prefix, process: None };
-        let created = self.cli(&["token", "create"])?;
+        let created = self.cli(&[&["token", "create"], of].concat())?;
         let token = created["token"].as_str().context("token in the answer")?;
         let mut enrol = agent.command();
         enrol.args(["enroll", "--coordinator", &self.reach, "--token", token]);
         run(&mut enrol)?;
         agent.start()?;
-        self.wait_until_connected(Duration::from_secs(30))
-            .with_context(|| format!("the agent's log: {}", agent.log()))?;
         Ok(agent)
     }
 

@@ -5,35 +5,28 @@
 //! everything that was committed before the point's cut and nothing but a prefix of what was committed at all. The machine
 //! itself, switched on again, must know that its tracking is not to be trusted any more, and come back by comparing.
 
-mod ledger;
-
 use std::{
     ops::RangeInclusive,
     path::{Path, PathBuf},
     process::Command,
     thread,
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use holdfast_tests::{
     file_system::{MountPoint, run},
-    guest::{self, Bundle, Bus, Disk, HOST_ADDRESS, Image, Machine, MachineSpec, Source},
+    guest::{self, Bundle, Bus, Disk, Image, Machine, MachineSpec, Source},
+    inside::{self, LIMIT, Ledger},
     loop_device::LoopDevice,
-    site::{self, Site, wait_for},
+    site::{Site, wait_for},
 };
-use ledger::Ledger;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// The agent's service in the machine.
-const SERVICE: &str = include_str!("machine_protect/holdfast-agent.service");
 /// How often points are made.
 const INTERVAL: &str = "4s";
 /// Points made under load before the power cut.
 const POINTS: usize = 3;
-/// The first copy of some 500 MB and every other wait, with much room for busy hosts.
-const LIMIT: Duration = Duration::from_secs(300);
 /// The name of the protected disk in the machine.
 const ROOT_DISK: &str = "/dev/vda";
 
@@ -73,11 +66,7 @@ impl Scene {
         let folder = TempDir::with_prefix("holdfast-protect-")?;
         let disk = folder.path().join("source.qcow2");
         Image::obtain()?.overlay(&disk)?;
-        let bundle = Bundle::new()?;
-        bundle.program(&site::fast_program("holdfast-agent"), "/usr/local/bin/holdfast-agent")?;
-        bundle.text(SERVICE, "/etc/systemd/system/holdfast-agent.service")?;
-        bundle.text(ledger::SCRIPT, "/usr/local/lib/holdfast-guest/ledger")?;
-        Ok(Self { site: Site::start()?, folder, disk, bundle, ledger: Ledger::listen()? })
+        Ok(Self { site: Site::start()?, folder, disk, bundle: inside::bundle()?, ledger: Ledger::listen()? })
     }
 
     /// Boots the protected machine from its own disk.
@@ -88,25 +77,8 @@ impl Scene {
 
     /// Starts the database and the agent, and waits for the first point. Returns the machine's id.
     fn protect(&self, source: &mut Machine) -> Result<String> {
-        source.run("pg_ctlcluster $(pg_lsclusters --no-header | cut -d' ' -f1) main start")?;
-        let port = self.ledger.port();
-        source.run(&format!(
-            "systemd-run --quiet --unit=ledger runuser -u postgres -- \
-             bash /usr/local/lib/holdfast-guest/ledger {port}"
-        ))?;
-        let created = self.site.cli(&["token", "create"])?;
-        let token = created["token"].as_str().context("token in the answer")?;
-        let (_, port) = self.site.address().rsplit_once(':').context("the coordinator's port")?;
-        source.run(&format!(
-            "holdfast-agent enroll --coordinator {HOST_ADDRESS}:{port} --token {token} && \
-             systemctl enable --quiet --now holdfast-agent"
-        ))?;
-        let machine = self.site.only_machine()?;
-        self.site.wait_until_connected(LIMIT).with_context(|| agent_log(source))?;
-        self.site.protect(&machine, &[Path::new(ROOT_DISK)], INTERVAL)?;
-        let first = self.site.wait_for_points(&machine, 1, LIMIT);
-        first.with_context(|| agent_log(source))?;
-        Ok(machine)
+        self.ledger.start(source)?;
+        inside::protect(&self.site, source, ROOT_DISK, INTERVAL)
     }
 
     /// Has points made under load. Returns what was committed for certain before the cut of the newest.
@@ -117,12 +89,12 @@ impl Scene {
         )?;
         let known = self.site.points(machine)?.len();
         let made = self.site.wait_for_points(machine, known + POINTS, LIMIT);
-        made.with_context(|| agent_log(source))?;
+        made.with_context(|| inside::log(source))?;
         source.run("systemctl is-active ledger packages holdfast-agent")?;
         let committed = self.ledger.committed();
         ensure!(committed > 0, "the database has committed nothing");
         let created = self.site.cli(&["point", "create", machine, "--wait"]);
-        created.with_context(|| agent_log(source))?;
+        created.with_context(|| inside::log(source))?;
         let points = self.site.points(machine)?;
         for point in points.iter().map(|point| &point.all) {
             eprintln!(
@@ -160,10 +132,10 @@ impl Scene {
             let generation = disk["generation"].as_u64().unwrap_or_default();
             Ok((generation > 1 && disk["findings"].to_string().contains("compared")).then_some(disk))
         });
-        let disk = compared.with_context(|| agent_log(&mut source))?;
+        let disk = compared.with_context(|| inside::log(&mut source))?;
         eprintln!("after the power cut: {} {}", disk["state"], disk["findings"]);
         let made = self.site.wait_for_points(machine, before + 1, LIMIT);
-        made.with_context(|| agent_log(&mut source))?;
+        made.with_context(|| inside::log(&mut source))?;
         let disk = self.disk_status()?;
         ensure!(disk["state"] == "protected", "points are made again, but the disk is {disk}");
         Ok(())
@@ -218,10 +190,4 @@ fn only_file(folder: &Path) -> Result<PathBuf> {
     }
     ensure!(files.len() == 1, "expected one image: {files:?}");
     files.pop().context("an image")
-}
-
-/// What the agent in the machine has said, for messages.
-fn agent_log(source: &mut Machine) -> String {
-    let log = source.run("journalctl --unit=holdfast-agent --no-pager --lines=60");
-    format!("the agent's log:\n{}", log.unwrap_or_else(|error| format!("{error:#}")))
 }

@@ -23,6 +23,10 @@ pub(crate) fn processes(folder: &Path) -> Result<Vec<u32>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Ok(id) = entry?.file_name().to_string_lossy().parse::<u32>() else { continue };
+        // The arguments of a process that hangs in its end would be waited for.
+        if !fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default().starts_with("qemu") {
+            continue;
+        }
         let arguments = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
         let arguments = String::from_utf8_lossy(&arguments).into_owned();
         if arguments.contains("qemu") && arguments.contains(&*folder.to_string_lossy()) {

@@ -28,4 +28,5 @@ mod transport;
 mod machine_protect;
 mod machine_stack;
 mod machine_vm;
+mod machine_vmware;
 mod machine_way_back;

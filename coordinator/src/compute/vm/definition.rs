@@ -5,9 +5,12 @@
 //! before it boots; what could not be kept is in the remarks.
 //! Format: options of qemu-system-x86_64 7.2 and later.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    slice,
+};
 
-use holdfast_common::wire::{Firmware, Inventory};
+use holdfast_common::wire::{DiskInventory, Firmware, Inventory};
 use serde::{Deserialize, Serialize};
 
 use crate::compute::{machines::MachineRequest, port::Endpoint};
@@ -205,6 +208,34 @@ impl Files {
 }
 
 impl DiskModel {
+    /// Its name in hardware files.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Virtio => "virtio",
+            Self::VirtioScsi => "virtio-scsi",
+            Self::Nvme => "nvme",
+            Self::Sata => "sata",
+            Self::Ide => "ide",
+            Self::Pvscsi => "pvscsi",
+            Self::Lsi => "lsi",
+        }
+    }
+
+    /// Whether OVMF as it is usually built finds a system there. (BIOS reads all of them.)
+    const fn is_read_by_uefi(self) -> bool {
+        !matches!(self, Self::Pvscsi | Self::Lsi)
+    }
+
+    /// The controller of the disk that is booted from; where its driver is none of a controller's (a loop device), one whose
+    /// driver was in use at all.
+    fn of_first(request: &MachineRequest) -> Option<Self> {
+        let inventory = &request.inventory;
+        let first = request.disks.first().and_then(|disk| known(disk, inventory));
+        first
+            .and_then(|first| Self::of(slice::from_ref(&first.driver)))
+            .or_else(|| Self::of(&inventory.drivers))
+    }
+
     /// The controller that a guest with these drivers in use has booted from.
     fn of(drivers: &[String]) -> Option<Self> {
         let has = |name: &str| drivers.iter().any(|driver| driver.replace('-', "_") == name);
@@ -276,7 +307,7 @@ impl Definition {
                 Some(code.clone())
             }
         };
-        let disk_model = overrides.disk_model.or_else(|| DiskModel::of(&inventory.drivers));
+        let disk_model = overrides.disk_model.or_else(|| DiskModel::of_first(request));
         let disk_model = disk_model.unwrap_or_else(|| {
             remarks.push(
                 "no driver of a controller that QEMU has was in use; disks hang on virtio (disk_model in its \
@@ -285,6 +316,13 @@ impl Definition {
             );
             DiskModel::Virtio
         });
+        if uefi_code.is_some() && overrides.disk_model.is_none() && !disk_model.is_read_by_uefi() {
+            return Err(format!(
+                "the machine boots by UEFI from {}, whose disks the UEFI of this host is not known to read (Debian's does not); set \
+                 disk_model in its hardware file to one that its initramfs has a driver for (virtio, nvme, sata)",
+                disk_model.name()
+            ));
+        }
         if disk_model == DiskModel::Ide && request.disks.len() > 4 {
             return Err(
                 "an IDE controller has four disks at most; set disk_model in its hardware file".to_owned()
@@ -436,10 +474,15 @@ impl Arguments {
     }
 }
 
-fn served(disk: &Endpoint, inventory: &Inventory, model: DiskModel) -> Disk {
+/// What the inventory says of a disk.
+fn known<'a>(disk: &Endpoint, inventory: &'a Inventory) -> Option<&'a DiskInventory> {
     let path = format!("/dev/{}", disk.name);
-    let known = inventory.disks.iter().find(|known| known.path == path);
-    let mut serial = known.and_then(|known| known.identity.serial.clone()).unwrap_or_default();
+    inventory.disks.iter().find(|known| known.path == path)
+}
+
+fn served(disk: &Endpoint, inventory: &Inventory, model: DiskModel) -> Disk {
+    let mut serial =
+        known(disk, inventory).and_then(|known| known.identity.serial.clone()).unwrap_or_default();
     serial.retain(|letter| letter.is_ascii_graphic());
     if model == DiskModel::Virtio {
         serial.truncate(VIRTIO_SERIAL_MAX);

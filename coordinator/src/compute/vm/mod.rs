@@ -232,7 +232,7 @@ impl QemuMachines {
                 "QEMU, {accelerator}, {firmware}, {} processors, {} MiB, disks on {}",
                 definition.processors,
                 definition.memory_mib,
-                serde_json::to_value(definition.disk_model).unwrap_or_default().as_str().unwrap_or("?")
+                definition.disk_model.name()
             ),
             console: Some(files.console.clone()),
             console_log: Some(files.console_log()),
@@ -445,6 +445,11 @@ fn process(files: &Files) -> Option<u32> {
     let known = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
     let path = path.display().to_string();
     let is_it = |id: &u32| {
+        // The name first: it can be had of every process, while the arguments of one that hangs in its end are waited for, for ever.
+        let name = fs::read(format!("/proc/{id}/comm")).unwrap_or_default();
+        if !QEMU.as_bytes().starts_with(name.trim_ascii_end()) || name.is_empty() {
+            return false;
+        }
         let arguments = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
         let mut arguments = arguments.split(|byte| *byte == 0);
         let is_qemu = arguments.next().is_some_and(|program| program.ends_with(QEMU.as_bytes()));

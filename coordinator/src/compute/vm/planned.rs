@@ -39,14 +39,13 @@ impl Definition {
     pub fn planned(&self) -> Planned {
         let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
         let (drivers, prefix) = self.disk_model.drivers();
-        let model = serde_json::to_value(self.disk_model).unwrap_or_default();
         let card = |card: &super::definition::Card| PlannedCard {
             mac: card.mac.clone(),
             drivers: owned(card.model.drivers()),
         };
         Planned {
             firmware: Some(if self.uefi_code.is_some() { Firmware::Uefi } else { Firmware::Bios }),
-            disk_model: model.as_str().unwrap_or_default().to_owned(),
+            disk_model: self.disk_model.name().to_owned(),
             disk_drivers: owned(drivers),
             node_prefix: prefix.to_owned(),
             cards: self.cards.iter().map(card).collect(),

@@ -207,6 +207,31 @@ fn tests_are_apart_and_operators_have_the_last_word() {
     assert!(error.contains("line 2") && error.contains("procesors"), "{error}");
 }
 
+/// Whatever else is in use: data disks, or a disk with an installer on it.
+#[test]
+fn the_controller_is_that_of_the_disk_that_is_booted_from() {
+    let mut inventory = inventory(&["virtio_blk", "vmw_pvscsi"], "vmxnet3");
+    inventory.disks[0].driver = "vmw_pvscsi".into();
+    let definition = Definition::of(&request(inventory), &Overrides::default(), &host()).unwrap();
+    assert_eq!(definition.disk_model, DiskModel::Pvscsi);
+}
+
+/// Debian's UEFI has no driver for them: the machine would start, and read nothing.
+#[test]
+fn uefi_from_a_controller_that_it_does_not_read_is_refused_until_another_is_set() {
+    let mut request = request(inventory(&["vmw_pvscsi"], "vmxnet3"));
+    request.inventory.firmware = Firmware::Uefi;
+    let error = Definition::of(&request, &Overrides::default(), &host()).unwrap_err();
+    assert!(error.contains("pvscsi") && error.contains("disk_model"), "{error}");
+    let set = |disk_model| Overrides { disk_model: Some(disk_model), ..Overrides::default() };
+    for model in [DiskModel::Sata, DiskModel::Pvscsi] {
+        let definition = Definition::of(&request, &set(model), &host()).unwrap();
+        assert_eq!(definition.disk_model, model);
+    }
+    request.inventory.firmware = Firmware::Bios;
+    assert!(Definition::of(&request, &Overrides::default(), &host()).is_ok());
+}
+
 /// What a plan says of networks goes before everything else, also in a test, whose machines else have no way out.
 #[test]
 fn a_plan_maps_networks_by_the_names_of_cards() {
