@@ -19,7 +19,7 @@ use crate::{
         ShipSettings,
         endpoint::{Congestion, LinkSettings},
     },
-    source::SourcePrograms,
+    source::{Guest, SourcePrograms},
 };
 
 /// Default state folder.
@@ -61,7 +61,7 @@ pub struct Settings {
 }
 
 /// What is done when the machine fails over. Programs are given as full paths, and called without a shell.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Source {
     /// Called with `stop` before a planned failover, to end what writes to the protected disks, and with `resume` if it
@@ -69,6 +69,17 @@ pub struct Source {
     pub stop: Option<PathBuf>,
     /// Called with `fenced`, once, when the machine runs elsewhere; may stop services or the whole machine. Default none.
     pub fenced: Option<PathBuf>,
+    /// QEMU's control channel (`-qmp unix:...,server=on,wait=off`), where the machine is a guest on this host and its disks are
+    /// protected from here: before a planned failover it is shut down as by its power button. Default none.
+    pub qmp: Option<PathBuf>,
+    /// Longest time for that guest to shut down, in seconds. Default 90; a failover waits two minutes at most.
+    pub shut_down_s: u64,
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Self { stop: None, fenced: None, qmp: None, shut_down_s: 90 }
+    }
 }
 
 /// Use of the processor and of the disks.
@@ -237,7 +248,10 @@ impl Settings {
         range("link.idle_timeout_s", link.idle_timeout_s, 2..=3600, "2 to 3600")?;
         range("hooks.call_s", hooks.call_s, 1..=3600, "1 to 3600")?;
         range("hooks.frozen_s", hooks.frozen_s, 1..=3600, "1 to 3600")?;
-        for (name, program) in [("source.stop", &source.stop), ("source.fenced", &source.fenced)] {
+        range("source.shut_down_s", source.shut_down_s, 1..=3600, "1 to 3600")?;
+        let paths =
+            [("source.stop", &source.stop), ("source.fenced", &source.fenced), ("source.qmp", &source.qmp)];
+        for (name, program) in paths {
             if let Some(program) = program.as_ref().filter(|program| !program.is_absolute()) {
                 let value = program.display().to_string();
                 return Err(SettingsError::Range { name, value, range: "a full path" });
@@ -246,11 +260,12 @@ impl Settings {
         Ok(())
     }
 
-    /// The programs of a source that fails over.
+    /// What is done with a source that fails over.
     #[must_use]
     pub fn source(&self) -> SourcePrograms {
-        let Source { stop, fenced } = self.source.clone();
-        SourcePrograms { stop, fenced }
+        let Source { stop, fenced, qmp, shut_down_s } = self.source.clone();
+        let limit = Duration::from_secs(shut_down_s);
+        SourcePrograms { stop, fenced, guest: qmp.map(|socket| Guest { socket, limit }) }
     }
 
     /// How freeze hooks are run.

@@ -4,7 +4,8 @@
 //! Owns one thread's state ([`SourceControl`]): what is stopped, until when, and whether this source is fenced. Knows no
 //! capture: a cut finds the file systems frozen and takes them for held. Two programs of the operator are called:
 //! `stop` (with `stop`, and `resume` when the source goes on), which is to end what writes to the protected disks, and
-//! `fenced` (with `fenced`), once, when the machine runs elsewhere.
+//! `fenced` (with `fenced`), once, when the machine runs elsewhere. Where the machine is a guest of QEMU on this host, it is shut
+//! down after `stop` and before anything is frozen (`guest`).
 //! Invariants: what was stopped goes on when its time is over, unless the source was fenced meanwhile; then it stays as
 //! it is until it is let in again, so that there are never two machines. A marker in the state folder names what is
 //! frozen; an agent that finds it at its start thaws that, and calls `resume` when it is let in.
@@ -16,6 +17,8 @@
 //!      v                 v
 //!    fenced        fenced, stopped --LetIn--> running
 //! ```
+
+mod guest;
 
 use std::{
     fs,
@@ -41,6 +44,8 @@ use crate::{
     hooks,
     inventory::{DeviceNumber, DiskDevice},
 };
+
+pub use guest::Guest;
 
 /// Name of the marker in the state folder.
 const MARKER: &str = "source-stopped";
@@ -71,6 +76,8 @@ pub struct SourcePrograms {
     pub stop: Option<PathBuf>,
     /// Called when the machine runs elsewhere.
     pub fenced: Option<PathBuf>,
+    /// The machine, if it is a guest on this host.
+    pub guest: Option<Guest>,
 }
 
 /// What the source works with.
@@ -243,6 +250,10 @@ impl SourceControl {
             self.call(&program, "stop", limit).inspect_err(|_| self.start_again())?;
             done.push(format!("{} was run", program.display()));
         }
+        if let Some(guest) = self.parts.programs.guest.clone() {
+            let off = guest.shut_down(limit, self.parts.clock.as_ref());
+            done.push(off.inspect_err(|_| self.start_again())?);
+        }
         let stopped = self.freeze(until).inspect_err(|_| self.start_again())?;
         match stopped.systems.mount_points().as_slice() {
             [] => done.push("no file system is mounted from its protected disks".to_owned()),
@@ -301,6 +312,11 @@ impl SourceControl {
     }
 
     fn start_again(&self) {
+        if let Some(guest) = &self.parts.programs.guest
+            && let Err(reason) = guest.switch_on()
+        {
+            tracing::warn!(reason, "the guest that was shut down for a failover is not switched on again");
+        }
         let Some(program) = &self.parts.programs.stop else { return };
         self.call(program, "resume", PROGRAM_MAX).unwrap_or_else(|reason| {
             tracing::error!(reason, "what was stopped for a failover was not started again");

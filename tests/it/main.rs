@@ -29,4 +29,5 @@ mod machine_protect;
 mod machine_stack;
 mod machine_vm;
 mod machine_vmware;
+mod machine_power;
 mod machine_way_back;

@@ -54,7 +54,7 @@ impl Fixture {
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let (clock, heard) = (ManualClock::default(), Heard::default());
         let parts = SourceParts {
-            programs: SourcePrograms { stop: Some(program.clone()), fenced: Some(program) },
+            programs: SourcePrograms { stop: Some(program.clone()), fenced: Some(program), guest: None },
             state: folder.path().to_owned(),
             status: StatusBoard::default(),
             freezing: FreezeSettings::default(),
