@@ -179,9 +179,14 @@ impl Control {
                 .collect(),
             _ => Vec::new(),
         };
-        let ended = |step: &StepRecord| step.ended_at.unwrap_or(job.changed_at);
-        let made =
-            job.steps.iter().flat_map(|step| remarks(step).into_iter().map(move |text| (ended(step), text)));
+        // One that was taken back ended then; what it said is older than why.
+        let said_at = |step: &StepRecord| match step.state {
+            StepState::Done => step.ended_at,
+            _ => step.started_at,
+        };
+        let made = job.steps.iter().flat_map(|step| {
+            remarks(step).into_iter().map(move |text| (said_at(step).unwrap_or(job.created_at), text))
+        });
         let said = job.messages.iter().map(|message| (message.at, message.text.clone()));
         let failed = self.failed_reads.of(&job.id.to_string());
         let mut all: Vec<(Timestamp, String)> =
