@@ -30,10 +30,6 @@ pub const OUTPUT_BYTES_MAX: usize = 2048;
 const LIMIT_MAX: Duration = Duration::from_hours(7 * 24);
 /// How long output is waited for when the program itself has ended.
 const OUTPUT_WAIT: Duration = Duration::from_millis(500);
-/// Looks for what an earlier run left, until there is nothing.
-const END_LOOKS: usize = 100;
-/// Pause between two of them.
-const END_PAUSE: Duration = Duration::from_millis(20);
 /// Where programs look for others.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -123,15 +119,9 @@ fn tail(mut from: io::PipeReader) -> Receiver<String> {
 
 /// Ends every process of a step that an earlier run has left.
 pub fn end(mark: &Mark) {
-    for _ in 0..END_LOOKS {
-        let ended = mark.end();
-        if ended.is_over() {
-            return;
-        }
-        if ended.killed > 0 {
-            tracing::warn!(%mark, count = ended.killed, "ended what a plan's program has left running");
-        }
-        std::thread::sleep(END_PAUSE);
+    let count = mark.end();
+    if count > 0 {
+        tracing::warn!(%mark, count, "ended what a plan's program has left running");
     }
 }
 

@@ -3,7 +3,7 @@
 //! Owns the marks' names and the search. Whoever started them may have been killed, so nothing but the environment that they have
 //! inherited says whose they are.
 
-use std::{fmt, fs};
+use std::{collections::HashSet, fmt, fs, thread, time::Duration};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -15,6 +15,10 @@ const JOB: &str = "HOLDFAST_JOB";
 const STEP: &str = "HOLDFAST_STEP";
 /// Names who has started it: several agents of one host may work for the same step.
 const STARTED_BY: &str = "HOLDFAST_STARTED_BY";
+/// Looks for what is left, until there is nothing.
+const LOOKS_MAX: usize = 100;
+/// Pause between two of them.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
 /// The kernel's flag of its own threads (`PF_KTHREAD` in `include/linux/sched.h`).
 const KERNEL_THREAD: u64 = 0x0020_0000;
 
@@ -27,23 +31,6 @@ pub struct Mark {
     pub step: u32,
     /// Who starts them; no other on this host has the same name.
     pub by: String,
-}
-
-/// What a search has come to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ended {
-    /// Processes that had the mark and were killed.
-    pub killed: usize,
-    /// Processes that are just becoming another program: what is in their environment cannot be seen in that moment.
-    pub unclear: usize,
-}
-
-impl Ended {
-    /// Whether nothing is left that was seen.
-    #[must_use]
-    pub const fn is_over(self) -> bool {
-        self.killed == 0 && self.unclear == 0
-    }
 }
 
 impl fmt::Display for Mark {
@@ -59,13 +46,26 @@ impl Mark {
         [(JOB, self.job.to_string()), (STEP, self.step.to_string()), (STARTED_BY, self.by.clone())]
     }
 
-    /// Kills all processes with this mark that can be seen. More may be started meanwhile, so it is called until it
-    /// [is over](Ended::is_over). Blocks.
+    /// Kills all processes with this mark, those as well that they start meanwhile, and gives how many: looks until there is none,
+    /// [`LOOKS_MAX`] times at most. Blocks.
     #[must_use]
-    pub fn end(&self) -> Ended {
+    pub fn end(&self) -> usize {
+        let mut killed = HashSet::new();
+        for _ in 0..LOOKS_MAX {
+            if !self.look(&mut killed) {
+                break;
+            }
+            thread::sleep(LOOK_PAUSE);
+        }
+        killed.len()
+    }
+
+    /// Kills those that can be seen now; whether more may be left. One that is just becoming another program may be ours: what is
+    /// in its environment cannot be seen in that moment.
+    fn look(&self, killed: &mut HashSet<Pid>) -> bool {
         let marks = self.variables().map(|(name, value)| format!("{name}={value}"));
-        let mut ended = Ended::default();
-        let Ok(processes) = fs::read_dir("/proc") else { return ended };
+        let mut is_left = false;
+        let Ok(processes) = fs::read_dir("/proc") else { return false };
         for entry in processes.flatten() {
             let id = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
             let Some(id) = id else { continue };
@@ -75,12 +75,13 @@ impl Mark {
                 |mark: &String| environment.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes());
             if environment.is_empty() {
                 let status = fs::read_to_string(entry.path().join("stat"));
-                ended.unclear += usize::from(status.is_ok_and(|status| is_between_programs(&status)));
+                is_left |= status.is_ok_and(|status| is_between_programs(&status));
             } else if marks.iter().all(has) && kill_process(id, Signal::KILL).is_ok() {
-                ended.killed += 1;
+                killed.insert(id);
+                is_left = true;
             }
         }
-        ended
+        is_left
     }
 }
 
@@ -98,9 +99,9 @@ fn is_between_programs(status: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::{process::Command, thread::sleep, time::Duration};
+    use std::process::Command;
 
-    use super::{Ended, Mark, is_between_programs};
+    use super::{Mark, is_between_programs};
     use crate::ids::JobId;
 
     fn mark(by: &str) -> Mark {
@@ -110,15 +111,9 @@ mod tests {
     #[test]
     fn those_of_another_on_the_same_host_are_left_alone() {
         let mut child = Command::new("sleep").arg("1000").envs(mark("one").variables()).spawn().unwrap();
-        while !mark("two").end().is_over() {
-            sleep(Duration::from_millis(1));
-        }
+        assert_eq!(mark("two").end(), 0);
         assert_eq!(child.try_wait().unwrap(), None);
-        let mut ended = Ended::default();
-        while ended.killed == 0 {
-            ended = mark("one").end();
-        }
-        assert_eq!(ended.killed, 1);
+        assert_eq!(mark("one").end(), 1);
         assert!(!child.wait().unwrap().success());
     }
 

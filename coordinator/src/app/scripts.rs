@@ -34,10 +34,6 @@ const OUTPUT_BYTES_MAX: usize = 2048;
 const DRAIN_MAX: Duration = Duration::from_millis(500);
 /// How often it is looked whether the job was cancelled.
 const CANCEL_LOOK: Duration = Duration::from_millis(50);
-/// Looks for what an earlier run left, until there is nothing.
-const END_LOOKS: usize = 100;
-/// Pause between two of them.
-const END_PAUSE: Duration = Duration::from_millis(20);
 /// Where programs look for others.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -171,19 +167,14 @@ fn mark(job: JobId, step: u32) -> Mark {
 
 /// Ends every process of a step.
 async fn end_left(job: JobId, step: u32) {
-    for _ in 0..END_LOOKS {
-        let looked = tokio::task::spawn_blocking(move || mark(job, step).end()).await;
-        match looked {
-            Ok(ended) if ended.is_over() => return,
-            Ok(ended) if ended.killed > 0 => {
-                tracing::warn!(%job, step, count = ended.killed, "ended what an earlier run of a plan's program left");
-            }
-            Ok(_) => {}
-            Err(error) => {
-                tracing::error!(%job, step, %error, "what a plan's program left cannot be looked for")
-            }
+    match tokio::task::spawn_blocking(move || mark(job, step).end()).await {
+        Ok(0) => {}
+        Ok(count) => {
+            tracing::warn!(%job, step, count, "ended what an earlier run of a plan's program left");
         }
-        sleep(END_PAUSE).await;
+        Err(error) => {
+            tracing::error!(%job, step, %error, "what a plan's program left cannot be looked for");
+        }
     }
 }
 
