@@ -22,7 +22,6 @@ use crate::{
     registry::{
         DiskState, MachineStatus,
         health::{FailedOver, Finding, Level, MachineFacts, machine_findings, worst},
-        lifecycle::Stage,
     },
     store::pressure,
 };
@@ -187,13 +186,7 @@ fn undrilled(machine: &MachineStatus, drills: &[DrillRecord], now: Timestamp) ->
 fn failed_over(state: &ApiState, machine: &MachineStatus) -> Option<FailedOver> {
     let stage = machine.lifecycle.is_fenced().then_some(machine.lifecycle.stage)?;
     let told = machine.told_fenced_at.map(|at| state.clock.wall().since(at));
-    Some(FailedOver {
-        stage: stage.name(),
-        advice: stage.advice(),
-        is_replicated: stage.is_target_replicated(),
-        is_on_its_way: matches!(stage, Stage::FailingBack { .. }),
-        told,
-    })
+    Some(FailedOver { stage, told })
 }
 
 /// Where a machine stands between its sites.

@@ -8,7 +8,10 @@ use std::time::Duration;
 use holdfast_common::wire::DiskHealth;
 use serde::{Deserialize, Serialize};
 
-use super::thresholds::{Ages, Thresholds};
+use super::{
+    lifecycle::Stage,
+    thresholds::{Ages, Thresholds},
+};
 
 /// A disk that is silent for longer is worth a warning, in reports' own rhythm of a few seconds.
 const SILENT: Duration = Duration::from_secs(60);
@@ -93,13 +96,7 @@ pub struct MachineFacts {
 #[derive(Clone, Debug)]
 pub struct FailedOver {
     /// Its stage.
-    pub stage: &'static str,
-    /// What can be done.
-    pub advice: String,
-    /// Whether points of it are made there.
-    pub is_replicated: bool,
-    /// Whether a job is about to change where it runs.
-    pub is_on_its_way: bool,
+    pub stage: Stage,
     /// How long ago its source was told that it is fenced.
     pub told: Option<Duration>,
 }
@@ -195,7 +192,7 @@ pub fn machine_findings(facts: &MachineFacts) -> Vec<Finding> {
     let mut findings = Vec::new();
     if let Some(failed_over) = &facts.failed_over {
         findings.extend(at_target(failed_over));
-        if failed_over.is_replicated {
+        if failed_over.stage.is_target_replicated() {
             findings
                 .extend(lag(facts, "look at the coordinator's log for why no points of the target are made"));
         }
@@ -244,18 +241,18 @@ pub fn machine_findings(facts: &MachineFacts) -> Vec<Finding> {
 
 /// What an operator has to know of a machine that runs at its target; nothing, where it is as well protected as at its source.
 fn at_target(failed_over: &FailedOver) -> Option<Finding> {
-    let protection = match (failed_over.is_replicated, failed_over.is_on_its_way) {
-        (true, false) => return None,
-        (true, true) => "is replicated from there",
-        (false, _) => "is not replicated",
+    let stage = failed_over.stage;
+    let protection = match stage {
+        Stage::ProtectedReversed { .. } => return None,
+        _ if stage.is_target_replicated() => "is replicated from there",
+        _ => "is not replicated",
     };
     let source = match failed_over.told {
         Some(age) => format!("its source was told {} s ago that it is fenced", age.as_secs()),
         None => "its source is fenced and has not been heard of".to_owned(),
     };
-    let reason =
-        format!("the machine is {}: it runs at the target and {protection}; {source}", failed_over.stage);
-    Some(warning(reason, failed_over.advice.clone()))
+    let reason = format!("the machine is {}: it runs at the target and {protection}; {source}", stage.name());
+    Some(warning(reason, stage.advice()))
 }
 
 /// What is older than its thresholds allow.

@@ -45,7 +45,7 @@ use crate::{
 };
 
 use description::Description;
-use lifecycle::{LifecycleRefusal, Stage};
+use lifecycle::LifecycleRefusal;
 pub use operator::{NewToken, Protect, Protected};
 use operators_record::OperatorsRecord;
 pub use rules::retention_rule;
@@ -172,13 +172,12 @@ impl Registry {
     #[must_use]
     pub fn at_their_targets(&self) -> Vec<(MachineId, JobId, Duration)> {
         let state = self.state();
-        let there = state.machines.values().filter_map(|machine| match machine.lifecycle.stage {
-            Stage::ProtectedReversed { job, .. } | Stage::FailingBack { job, .. } => {
-                Some((machine.record.id, job, Duration::from_millis(machine.policy.interval_ms)))
-            }
-            _ => None,
-        });
-        there.collect()
+        let there = state.machines.values().filter(|machine| machine.lifecycle.stage.is_target_replicated());
+        let figures = |machine: &MachineStatus| {
+            let interval = Duration::from_millis(machine.policy.interval_ms);
+            Some((machine.record.id, machine.lifecycle.stage.failover()?, interval))
+        };
+        there.filter_map(figures).collect()
     }
 
     /// One machine.

@@ -284,10 +284,8 @@ impl Registry {
             self.fence(machine, &after).await;
             return Ok(after);
         }
-        let body =
-            serde_json::to_string(&after).map_err(|error| RegistryError::Setting(error.to_string()))?;
         let detail = event.to_string();
-        let mut changes = vec![Change::PutLifecycle(machine, body)];
+        let mut changes = vec![put_lifecycle(machine, &after)?];
         let is_written_back = matches!(event, LifecycleEvent::FailedBack(_));
         if before.stage.is_target_for_good() && !after.is_fenced() && !is_written_back {
             for disk in self.protected_disks(machine) {
@@ -337,7 +335,7 @@ impl Registry {
         let Some(known) = known.filter(|disk| disk.unprotected_at.is_none()) else { return Ok(()) };
         let mut lifecycle = self.known(known.machine)?.lifecycle;
         if lifecycle.lines.remove(&disk).is_some() {
-            self.put_lifecycle(known.machine, &lifecycle).await?;
+            self.commit(vec![put_lifecycle(known.machine, &lifecycle)?]).await?;
         }
         self.new_generation("coordinator", known, reason).await.map(drop)
     }
@@ -359,17 +357,11 @@ impl Registry {
                 lifecycle.lines.entry(id).or_insert(line);
             }
         }
-        self.put_lifecycle(machine, &lifecycle).await?;
+        self.commit(vec![put_lifecycle(machine, &lifecycle)?]).await?;
         for disk in self.protected_disks(machine) {
             self.new_generation("coordinator", disk.record, reason.clone()).await?;
         }
         Ok(())
-    }
-
-    async fn put_lifecycle(&self, machine: MachineId, lifecycle: &Lifecycle) -> Result<(), RegistryError> {
-        let body =
-            serde_json::to_string(lifecycle).map_err(|error| RegistryError::Setting(error.to_string()))?;
-        Ok(self.commit(vec![Change::PutLifecycle(machine, body)]).await?)
     }
 
     /// Begins a new line of history of a disk.
@@ -549,3 +541,8 @@ pub(super) const FENCED: &str = "this machine was failed over: its source must n
 /// How often it is looked whether a fenced session has ended, and how many times.
 const FENCE_LOOK: Duration = Duration::from_millis(5);
 const FENCE_LOOKS_MAX: u32 = 1000;
+
+fn put_lifecycle(machine: MachineId, lifecycle: &Lifecycle) -> Result<Change, RegistryError> {
+    let body = serde_json::to_string(lifecycle).map_err(|error| RegistryError::Setting(error.to_string()))?;
+    Ok(Change::PutLifecycle(machine, body))
+}

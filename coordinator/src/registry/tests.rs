@@ -18,7 +18,7 @@ use super::{
     Description, DiskLogs, LogState, NewToken, Protect, Registry, RegistryError, RegistryParts,
     health::{DiskFacts, FailedOver, Level, MachineFacts, disk_findings, machine_findings, worst},
     identity::same_disk,
-    lifecycle::LifecycleEvent,
+    lifecycle::{LifecycleEvent, Stage},
     operators_record::OperatorsRecord,
     thresholds::{Ages, Thresholds},
 };
@@ -410,14 +410,13 @@ fn health_says_what_is_wrong() {
 /// A machine at its target is said to be as well protected as it is, and no better.
 #[test]
 fn a_machine_at_its_target_is_judged_by_the_points_that_are_made_there() {
-    let found = |is_replicated, is_on_its_way, age| {
-        let failed_over = FailedOver {
-            stage: "somewhere",
-            advice: "do".to_owned(),
-            is_replicated,
-            is_on_its_way,
-            told: None,
-        };
+    let (job, by, point) =
+        (JobId::from_bytes([8; 16]), JobId::from_bytes([7; 16]), PointId::from_bytes([9; 16]));
+    let committed = Stage::Committed { job, point };
+    let reversed = Stage::ProtectedReversed { job, point };
+    let on_its_way = Stage::FailingBack { job, point, by };
+    let found = |stage, age| {
+        let failed_over = FailedOver { stage, told: None };
         let facts = MachineFacts {
             ever_connected: true,
             disk_count: 1,
@@ -429,12 +428,12 @@ fn a_machine_at_its_target_is_judged_by_the_points_that_are_made_there() {
         let findings = machine_findings(&facts);
         (worst(&findings), findings.into_iter().map(|finding| finding.reason).collect::<String>())
     };
-    let (level, text) = found(false, false, 1000);
+    let (level, text) = found(committed, 1000);
     assert!(level == Level::Warning && text.contains("is not replicated"), "{text}");
-    assert_eq!(found(true, false, 12), (Level::Healthy, String::new()));
-    let (level, text) = found(true, false, 106);
+    assert_eq!(found(reversed, 12), (Level::Healthy, String::new()));
+    let (level, text) = found(reversed, 106);
     assert!(level == Level::Critical && text.contains("106 s old"), "{text}");
-    let (level, text) = found(true, true, 12);
+    let (level, text) = found(on_its_way, 12);
     assert!(level == Level::Warning && text.contains("is replicated from there"), "{text}");
 }
 
