@@ -9,12 +9,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
+use holdfast_common::causes::in_one_line;
+
 use super::{
     port::{DiffRefusal, JobRefusal},
     shapes::ErrorShape,
 };
-use holdfast_common::causes::in_one_line;
-
 use crate::{catalog::CatalogError, registry::RegistryError};
 
 /// An error on its way to the operator.

@@ -198,22 +198,23 @@ pub(super) async fn forecast(
         Some(point) => forecast::selection(point)?,
         None => file.selection,
     };
-    let moves = |machine: MachineId| matches!(turn(&state, Course::Unplanned, machine), Turn::Goes);
-    let named = machines.iter().filter(|(_, machine)| moves(*machine));
-    let named: Vec<&str> = named.map(|(name, _)| name.as_str()).collect();
+    let turn_of = |(name, machine)| (name, machine, turn(&state, Course::Unplanned, machine));
+    let turns: Vec<(String, MachineId, Turn)> = machines.into_iter().map(turn_of).collect();
+    let go = turns.iter().filter(|(_, _, turn)| *turn == Turn::Goes);
+    let named: Vec<&str> = go.map(|(name, _, _)| name.as_str()).collect();
     let mut shapes = match named.is_empty() {
         true => Vec::new(),
         false => forecast::of_machines(&state, &named, selection).await?,
     };
-    for (_, machine) in &machines {
-        let (left_alone, refusal) = match turn(&state, Course::Unplanned, *machine) {
+    for (_, machine, turn) in turns {
+        let (left_alone, refusal) = match turn {
             Turn::Goes => continue,
             Turn::Stays(why) => (Some(why), None),
             Turn::Cannot(why) => (None, Some(why)),
         };
         shapes.push(ForecastShape {
             machine: machine.to_string(),
-            name: views::machine_name(&state, *machine),
+            name: views::machine_name(&state, machine),
             selection: selection.to_string(),
             left_alone,
             refusal,
