@@ -13,9 +13,12 @@ use std::{
     sync::Arc,
 };
 
-use holdfast_common::entropy::{Entropy as _, SeededEntropy};
+use holdfast_common::{
+    causes::in_one_line,
+    entropy::{Entropy as _, SeededEntropy},
+};
 use holdfast_coordinator::{index::DiskIndex, store::DiskLog};
-use holdfast_tests::{journal::frame, program::installed};
+use holdfast_tests::{asked, journal::frame, program::installed};
 use tempfile::TempDir;
 
 use crate::{
@@ -43,32 +46,21 @@ const STEPS_MAX: u64 = 20_000;
 /// A fault comes once for each call and thread; whoever tries so often must get through.
 const TRIES: usize = 8;
 
-/// An error and what it comes from.
-fn text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
-}
-
 /// Adds frames, and after each group merges, gives up and reclaims.
 fn work(log: &Arc<DiskLog>, index: &Arc<DiskIndex>, up_to: u64) -> Result<(), String> {
     while log.tail().sequence.0 < up_to {
         let next = log.tail().sequence.0 + 1;
         runtime().block_on(async {
-            let sink = log.sink().map_err(|error| text(&error))?;
+            let sink = log.sink().map_err(|error| in_one_line(&error))?;
             let frames = (next..(next + STEP).min(up_to + 1)).map(frame).collect();
-            sink.append(frames).await.map_err(|error| text(&error))?;
-            let durable = sink.settle().await.map_err(|error| text(&error))?;
+            sink.append(frames).await.map_err(|error| in_one_line(&error))?;
+            let durable = sink.settle().await.map_err(|error| in_one_line(&error))?;
             say(&format!("durable {durable}"));
             Ok::<(), String>(())
         })?;
-        index.catch_up().map_err(|error| text(&error))?;
-        while index.compact().map_err(|error| text(&error))? {}
-        try_give_up(log, index).map_err(|error| text(error.as_ref()))?;
+        index.catch_up().map_err(|error| in_one_line(&error))?;
+        while index.compact().map_err(|error| in_one_line(&error))? {}
+        try_give_up(log, index).map_err(|error| in_one_line(error.as_ref()))?;
     }
     Ok(())
 }
@@ -117,10 +109,8 @@ fn child(folder: &Path, faults: &[String]) -> Output {
 
 /// The steps to try: ascending, without an end of their own.
 fn steps() -> impl Iterator<Item = u64> {
-    let seed = std::env::var("HOLDFAST_TEST_SEED").ok().and_then(|text| text.parse().ok());
-    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
-    eprintln!("HOLDFAST_TEST_SEED={seed}");
-    let all = std::env::var_os("HOLDFAST_TEST_FAULTS").is_some();
+    let seed = asked::seed();
+    let all = asked::all_faults();
     let stride = if all { 1 } else { STRIDE };
     let first = if all { 1 } else { SeededEntropy::new(seed).next_u64() % stride + 1 };
     (first..STEPS_MAX).step_by(usize::try_from(stride).unwrap())
@@ -227,7 +217,7 @@ fn grow(limit: &str, more: u64) -> usize {
 
 #[test]
 fn a_file_system_that_fills_at_any_page_or_name_loses_nothing_and_all_goes_on() {
-    let all = std::env::var_os("HOLDFAST_TEST_FAULTS").is_some();
+    let all = asked::all_faults();
     for (limit, unit, stride) in [("size", 4096, if all { 1 } else { 12 }), ("nr_inodes", 1, 1)] {
         let mut count = 0;
         for step in (0..).step_by(stride) {

@@ -6,6 +6,7 @@ use std::{thread, time::Duration};
 use anyhow::{Context as _, Result};
 use holdfast_common::entropy::{Entropy, SeededEntropy};
 use holdfast_tests::{
+    asked,
     file_system::{Kind, MountedDisk},
     load, loop_device,
     protected::Protected,
@@ -15,7 +16,7 @@ const DISK_BYTES: u64 = 256 << 20;
 
 /// How many kills; `HOLDFAST_TEST_ROUNDS` changes it.
 fn rounds() -> u64 {
-    std::env::var("HOLDFAST_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(100)
+    asked::number("HOLDFAST_TEST_ROUNDS").unwrap_or(100)
 }
 
 #[test]
@@ -24,9 +25,7 @@ fn nothing_is_lost_by_kill_9() -> Result<()> {
         eprintln!("skipped: {reason}");
         return Ok(());
     }
-    let seed = std::env::var("HOLDFAST_TEST_SEED").ok().and_then(|text| text.parse().ok());
-    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
-    eprintln!("HOLDFAST_TEST_SEED={seed}");
+    let seed = asked::seed();
     let random = SeededEntropy::new(seed);
     let below = |limit: u64| random.next_u64() % limit;
 

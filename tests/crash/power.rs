@@ -19,6 +19,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use holdfast_common::entropy::{Entropy as _, SeededEntropy};
 use holdfast_tests::{
+    asked,
     file_system::{MountPoint, run},
     journal::frame,
     loop_device::{self, LoopDevice},
@@ -113,11 +114,8 @@ fn nothing_acknowledged_is_lost_with_power() -> Result<()> {
         eprintln!("skipped: {reason}");
         return Ok(());
     }
-    let seed = std::env::var("HOLDFAST_TEST_SEED").ok().and_then(|text| text.parse().ok());
-    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
-    eprintln!("HOLDFAST_TEST_SEED={seed}");
-    let rounds =
-        std::env::var("HOLDFAST_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS);
+    let seed = asked::seed();
+    let rounds = asked::number("HOLDFAST_TEST_ROUNDS").unwrap_or(ROUNDS);
     let entropy = SeededEntropy::new(seed);
     let disk = VolatileDisk::create(DISK_BYTES)?;
     run(Command::new("mkfs.ext4").args(["-qF", "-J", "size=4"]).arg(disk.device().path()))?;

@@ -1,5 +1,7 @@
 //! What the tests share: devices, processes and checks with real parts.
 
+// What was asked for by environment variables.
+pub mod asked;
 // Loop devices on temporary files.
 pub mod loop_device;
 // File systems on them.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use holdfast_tests::{
+    asked,
     file_system::{Kind, MountedDisk},
     loop_device,
     network::Namespace,
@@ -27,7 +28,7 @@ const POINTS_MIN: usize = 6;
 
 /// Seconds of load; `HOLDFAST_TEST_SECONDS` makes it longer.
 fn seconds() -> u64 {
-    std::env::var("HOLDFAST_TEST_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(12)
+    asked::number("HOLDFAST_TEST_SECONDS").unwrap_or(12)
 }
 
 struct Member {

@@ -4,6 +4,7 @@ use std::{fs, path::Path, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use holdfast_tests::{
+    asked,
     file_system::{Kind, MountedDisk},
     load, loop_device,
     network::Namespace,
@@ -18,7 +19,7 @@ const RESIDENT_BYTES_MAX: u64 = 160 << 20;
 
 /// Seconds without a link; `HOLDFAST_TEST_CUT_SECONDS` changes it.
 fn cut_seconds() -> u64 {
-    std::env::var("HOLDFAST_TEST_CUT_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(60)
+    asked::number("HOLDFAST_TEST_CUT_SECONDS").unwrap_or(60)
 }
 
 /// What a link over a continent does on a bad day: 50 ms in each direction, one packet of a hundred lost.

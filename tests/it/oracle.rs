@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use holdfast_tests::{
+    asked,
     file_system::{Kind, MountedDisk},
     load, loop_device,
     protected::Protected,
@@ -13,7 +14,7 @@ const DISK_BYTES: u64 = 512 << 20;
 
 /// Seconds of load; `HOLDFAST_TEST_SECONDS` makes it longer.
 fn seconds() -> u64 {
-    std::env::var("HOLDFAST_TEST_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(20)
+    asked::number("HOLDFAST_TEST_SECONDS").unwrap_or(20)
 }
 
 #[test]

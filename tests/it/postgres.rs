@@ -16,6 +16,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use holdfast_tests::{
+    asked,
     file_system::{Kind, MountedDisk, run},
     load::mount_copies,
     loop_device,
@@ -30,7 +31,8 @@ const REPLAY_BYTES_MAX: u64 = 16 << 20;
 
 /// Points of each kind; `HOLDFAST_TEST_POSTGRES_POINTS` makes it more.
 fn count() -> usize {
-    std::env::var("HOLDFAST_TEST_POSTGRES_POINTS").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+    asked::number("HOLDFAST_TEST_POSTGRES_POINTS")
+        .map_or(1, |count| usize::try_from(count).unwrap_or(usize::MAX))
 }
 
 /// A client that commits number after number, and knows which commits were answered.

@@ -17,7 +17,7 @@ use holdfast_common::{
     entropy::{Entropy as _, SystemEntropy},
     ids::DiskId,
 };
-use holdfast_tests::loop_device;
+use holdfast_tests::{asked, loop_device};
 
 /// Prints why a test is skipped; the caller returns.
 fn is_skipped() -> bool {
@@ -30,16 +30,7 @@ fn is_skipped() -> bool {
 
 /// How long a stress runs.
 fn stress_time() -> Duration {
-    let seconds = std::env::var("HOLDFAST_TEST_SECONDS").ok().and_then(|text| text.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(3))
-}
-
-/// The seed of this run, printed so that it can be repeated.
-fn seed() -> u64 {
-    let fixed = std::env::var("HOLDFAST_TEST_SEED").ok().and_then(|text| text.parse().ok());
-    let seed = fixed.unwrap_or_else(|| SystemEntropy::new().next_u64());
-    eprintln!("HOLDFAST_TEST_SEED={seed}");
-    seed
+    Duration::from_secs(asked::number("HOLDFAST_TEST_SECONDS").unwrap_or(3))
 }
 
 /// An id of its own, whose pins are removed on drop.

@@ -26,7 +26,10 @@ use holdfast_coordinator::{
     },
     store::{DiskLog, NeededCuts, StoreSettings, reclaim},
 };
-use holdfast_tests::history::{self, HistoryWriter};
+use holdfast_tests::{
+    asked,
+    history::{self, HistoryWriter},
+};
 use tempfile::TempDir;
 
 const BLOCKS: u64 = 128;
@@ -39,11 +42,6 @@ const LOOKS: usize = 12;
 const SEGMENT_BYTES: u64 = 1 << 20;
 /// What is kept at most when a rule becomes wider again.
 const RULES: [&str; 5] = ["1h,10m:1d,1h:7d,1d:90d", "6h,1h:30d", "2d,6h:60d", "30m", "1d,1h:10d,1d:365d"];
-
-/// A number from the environment.
-fn number(variable: &str, otherwise: u64) -> u64 {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
-}
 
 /// A kept point: when it was made, and the byte that each block is filled with.
 struct Known {
@@ -164,9 +162,8 @@ fn subject(known: &Known) -> Subject {
 
 #[test]
 fn twenty_thousand_points_over_months_of_changing_retention() {
-    let seed = number("HOLDFAST_TEST_SEED", u64::from(std::process::id()));
-    let points = number("HOLDFAST_TEST_POINTS", 20_000);
-    eprintln!("HOLDFAST_TEST_SEED={seed} HOLDFAST_TEST_POINTS={points}");
+    let seed = asked::seed();
+    let points = asked::number("HOLDFAST_TEST_POINTS").unwrap_or(20_000);
     let memory = Path::new("/dev/shm");
     let folder = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() }.unwrap();
     let mut world = World::new(folder.path(), seed);

@@ -17,6 +17,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use holdfast_common::entropy::{Entropy as _, SeededEntropy};
 use holdfast_tests::{
+    asked,
     file_system::run,
     site::{Site, wait_for},
 };
@@ -231,12 +232,10 @@ fn judge(template: &Template, relative: &Path, damage: Damage, entropy: &SeededE
 
 #[test]
 fn damage_to_any_kind_of_file_gives_no_wrong_byte_and_is_named() -> Result<()> {
-    let seed = std::env::var("HOLDFAST_TEST_SEED").ok().and_then(|text| text.parse().ok());
-    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
-    eprintln!("HOLDFAST_TEST_SEED={seed}");
+    let seed = asked::seed();
     let entropy = SeededEntropy::new(seed);
     let below = |limit: usize| usize::try_from(entropy.next_u64() % limit.max(1) as u64).unwrap_or(0);
-    let all = std::env::var_os("HOLDFAST_TEST_FAULTS").is_some();
+    let all = asked::all_faults();
     let template = Template::make()?;
     let data = template.data();
     let kinds = kinds(&data)?;

@@ -22,6 +22,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use holdfast_tests::{
+    asked,
     file_system::run,
     loop_device,
     network::Namespace,
@@ -37,7 +38,8 @@ const POINT_TIME: Duration = Duration::from_secs(6);
 
 /// How many group points are made; `HOLDFAST_TEST_GROUP_POINTS` makes it more.
 fn points_wanted() -> usize {
-    std::env::var("HOLDFAST_TEST_GROUP_POINTS").ok().and_then(|text| text.parse().ok()).unwrap_or(12)
+    asked::number("HOLDFAST_TEST_GROUP_POINTS")
+        .map_or(12, |count| usize::try_from(count).unwrap_or(usize::MAX))
 }
 
 /// What is known of a group point that an operator was given.

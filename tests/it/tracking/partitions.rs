@@ -5,13 +5,14 @@ use std::{path::PathBuf, process::Command};
 
 use anyhow::{Result, ensure};
 use holdfast_tests::{
+    asked,
     file_system::run,
     loop_device::LoopDevice,
     raw_writers::{Load, RawWriters},
 };
 
 use super::{
-    is_skipped, seed,
+    is_skipped,
     stress::{NO_FAULTS, stress},
 };
 
@@ -58,8 +59,8 @@ fn a_partition_is_followed_beside_a_busy_neighbour() -> Result<()> {
     }
     let disk = Partitioned::create()?;
     let load = |seed| Load { writers: 4, seed, discard_every: 12 };
-    let neighbour = RawWriters::start(&disk.partition(2), BLOCKS, load(seed()));
-    let differing = stress(&disk.partition(1), BLOCKS, load(seed()), NO_FAULTS)?;
+    let neighbour = RawWriters::start(&disk.partition(2), BLOCKS, load(asked::seed()));
+    let differing = stress(&disk.partition(1), BLOCKS, load(asked::seed()), NO_FAULTS)?;
     ensure!(neighbour.finish()? > 0, "the neighbour was not busy");
     ensure!(differing == 0, "{differing} blocks differ");
     Ok(())

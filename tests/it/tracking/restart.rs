@@ -23,11 +23,12 @@ use holdfast_common::{
     units::{BLOCK_BYTES, BlockRange},
 };
 use holdfast_tests::{
+    asked,
     loop_device::LoopDevice,
     raw_writers::{AlignedBuffer, Load, RawWriters, open_direct},
 };
 
-use super::{TestDisk, is_skipped, seed, stress_time};
+use super::{TestDisk, is_skipped, stress_time};
 
 const BLOCKS: u64 = 8 * 1024;
 const DISK: &str = "HOLDFAST_TEST_CHILD_DISK";
@@ -97,7 +98,7 @@ fn nothing_is_lost_when_the_process_is_killed() -> Result<()> {
         return Ok(());
     }
     let (device, disk, seed) =
-        (LoopDevice::create(BLOCKS * 4096)?, TestDisk::new(super::Faults::default()), seed());
+        (LoopDevice::create(BLOCKS * 4096)?, TestDisk::new(super::Faults::default()), asked::seed());
     let folder = tempfile::TempDir::with_prefix("holdfast-replica-")?;
     let replica: PathBuf = folder.path().join("replica.img");
     File::create_new(&replica)?.set_len(BLOCKS * 4096)?;

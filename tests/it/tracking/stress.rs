@@ -10,13 +10,14 @@ use anyhow::Result;
 use holdfast_agent::capture::{CaptureError, ChangeSource as _, tracked::Faults};
 use holdfast_common::ids::Interval;
 use holdfast_tests::{
+    asked,
     delayed_disk::DelayedDisk,
     file_system::run,
     loop_device::LoopDevice,
     raw_writers::{Load, RawWriters, Replica},
 };
 
-use super::{TestDisk, is_skipped, seed, stress_time};
+use super::{TestDisk, is_skipped, stress_time};
 
 const BLOCKS: u64 = 16 * 1024;
 /// So many blocks that few are written again before the end, which would repair them.
@@ -67,7 +68,7 @@ fn a_loop_device_under_load_is_followed_bit_for_bit() -> Result<()> {
         return Ok(());
     }
     let device = LoopDevice::create(BLOCKS * 4096)?;
-    let load = Load { writers: 8, seed: seed(), discard_every: 0 };
+    let load = Load { writers: 8, seed: asked::seed(), discard_every: 0 };
     assert_eq!(stress(device.path(), BLOCKS, load, NO_FAULTS)?, 0);
     Ok(())
 }
@@ -78,7 +79,7 @@ fn discards_and_written_zeroes_are_followed() -> Result<()> {
         return Ok(());
     }
     let device = LoopDevice::create(BLOCKS * 4096)?;
-    let load = Load { writers: 4, seed: seed(), discard_every: 12 };
+    let load = Load { writers: 4, seed: asked::seed(), discard_every: 12 };
     assert_eq!(stress(device.path(), BLOCKS, load, NO_FAULTS)?, 0);
     Ok(())
 }
@@ -89,7 +90,7 @@ fn lost_completions_lose_no_change() -> Result<()> {
         return Ok(());
     }
     let device = LoopDevice::create(BLOCKS * 4096)?;
-    let load = Load { writers: 8, seed: seed(), discard_every: 40 };
+    let load = Load { writers: 8, seed: asked::seed(), discard_every: 40 };
     let faults = Faults { drop_completion_every: 50, ..NO_FAULTS };
     assert_eq!(stress(device.path(), BLOCKS, load, faults)?, 0);
     Ok(())
@@ -101,7 +102,7 @@ fn writes_that_arrive_late_are_followed() -> Result<()> {
         return Ok(());
     }
     let disk = DelayedDisk::create(LATE_BLOCKS as usize * 4096, Duration::from_millis(5))?;
-    let load = Load { writers: 16, seed: seed(), discard_every: 0 };
+    let load = Load { writers: 16, seed: asked::seed(), discard_every: 0 };
     assert_eq!(stress(disk.device().path(), LATE_BLOCKS, load, NO_FAULTS)?, 0);
     Ok(())
 }
@@ -113,7 +114,7 @@ fn without_slots_late_writes_are_lost() -> Result<()> {
         return Ok(());
     }
     let disk = DelayedDisk::create(LATE_BLOCKS as usize * 4096, Duration::from_millis(5))?;
-    let load = Load { writers: 8, seed: seed(), discard_every: 0 };
+    let load = Load { writers: 8, seed: asked::seed(), discard_every: 0 };
     let faults = Faults { ignore_slots: true, ..NO_FAULTS };
     assert!(
         stress(disk.device().path(), LATE_BLOCKS, load, faults)? > 0,
@@ -128,7 +129,7 @@ fn the_guard_notices_missed_writes() -> Result<()> {
         return Ok(());
     }
     let device = LoopDevice::create(BLOCKS * 4096)?;
-    let load = Load { writers: 2, seed: seed(), discard_every: 0 };
+    let load = Load { writers: 2, seed: asked::seed(), discard_every: 0 };
     let error = stress(device.path(), BLOCKS, load, Faults { drop_issue_every: 1000, ..NO_FAULTS });
     let error = error.expect_err("missed writes must not stay unnoticed");
     let found = error.downcast_ref::<CaptureError>();
@@ -142,7 +143,7 @@ fn the_guard_notices_missed_writes() -> Result<()> {
 fn a_named_device_is_followed() -> Result<()> {
     let Some(device) = std::env::var_os(NAMED_DEVICE) else { return Ok(()) };
     let device = Path::new(&device);
-    let load = Load { writers: 4, seed: seed(), discard_every: 12 };
+    let load = Load { writers: 4, seed: asked::seed(), discard_every: 12 };
     assert_eq!(stress(device, NAMED_DEVICE_BLOCKS, load, NO_FAULTS)?, 0);
     // The statistics of bio-based devices do not show on every kernel that nothing is in flight; what has lost its completion is
     // copied by every round there.

@@ -5,9 +5,12 @@ use std::{fs, path::PathBuf, time::Instant};
 use anyhow::{Context as _, Result};
 use holdfast_agent::capture::{ChangeSource as _, tracked::Faults};
 use holdfast_common::{ids::Interval, units::BlockRange};
-use holdfast_tests::raw_writers::{Load, RawWriters, Replica};
+use holdfast_tests::{
+    asked,
+    raw_writers::{Load, RawWriters, Replica},
+};
 
-use super::{TestDisk, is_skipped, seed, stress_time};
+use super::{TestDisk, is_skipped, stress_time};
 
 const BLOCKS: u64 = 8 * 1024;
 
@@ -48,7 +51,7 @@ fn follow(faults: Faults) -> Result<()> {
     }
     let (device, disk) = (Zram::create()?, TestDisk::new(faults));
     let (mut source, _) = disk.open(&device.path())?;
-    let load = Load { writers: 4, seed: seed(), discard_every: 20 };
+    let load = Load { writers: 4, seed: asked::seed(), discard_every: 20 };
     let writers = RawWriters::start(&device.path(), BLOCKS, load);
     let mut replica = Replica::copy(&device.path(), BLOCKS)?;
     let start = Instant::now();

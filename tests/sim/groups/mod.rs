@@ -12,6 +12,7 @@ mod world;
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_common::ids::{GroupCutId, MachineId};
+use holdfast_tests::asked;
 use machine::Record;
 use world::{Faults, World};
 
@@ -29,10 +30,6 @@ struct Shown {
     /// Own points that are parts of group points.
     parts: usize,
     writes: u64,
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
 }
 
 /// The rule by which group points are found: every member's durable record has the mark of the same group cut.
@@ -95,9 +92,9 @@ fn run(seed: u64, faults: Faults) -> Shown {
 }
 
 fn sweep(faults: Faults) -> Shown {
-    let seeds = match number("HOLDFAST_SIM_SEED") {
+    let seeds = match asked::number("HOLDFAST_SIM_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("HOLDFAST_SIM_COUNT").unwrap_or(COUNT_DEFAULT),
+        None => 0..asked::number("HOLDFAST_SIM_COUNT").unwrap_or(COUNT_DEFAULT),
     };
     let mut all = Shown::default();
     for seed in seeds {

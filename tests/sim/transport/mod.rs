@@ -7,6 +7,7 @@
 mod model;
 mod world;
 
+use holdfast_tests::asked;
 use world::World;
 
 /// Runs unless `HOLDFAST_SIM_COUNT` says otherwise.
@@ -14,10 +15,6 @@ const COUNT_DEFAULT: u64 = 300;
 
 /// Steps with faults in each run.
 const FAULTY_STEPS: u32 = 4000;
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
-}
 
 /// Runs one seed and returns what tells runs apart.
 fn run(seed: u64) -> ([u8; 32], usize) {
@@ -31,9 +28,9 @@ fn run(seed: u64) -> ([u8; 32], usize) {
 
 #[test]
 fn nothing_acknowledged_is_lost_and_everything_arrives() {
-    let seeds = match number("HOLDFAST_SIM_SEED") {
+    let seeds = match asked::number("HOLDFAST_SIM_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("HOLDFAST_SIM_COUNT").unwrap_or(COUNT_DEFAULT),
+        None => 0..asked::number("HOLDFAST_SIM_COUNT").unwrap_or(COUNT_DEFAULT),
     };
     let mut frames = 0;
     let count = seeds.end - seeds.start;
