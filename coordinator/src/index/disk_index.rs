@@ -15,7 +15,7 @@ use std::{
 };
 
 use holdfast_common::{
-    codec,
+    codec, durable,
     frame::{CutMore, CutRecord, FrameKind},
     ids::{Generation, Sequence},
     units::BlockRange,
@@ -122,8 +122,9 @@ mod retire;
 pub use retire::Retired;
 
 impl DiskIndex {
-    /// Opens the index of a log. Runs that are damaged, foreign or do not fit are deleted; what they held is made again.
-    /// Reads the newest cut's runs and nothing else of the history. Follows the log only when told to.
+    /// Opens the index of a log. Runs that are damaged, foreign or do not fit are deleted; what they held is made again, and so
+    /// is everything if the folder is missing. Reads the newest cut's runs and nothing else of the history. Follows the log only
+    /// when told to.
     ///
     /// # Errors
     /// The folder cannot be used.
@@ -154,6 +155,11 @@ impl DiskIndex {
         let io = |source| IndexError::Io { path: self.folder.clone(), source };
         let mut state = State::default();
         let (mut parts, mut runs) = (Vec::new(), Vec::new());
+        if !self.folder.is_dir() {
+            let (disk, frames) = (self.log.disk(), self.log.tail().sequence.0);
+            tracing::warn!(%disk, frames, "the index's folder is missing; the index is made again from the journal");
+            durable::create_folder(&self.folder).map_err(io)?;
+        }
         for file in fs::read_dir(&self.folder).map_err(io)? {
             let file = file.map_err(io)?;
             match file.file_name().to_str().and_then(RunName::parse) {

@@ -580,6 +580,16 @@ fn a_damaged_run_is_made_up_for() {
 }
 
 #[test]
+fn an_index_whose_folder_is_gone_is_made_again() {
+    let world = with_runs_and_parts();
+    std::fs::remove_dir_all(world.index.log().layout().index()).unwrap();
+    let world = world.restart();
+    world.index.catch_up().unwrap();
+    assert!(!index_files(&world).is_empty());
+    world.check();
+}
+
+#[test]
 fn a_view_looks_its_cut_up_again_when_the_index_was_made_again() {
     let mut world = World::new(1000);
     world.write(&[(3, 10, 7)]);
