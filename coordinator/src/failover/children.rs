@@ -1,9 +1,10 @@
 //! Jobs that a job begins for its own: the machines of a recovery plan.
 //!
 //! Owns the contract and the ids. Invariant: a child's id follows from its parent, its machine and the round, so that a
-//! parent that is interrupted anywhere finds every child that it has begun, and begins none twice.
+//! parent that is interrupted anywhere finds every child that it has begun, and begins none twice. A parent holds what its
+//! children hold, so it is over when they are.
 
-use std::fmt;
+use std::{fmt, future::pending};
 
 use holdfast_common::ids::{JobId, MachineId};
 use tokio::sync::watch;
@@ -74,6 +75,26 @@ pub fn current(
             (id, Some(watched))
         }
         _ => (child_id(parent.id, machine, parent.retries), None),
+    }
+}
+
+/// Waits until all jobs that a run of a plan has begun for its machines are over: then the run holds nothing. A job that runs no plan
+/// is waited for without end, and so is everything once the engine ends. Cancel safe.
+pub async fn all_over(parent: &Job, children: &dyn ChildJobs) {
+    let members = parent.spec.plan().into_iter().flat_map(|plan| plan.members());
+    let begun = members.filter_map(|(_, member)| newest(parent, member.machine, |id| children.watch(id)));
+    let mut all: Vec<_> = begun.map(|(_, _, watched)| watched).collect();
+    // An engine that ends knows no job any more: asked last, so that it knew those before.
+    if parent.spec.plan().is_none() || children.watch(parent.id).is_none() {
+        return pending().await;
+    }
+    let is_over = |view: &JobView| view.job.status.state.is_over();
+    while !all.iter().all(|watched| is_over(&watched.borrow())) {
+        for watched in &mut all {
+            if watched.wait_for(is_over).await.is_err() {
+                return pending().await;
+            }
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{
-    children::ChildJobs,
+    children::{ChildJobs, all_over},
     job::{Job, StepKind, StepState},
     log::{self, Event, LogError, Record},
     machine::{self, State},
@@ -82,6 +82,14 @@ impl Driver {
         match self.job.status.state {
             State::Ready { step } | State::Running { step } => self.forward(step).await,
             State::Undoing { step, .. } => self.backward(step).await,
+            State::Holding => {
+                let order = tokio::select! {
+                    biased;
+                    order = self.orders.recv() => order.ok_or(Stopped)?,
+                    () = all_over(&self.job, &*self.children) => return self.record(Event::NothingHeld).await,
+                };
+                self.obey(order).await.map(drop)
+            }
             _ => {
                 let order = self.orders.recv().await.ok_or(Stopped)?;
                 self.obey(order).await.map(drop)

@@ -470,7 +470,7 @@ impl Job {
             }
             Event::StepWaits { reason, .. } => self.say(at, reason.clone()),
             Event::ContinueRequested { by } => self.say(at, format!("continued by {by}")),
-            Event::Created { .. } => {}
+            Event::Created { .. } | Event::NothingHeld => {}
         }
     }
 

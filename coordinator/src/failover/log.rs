@@ -103,6 +103,8 @@ pub enum Event {
         /// The line.
         text: String,
     },
+    /// What the job held has ended by itself: the jobs of a plan's machines are over.
+    NothingHeld,
 }
 
 /// What follows a step's failure.

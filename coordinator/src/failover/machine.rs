@@ -18,6 +18,7 @@
 //!                                     UndoFailed+     +--Retry-- Stuck{i}
 //!
 //!    Holding, Held{j} --PointChangeRequested{i}--> Ready{i}    (i <= j; the steps from i on are run again)
+//!    Holding --NothingHeld--> Succeeded                        (what it held has ended by itself: nothing is to be undone)
 //! ```
 //!
 //! What a crash comes back to: what steps that are done keep up is restored; `Ready{i}` starts step i; `Running{i}` runs it again (steps are idempotent); `Waiting`, `Held`,
@@ -191,6 +192,7 @@ fn forward(status: &Status, event: &Event) -> Option<State> {
             Some(State::Waiting { step })
         }
         (State::Waiting { step }, Event::ContinueRequested { .. }) => Some(State::Running { step }),
+        (State::Holding, Event::NothingHeld) => Some(State::Succeeded),
         _ => None,
     }
 }

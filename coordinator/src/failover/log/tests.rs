@@ -55,6 +55,7 @@ fn golden() {
         ),
         (Event::UndoDone { step: 0 }, r#"{"type":"undo-done","step":0}"#),
         (Event::CancelRequested { by: "x".into() }, r#"{"type":"cancel-requested","by":"x"}"#),
+        (Event::NothingHeld, r#"{"type":"nothing-held"}"#),
     ];
     for (event, expected) in cases {
         let record = record(event);

@@ -26,6 +26,7 @@ fn events(step: u32) -> Vec<Event> {
         Event::UndoDone { step },
         Event::UndoFailed { step, message: by() },
         Event::PointChangeRequested { by: by(), selection: Selection::Latest, step },
+        Event::NothingHeld,
     ]
 }
 
@@ -67,6 +68,9 @@ fn the_drawing_holds() {
     check(State::Held { step: 2 }, &change(1), Some(State::Ready { step: 1 }));
     check(State::Held { step: 0 }, &change(1), None);
     check(State::Running { step: 2 }, &change(1), None);
+    check(State::Holding, &Event::NothingHeld, Some(State::Succeeded));
+    check(State::Held { step: 2 }, &Event::NothingHeld, None);
+    check(State::Running { step: 2 }, &Event::NothingHeld, None);
     // What was begun before the change is taken back too.
     let changed = Status { state: State::Ready { step: 1 }, steps: 3, holds: true, begun: 3 };
     assert_eq!(next(&changed, &cancel).unwrap().state, State::Undoing { step: 2, ending });
@@ -76,7 +80,7 @@ fn the_drawing_holds() {
 proptest! {
     /// Whatever happens, every step begun is undone before a job is cancelled or failed, last first.
     #[test]
-    fn nothing_begun_is_left_behind(choices in prop::collection::vec((0_u32..3, 0_usize..12), 0..80)) {
+    fn nothing_begun_is_left_behind(choices in prop::collection::vec((0_u32..3, 0_usize..13), 0..80)) {
         let mut status = begin(3, true).unwrap();
         let mut begun = [false; 3];
         for (step, choice) in choices {

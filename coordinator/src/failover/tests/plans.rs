@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use holdfast_common::ids::MachineId;
+use holdfast_common::ids::{JobId, MachineId};
 
 use super::{Command, Fault, JobSpec, JobView, Site, State, Target, World, point, walk};
 use crate::{
@@ -193,6 +193,43 @@ fn who_was_cancelled_alone_begins_anew_and_who_is_over_there_is_left_alone() {
     assert_eq!(site.settle(job).unwrap().job.status.state, State::Cancelled);
     assert!(site.world.things().of(machine("web-1")).is_fenced());
     assert!(!site.world.things().of(machine("db-1")).is_fenced());
+}
+
+/// A run holds what its machines' jobs hold, and nothing once these are over, whoever has ended them; also if the coordinator was away
+/// meanwhile.
+#[test]
+fn a_run_whose_machines_have_all_gone_back_is_over() {
+    let mut site = Site::new(Fault::None);
+    let job = site.submit(&plan(Mode::Unplanned));
+    let done = site.settle(job).unwrap();
+    let machines: Vec<_> = outcomes(&done).into_iter().filter_map(|member| member.job).collect();
+    let (last, first) = machines.split_last().unwrap();
+    for machine in first {
+        site.command(*machine, Command::Cancel).unwrap();
+        assert_eq!(site.settle(*machine).unwrap().job.status.state, State::Cancelled);
+        site.crash();
+        site.start();
+        assert_eq!(site.settle(job).unwrap().job.status.state, State::Holding);
+    }
+    site.command(*last, Command::Cancel).unwrap();
+    is_over(&site, job);
+    site.world.let_in();
+    assert!(site.world.is_clean(), "{:?}", site.world);
+    // A run that finds nothing to do holds nothing.
+    let alone = |name: &str| site.submit(&super::spec_of(machine(name), Mode::Unplanned, Target::Attach));
+    for there in ["db-1", "db-2", "web-1"].map(alone) {
+        site.settle(there).unwrap();
+    }
+    let idle = site.submit(&plan(Mode::Unplanned));
+    site.settle(idle).unwrap();
+    is_over(&site, idle);
+}
+
+/// Waits until it has ended by itself.
+fn is_over(site: &Site, job: JobId) {
+    let mut watch = site.jobs().watch(job).unwrap();
+    let ended = site.block_on(watch.wait_for(|view| view.job.status.state.is_over())).unwrap().clone();
+    assert_eq!(ended.job.status.state, State::Succeeded);
 }
 
 /// What was committed is not ended with the plan.
