@@ -5,6 +5,8 @@
 mod back;
 // Machines that run, and images.
 pub(crate) mod machines;
+// Their way back.
+mod machines_back;
 // Programs on other agents.
 mod agents;
 

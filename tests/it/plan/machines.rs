@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
 use holdfast_tests::{
-    boot_sector::boot_sector,
+    boot_sector::{BOOT_SECTOR_BYTES, boot_sector},
     crowd::Crowd,
     guest, loop_device,
     site::{Site, wait_for},
@@ -22,8 +22,16 @@ fn greeting(number: usize) -> String {
 
 /// The machines' disks have a system, and what it needs is said by hand: the inventory is that of this host.
 pub(crate) fn make_bootable(crowd: &Crowd) -> Result<()> {
+    make_bootable_as(crowd, boot_sector)
+}
+
+/// The same, with another system.
+pub(super) fn make_bootable_as(
+    crowd: &Crowd,
+    system: impl Fn(&str) -> [u8; BOOT_SECTOR_BYTES],
+) -> Result<()> {
     for number in 0..crowd.machines.len() {
-        crowd.write(number, 0, &boot_sector(&greeting(number)))?;
+        crowd.write(number, 0, &system(&greeting(number)))?;
     }
     for machine in &crowd.machines {
         crowd.site.wait_for_new_point(machine, PATIENCE)?;
@@ -38,13 +46,13 @@ pub(crate) fn make_bootable(crowd: &Crowd) -> Result<()> {
     Ok(())
 }
 
-fn jobs(job: &Value) -> Result<Vec<&str>> {
+pub(super) fn jobs(job: &Value) -> Result<Vec<&str>> {
     let machines = job["machines"].as_array().context("machines")?;
     machines.iter().map(|machine| machine["job"].as_str().context("a job")).collect()
 }
 
 /// Each machine says which one it is.
-fn all_booted(site: &Site, job: &Value) -> Result<()> {
+pub(super) fn all_booted(site: &Site, job: &Value) -> Result<()> {
     for (number, own) in jobs(job)?.into_iter().enumerate() {
         let own = show(site, own)?;
         let log = own["runs"]["console_log"].as_str().with_context(|| format!("a console in {own}"))?;
@@ -55,7 +63,7 @@ fn all_booted(site: &Site, job: &Value) -> Result<()> {
     Ok(())
 }
 
-fn nothing_is_left(overlays: &Path) -> Result<()> {
+pub(super) fn nothing_is_left(overlays: &Path) -> Result<()> {
     ensure!(processes(overlays)?.is_empty() && fs::read_dir(overlays)?.count() == 0, "something is left");
     Ok(())
 }
