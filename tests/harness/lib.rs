@@ -10,6 +10,8 @@ pub mod file_system;
 pub mod network;
 // A whole installation as processes.
 pub mod site;
+// A clock that is ahead, for one program.
+pub mod stepped_clock;
 // A machine with protected disks.
 pub mod protected;
 // A guest of one sector.

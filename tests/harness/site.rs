@@ -18,7 +18,7 @@ use holdfast_common::ids::DiskId;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::file_system::run;
+use crate::{file_system::run, stepped_clock::SteppedClock};
 
 /// A coordinator's data folder, its process while it runs, and how to talk to it.
 #[derive(Debug)]
@@ -29,6 +29,8 @@ pub struct Site {
     operators: Option<String>,
     /// Where agents are told to connect to.
     reach: String,
+    /// The coordinator's clock, if it is not the host's.
+    clock: Option<SteppedClock>,
     process: Option<Process>,
 }
 
@@ -147,7 +149,8 @@ impl Site {
         let port = UdpSocket::bind((address, 0))?.local_addr()?.port();
         let data = data.map_or_else(|| folder.path().join("data"), Path::to_owned);
         let listen = format!("{address}:{port}");
-        let mut site = Self { folder, data, reach: listen.clone(), listen, operators: None, process: None };
+        let reach = listen.clone();
+        let mut site = Self { folder, data, reach, listen, operators: None, clock: None, process: None };
         site.start_coordinator()?;
         Ok(site)
     }
@@ -185,6 +188,16 @@ impl Site {
         Ok(address)
     }
 
+    /// Starts it anew, with a wall clock that is so far ahead of the host's.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn step_clock(&mut self, ahead: Duration) -> Result<()> {
+        self.stop_coordinator()?;
+        self.clock = Some(SteppedClock::build(self.folder.path(), ahead)?);
+        self.start_coordinator()
+    }
+
     /// Where agents connect to.
     #[must_use]
     pub fn address(&self) -> &str {
@@ -211,6 +224,9 @@ impl Site {
         let mut command = Command::new(program("holdfast-coordinator"));
         command.arg("serve").arg("--data").arg(&self.data).arg("--listen").arg(&self.listen);
         command.args(self.operators.iter().flat_map(|address| ["--api-listen", address]));
+        if let Some(clock) = &self.clock {
+            clock.give_to(&mut command);
+        }
         self.process = Some(Process::start(command, &self.folder.path().join("coordinator.log"))?);
         wait_for("the coordinator to answer", Duration::from_secs(30), || {
             if let Some(process) = &mut self.process {
