@@ -385,3 +385,26 @@ fn a_source_that_was_stopped_is_written_back_once_its_disk_is_unmounted() {
     }
     frozen_and_mounted().unwrap();
 }
+
+/// The agent that stood by for the machine until now is on disks that another one has: what it holds is nobody's any more.
+#[test]
+fn an_agent_that_takes_a_fenced_machine_over_stands_by_alone() -> Result<()> {
+    if let Some(reason) = loop_device::unavailable() {
+        eprintln!("skipped: {reason}");
+        return Ok(());
+    }
+    let disk = Disk::new(1)?;
+    let mut protected = Protected::start(&[disk.source.path()])?;
+    let machine = protected.machine.clone();
+    protected.wait_for_points(1)?;
+    protected.site.cli(&["failover", &machine, "--point", "latest", "--attach", "--writable"])?;
+    wait_for("the agent to stand by", PATIENCE, || {
+        Ok((protected.agent.status()?["fenced"].is_string()).then_some(()))
+    })?;
+    let _other = protected.site.add_agent_of(&machine)?;
+    let told = wait_for("the agent before it to be told", PATIENCE, || {
+        Ok(protected.agent.log().to_lowercase().contains("revoked").then_some(()))
+    });
+    told.with_context(|| protected.agent.log())?;
+    protected.agent.kill()
+}

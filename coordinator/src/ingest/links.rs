@@ -1,6 +1,6 @@
 //! Live links: figures of the connections that are up, and orders to them.
 //!
-//! Owns the table of live sessions. Does not know what is sent over them.
+//! Owns the table of live sessions, and of the connections on which fenced sources stand by. Does not know what is sent over them.
 //! Invariant: at most one live session per machine. A session whose peer is not heard any more is told nothing; what it was
 //! told behind the last packet is told to the session that takes over.
 //! Limit: [`ORDERS_MAX`] orders wait per session; more are refused, never queued.
@@ -35,6 +35,8 @@ pub struct LiveLinks {
 #[derive(Debug, Default)]
 struct Table {
     live: HashMap<MachineId, Live>,
+    /// Fenced sources that stand by, each to be told why it has to end.
+    standing: HashMap<MachineId, Vec<oneshot::Sender<Refusal>>>,
     /// What sessions were told that are being taken over.
     handed_over: HashMap<MachineId, Vec<Push>>,
 }
@@ -206,7 +208,27 @@ impl LiveLinks {
         }
     }
 
-    /// Ends a machine's session, if one is open, with this code and text (revocation, removal).
+    /// A connection on which a fenced source stands by: resolves with why it has to end. To be asked for before its certificate is
+    /// looked up, so that none is missed that is revoked meanwhile.
+    pub(super) fn stand_by(&self, machine: MachineId) -> oneshot::Receiver<Refusal> {
+        let (end, ended) = oneshot::channel();
+        let mut table = self.table();
+        let standing = table.standing.entry(machine).or_default();
+        standing.retain(|other| !other.is_closed());
+        standing.push(end);
+        ended
+    }
+
+    /// Ends all that a machine has open: what its certificates were is worth nothing from now on.
+    pub fn revoke(&self, machine: MachineId, text: &str) {
+        self.close(machine, RefusalCode::REVOKED, text);
+        for end in self.table().standing.remove(&machine).into_iter().flatten() {
+            // It has ended by itself.
+            let _gone = end.send(Refusal::new(RefusalCode::REVOKED, text));
+        }
+    }
+
+    /// Ends a machine's session, if one is open, with this code and text. A source that stands by is left alone.
     pub fn close(&self, machine: MachineId, code: RefusalCode, text: &str) {
         if self.order(machine, Order::Close(Refusal::new(code, text))) == Err(PushError::Busy) {
             // A session that does not take orders is ended by taking its channel away.

@@ -23,7 +23,10 @@ use quinn::{
 use rustls::pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
-use tokio::{runtime::Handle, sync::Semaphore};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, oneshot},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -241,7 +244,7 @@ async fn serve(door: Arc<Door>, incoming: Incoming) {
     }
     if protocol(&connection).as_deref() == Some(ALPN_WRITE_BACK) {
         return match identified(&door.hall, &connection).await {
-            Ok(machine) => write_back::serve(&door.hall, &connection, machine).await,
+            Ok((machine, ended)) => write_back::serve(&door.hall, &connection, machine, ended).await,
             Err(refusal) => refuse(&connection, &refusal),
         };
     }
@@ -251,11 +254,15 @@ async fn serve(door: Arc<Door>, incoming: Incoming) {
     }
 }
 
-/// Whose certificate it is, fenced or not.
-async fn identified(hall: &Hall, connection: &Connection) -> Result<MachineId, Refusal> {
+/// Whose certificate it is, fenced or not, and what resolves once that is revoked.
+async fn identified(
+    hall: &Hall,
+    connection: &Connection,
+) -> Result<(MachineId, oneshot::Receiver<Refusal>), Refusal> {
     let (machine, serial) = certified(hall, connection)?;
+    let ended = hall.links.stand_by(machine);
     hall.ports.directory.admit_fenced(machine, serial).await.map_err(enrolment::told)?;
-    Ok(machine)
+    Ok((machine, ended))
 }
 
 async fn admitted(hall: &Hall, connection: &Connection) -> Result<(MachineId, CertificateSerial), Refusal> {

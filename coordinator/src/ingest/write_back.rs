@@ -1,6 +1,7 @@
 //! A fenced source's connection for the way back: its questions, each on a stream of its own.
 //!
-//! Owns the streams only; the answers are the desk's. Invariant: when [`serve`] returns, no question is being worked on.
+//! Owns the streams only; the answers are the desk's. Invariants: when [`serve`] returns, no question is being worked on; nothing is
+//! answered to whose certificate was revoked, or who was replaced by another agent of the machine.
 //! Limits: [`WRITE_BACK_STREAMS_MAX`] questions at a time, of a message each.
 
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use holdfast_common::{
     },
 };
 use quinn::{Connection, RecvStream, SendStream, VarInt};
-use tokio::task::JoinSet;
+use tokio::{sync::oneshot, task::JoinSet};
 
 use super::{
     connection::{Hall, refuse},
@@ -24,19 +25,26 @@ use super::{
 /// A message and its length.
 const STREAM_BYTES_MAX: usize = MESSAGE_BYTES_MAX + 4;
 
-/// Answers until the agent or the endpoint closes.
-pub(super) async fn serve(hall: &Hall, connection: &Connection, machine: MachineId) {
+/// Answers until the agent or the endpoint closes, or `ended` says why the source has to go.
+pub(super) async fn serve(
+    hall: &Hall,
+    connection: &Connection,
+    machine: MachineId,
+    mut ended: oneshot::Receiver<Refusal>,
+) {
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(WRITE_BACK_STREAMS_MAX));
     tracing::info!(%machine, peer = %connection.remote_address(), "a fenced source stands by");
     let mut questions: JoinSet<Result<(), Refusal>> = JoinSet::new();
     let refusal = loop {
         tokio::select! {
+            biased;
+            told = &mut ended => break told.unwrap_or_else(|_| closed_in_order()),
             stream = connection.accept_bi() => match stream {
                 Ok((send, receive)) => {
                     let desk = Arc::clone(&hall.ports.write_back);
                     questions.spawn(answer(desk, machine, send, receive));
                 }
-                Err(_closed) => break Refusal::new(RefusalCode::CLOSING, "closed in order"),
+                Err(_closed) => break closed_in_order(),
             },
             Some(done) = questions.join_next() => match done {
                 Ok(Ok(())) => {}
@@ -48,6 +56,10 @@ pub(super) async fn serve(hall: &Hall, connection: &Connection, machine: Machine
     connection.close(refusal.code.0.into(), refusal.text.as_bytes());
     questions.shutdown().await;
     tracing::info!(%machine, %refusal, "a fenced source stands by no more");
+}
+
+fn closed_in_order() -> Refusal {
+    Refusal::new(RefusalCode::CLOSING, "closed in order")
 }
 
 async fn answer(

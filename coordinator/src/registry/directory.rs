@@ -26,6 +26,9 @@ use crate::{
 /// Longest reason of a voided cut or a lost trust that is kept, in characters.
 const REASON_CHARS_MAX: usize = 2_000;
 
+/// What an agent is told whose machine was enrolled again.
+const TAKEN_OVER: &str = "this machine was enrolled again, by another agent or with another certificate";
+
 impl Directory for Registry {
     fn check_token(&self, token: TokenHash) -> PortFuture<'_, Option<MachineId>> {
         Box::pin(async move {
@@ -57,6 +60,7 @@ impl Directory for Registry {
                 CatalogError::Conflict(text) => refused(RefusalCode::TOKEN, &text),
                 other => failed("an enrolment")(other),
             })?;
+            self.links.revoke(enrolment.machine, TAKEN_OVER);
             self.describe_or_log(enrolment.machine).await;
             Ok(())
         })
@@ -64,9 +68,9 @@ impl Directory for Registry {
 
     fn admit(&self, machine: MachineId, serial: CertificateSerial) -> PortFuture<'_, ()> {
         Box::pin(async move {
-            self.not_revoked(machine)?;
-            self.not_fenced(machine)?;
-            self.admit_fenced(machine, serial).await
+            // Who may not speak for the machine is not told where it stands.
+            self.admit_fenced(machine, serial).await?;
+            self.not_fenced(machine)
         })
     }
 

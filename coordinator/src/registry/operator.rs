@@ -220,7 +220,7 @@ impl Registry {
         Ok(ended)
     }
 
-    /// Refuses a machine from now on: its certificates are revoked and its session is closed. What it has sent stays.
+    /// Refuses a machine from now on: its certificates are revoked and what it has open is closed. What it has sent stays.
     ///
     /// # Errors
     /// The machine is unknown, or the catalog fails.
@@ -236,7 +236,7 @@ impl Registry {
         let described = self.describe(machine).await;
         drop(changing);
         let text = "the operator has revoked this machine; enrol it again with a new token";
-        self.links.close(machine, RefusalCode::REVOKED, text);
+        self.links.revoke(machine, text);
         described?;
         Ok(record)
     }

@@ -83,7 +83,7 @@ async fn revocation_ends_the_live_session_and_refuses_new_ones() -> Result<()> {
     let identity = site.enrol("revoked").await?;
     let (connection, _) = raw::session(&site, &identity, PROTOCOL_VERSION).await?;
     site.directory.revoke(identity.machine);
-    site.links.close(identity.machine, RefusalCode::REVOKED, "revoked by the operator");
+    site.links.revoke(identity.machine, "revoked by the operator");
     assert_eq!(raw::close_code(&connection).await, RefusalCode::REVOKED);
     let again = raw::connect(&site, &identity).await?;
     assert_eq!(raw::close_code(&again).await, RefusalCode::REVOKED);
