@@ -30,4 +30,5 @@ mod machine_stack;
 mod machine_vm;
 mod machine_vmware;
 mod machine_power;
+mod machine_uefi;
 mod machine_way_back;

@@ -59,7 +59,8 @@ impl Control {
     /// Waits until the guest takes commands.
     pub(super) fn wait_ready(&mut self, limit: Duration) -> Result<()> {
         let deadline = self.clock.monotonic() + limit;
-        while !self.line(deadline).context("waiting for the guest to come up")?.starts_with("ready ") {}
+        // A firmware may have written to this line before, without an end.
+        while !self.line(deadline).context("waiting for the guest to come up")?.contains("ready ") {}
         Ok(())
     }
 
