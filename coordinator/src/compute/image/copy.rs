@@ -3,12 +3,11 @@
 //!
 //! Owns the threads and their buffers. Knows a format only by its `Layout`. Invariant: when the checkpoint is called with
 //! a cluster, everything below it has been written (not synced).
-//! Limits: [`GATHERS`] buffers of [`GATHER_BYTES`] and one bundle per thread; one [`Plan`].
+//! Limits: [`GATHERS`] buffers of [`GATHER_BYTES`] and one bundle per thread; one [`Plan`]. With a direct target there are
+//! [`DIRECT_DEPTH`] threads more.
 
 use std::{
-    array,
     collections::BTreeMap,
-    fs::File,
     io::{self, IoSlice},
     mem,
     ops::Range,
@@ -21,9 +20,11 @@ use std::{
 };
 
 use holdfast_common::units::{BLOCK_BYTES, BlockCount, BlockRange};
+use memmap2::MmapMut;
 use rustix::{fs::FallocateFlags, io::Errno};
 
 use super::{
+    direct::Target,
     map::{CLUSTER, CLUSTER_BYTES, ClusterMap, RESUME_CLUSTERS},
     plan::{Action, Actions, PARTS_MAX, Plan},
 };
@@ -47,7 +48,7 @@ pub(super) struct Copy<'a> {
     pub view: &'a dyn BlockView,
     pub map: &'a ClusterMap,
     pub layout: &'a dyn Layout,
-    pub file: &'a File,
+    pub target: &'a Target,
     pub task: &'a Task,
     pub threads: usize,
     /// If the file holds another point already: the blocks that differ. Otherwise it began as one hole.
@@ -90,6 +91,9 @@ impl Copy<'_> {
             for range in &plan.zeroes {
                 self.zero(*range).map_err(CopyError::Write)?;
                 self.task.add_done_bytes(range.bytes());
+            }
+            if self.changes.is_none() {
+                self.allocate(&plan).map_err(CopyError::Write)?;
             }
             self.copy(&plan, |done, reached| {
                 since_bytes += done.bytes;
@@ -143,8 +147,10 @@ impl Copy<'_> {
         let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
         let writing = Mutex::new(());
         let (sender, receiver) = crossbeam_channel::bounded(REPORTS_MAX);
+        // A thread that writes directly waits for the device, and leaves its processor to others.
+        let waiting = if self.target.is_direct() { DIRECT_DEPTH } else { 0 };
         thread::scope(|scope| {
-            for _ in 0..self.threads.max(1) {
+            for _ in 0..self.threads.max(1) + waiting {
                 let (next, stop, writing, sender) = (&next, &stop, &writing, sender.clone());
                 scope.spawn(move || {
                     let ended = self.work(plan, next, stop, (writing, &sender));
@@ -171,8 +177,9 @@ impl Copy<'_> {
         })
     }
 
-    /// Takes turns until the plan is done. The system lets one thread at a time write to a file: who finds another one writing
-    /// goes on decompressing into its next buffer, and waits only when all of them are full.
+    /// Takes turns until the plan is done. Long runs go to a direct target at once, several threads' side by side. The page
+    /// cache lets one thread at a time write to a file: who finds another one writing goes on decompressing into its next
+    /// buffer, and waits only when all of them are full.
     fn work(
         &self,
         plan: &Plan,
@@ -181,7 +188,8 @@ impl Copy<'_> {
         (writing, reports): (&Mutex<()>, &Reports),
     ) -> Result<(), CopyError> {
         let mut reader = BundleReader::default();
-        let mut gathers: [Gather; GATHERS] = array::from_fn(|_| Gather::new());
+        let mut gathers: Vec<Gather> =
+            (0..GATHERS).map(|_| Gather::new()).collect::<io::Result<_>>().map_err(CopyError::Write)?;
         let (mut full, mut ended) = (0, false);
         while !ended && !stop.load(Ordering::Relaxed) {
             if self.task.is_cancelled() {
@@ -192,6 +200,12 @@ impl Copy<'_> {
             ended = bundles.is_empty();
             if let Some(gather) = gathers.get_mut(full).filter(|_| !ended) {
                 self.gather(plan, bundles, gather, &mut reader)?;
+                if gather.goes_directly(self.target) {
+                    if !self.finish(gather, reports)? {
+                        return Ok(());
+                    }
+                    continue;
+                }
                 full += 1;
             }
             let turn = match writing.try_lock() {
@@ -201,14 +215,31 @@ impl Copy<'_> {
                 Ok(turn) => turn,
             };
             for gather in gathers.iter_mut().take(mem::take(&mut full)) {
-                let done = gather.finish(self.file).map_err(CopyError::Write)?;
-                // The total counts whole blocks; the disk may end within its last one.
-                self.task.add_done_bytes(done.bytes.next_multiple_of(BLOCK_BYTES as u64));
-                if reports.send(Ok(done)).is_err() {
+                if !self.finish(gather, reports)? {
                     return Ok(());
                 }
             }
             drop(turn);
+        }
+        Ok(())
+    }
+
+    /// Writes what is left of a turn and reports it; whether anyone still listens.
+    fn finish(&self, gather: &mut Gather, reports: &Reports) -> Result<bool, CopyError> {
+        let done = gather.finish(self.target).map_err(CopyError::Write)?;
+        // The total counts whole blocks; the disk may end within its last one.
+        self.task.add_done_bytes(done.bytes.next_multiple_of(BLOCK_BYTES as u64));
+        Ok(reports.send(Ok(done)).is_ok())
+    }
+
+    /// Gives the long runs of a plan their places before anyone writes directly.
+    fn allocate(&self, plan: &Plan) -> io::Result<()> {
+        if !self.target.is_direct() {
+            return Ok(());
+        }
+        for run in plan.runs.iter().filter(|run| run.bytes() >= DIRECT_RUN_BYTES) {
+            let (place, bytes) = self.span(*run);
+            self.target.allocate(place, bytes as u64)?;
         }
         Ok(())
     }
@@ -224,7 +255,7 @@ impl Copy<'_> {
         let mut parts = Vec::new();
         for index in bundles.clone() {
             if gather.is_full() {
-                gather.write(self.file).map_err(CopyError::Write)?;
+                gather.write(self.target).map_err(CopyError::Write)?;
             }
             let Some(bundle) = plan.bundle(index, &mut parts) else { break };
             let read = self.view.read_bundle(bundle, &parts, reader, gather.room());
@@ -247,40 +278,48 @@ impl Copy<'_> {
         let (mut place, bytes) = self.span(range);
         let mut left = bytes as u64;
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match rustix::fs::fallocate(self.file, punch, place, left) {
+        match rustix::fs::fallocate(self.target.file(), punch, place, left) {
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
             other => return Ok(other?),
         }
         while left > 0 {
             let some = left.min(ZEROES.len() as u64);
-            self.file
+            self.target
+                .file()
                 .write_all_at(ZEROES.get(..usize::try_from(some).unwrap_or(0)).unwrap_or_default(), place)?;
             (place, left) = (place + some, left - some);
         }
         Ok(())
     }
+}
 
-    /// Reads a run of clusters; beyond the disk's end the last one is zero.
-    pub(super) fn read<'b>(&self, run: &Range<u64>, buffer: &'b mut [u8]) -> Result<&'b [u8], ViewError> {
-        let start = run.start * CLUSTER;
-        let end = (run.end * CLUSTER).min(self.view.size_bytes());
-        let whole = usize::try_from((run.end - run.start) * CLUSTER).unwrap_or(0);
-        let inside = usize::try_from(end - start).unwrap_or(0);
-        let Some((bytes, beyond)) =
-            buffer.get_mut(..whole).and_then(|buffer| buffer.split_at_mut_checked(inside))
-        else {
-            return Err(ViewError::BeyondEnd { offset: start, bytes: end - start });
-        };
-        self.view.read(start, bytes)?;
-        beyond.fill(0);
-        Ok(buffer.get(..whole).unwrap_or_default())
-    }
+/// Reads a run of clusters; beyond the disk's end the last one is zero.
+///
+/// # Errors
+/// The view's, and a run or buffer that is not the disk's.
+pub(super) fn read_run<'b>(
+    view: &dyn BlockView,
+    run: &Range<u64>,
+    buffer: &'b mut [u8],
+) -> Result<&'b [u8], ViewError> {
+    let start = run.start * CLUSTER;
+    let end = (run.end * CLUSTER).min(view.size_bytes());
+    let whole = usize::try_from((run.end - run.start) * CLUSTER).unwrap_or(0);
+    let inside = usize::try_from(end - start).unwrap_or(0);
+    let Some((bytes, beyond)) =
+        buffer.get_mut(..whole).and_then(|buffer| buffer.split_at_mut_checked(inside))
+    else {
+        return Err(ViewError::BeyondEnd { offset: start, bytes: end - start });
+    };
+    view.read(start, bytes)?;
+    beyond.fill(0);
+    Ok(buffer.get(..whole).unwrap_or_default())
 }
 
 /// Bytes of the bundles of a turn, waiting to be written together.
-#[derive(Default)]
 struct Gather {
-    buffer: Vec<u8>,
+    /// Begins at a page, as direct writes want it.
+    buffer: MmapMut,
     filled: usize,
     /// Offset in the file, and the bytes in the buffer that go there.
     pieces: Vec<(u64, Range<usize>)>,
@@ -290,8 +329,9 @@ struct Gather {
 }
 
 impl Gather {
-    fn new() -> Self {
-        Self { buffer: vec![0; GATHER_BYTES + BUNDLE_BYTES_MAX], ..Self::default() }
+    fn new() -> io::Result<Self> {
+        let buffer = MmapMut::map_anon(GATHER_BYTES + BUNDLE_BYTES_MAX)?;
+        Ok(Self { buffer, filled: 0, pieces: Vec::new(), bundles: 0..0, written: 0 })
     }
 
     fn is_full(&self) -> bool {
@@ -319,50 +359,38 @@ impl Gather {
         self.filled += bytes;
     }
 
+    /// Whether its runs are long enough to go past the page cache.
+    fn goes_directly(&mut self, target: &Target) -> bool {
+        target.is_direct() && {
+            self.pieces.sort_unstable_by_key(|(offset, _)| *offset);
+            let runs =
+                self.pieces.chunk_by(|(at, piece), (next, _)| at + piece.len() as u64 == *next).count();
+            self.filled as u64 >= runs as u64 * DIRECT_RUN_BYTES
+        }
+    }
+
     /// Writes the rest, and says what of the turn was written in all.
-    fn finish(&mut self, file: &File) -> io::Result<Done> {
-        self.write(file)?;
+    fn finish(&mut self, target: &Target) -> io::Result<Done> {
+        self.write(target)?;
         Ok(Done { bundles: mem::take(&mut self.bundles), bytes: mem::take(&mut self.written) })
     }
 
     /// Writes everything, neighbours in the file with one call.
-    fn write(&mut self, file: &File) -> io::Result<()> {
+    fn write(&mut self, target: &Target) -> io::Result<()> {
+        let direct = self.goes_directly(target);
         self.pieces.sort_unstable_by_key(|(offset, _)| *offset);
-        let mut rest = self.pieces.as_slice();
-        while let Some((offset, _)) = rest.first() {
-            let mut end = *offset;
-            let neighbours = rest.iter().take(SLICES_MAX).take_while(|(at, piece)| {
-                let joins = *at == end;
-                end += piece.len() as u64;
-                joins
-            });
-            let mut slices: Vec<IoSlice<'_>> = neighbours
-                .map(|(_, piece)| IoSlice::new(self.buffer.get(piece.clone()).unwrap_or_default()))
-                .collect();
-            rest = rest.get(slices.len()..).unwrap_or_default();
-            self.written += write_all_vectored_at(file, &mut slices, *offset)?;
+        for run in self.pieces.chunk_by(|(at, piece), (next, _)| at + piece.len() as u64 == *next) {
+            for some in run.chunks(SLICES_MAX) {
+                let slices = some.iter().map(|(_, piece)| self.buffer.get(piece.clone()).unwrap_or_default());
+                let mut slices: Vec<IoSlice<'_>> = slices.map(IoSlice::new).collect();
+                let offset = some.first().map_or(0, |(offset, _)| *offset);
+                self.written += target.write(&mut slices, offset, direct)?;
+            }
         }
         self.pieces.clear();
         self.filled = 0;
         Ok(())
     }
-}
-
-fn write_all_vectored_at(file: &File, mut slices: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<u64> {
-    let mut total = 0;
-    IoSlice::advance_slices(&mut slices, 0);
-    while !slices.is_empty() {
-        match rustix::io::pwritev(file, slices, offset) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(bytes) => {
-                IoSlice::advance_slices(&mut slices, bytes);
-                (offset, total) = (offset + bytes as u64, total + bytes as u64);
-            }
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(total)
 }
 
 /// Below which bundle all are written, from turns that end in any order.
@@ -390,6 +418,10 @@ const TURN_BUNDLES: usize = 16;
 const GATHERS: usize = 2;
 /// Bytes gathered before they are written; more would leave the processor's cache.
 const GATHER_BYTES: usize = 1 << 20;
+/// Threads that write past the page cache beside those that keep the processors busy: so many writes are at the device at a time.
+const DIRECT_DEPTH: usize = 4;
+/// From this length on, on average, runs are written past the page cache.
+const DIRECT_RUN_BYTES: u64 = 64 << 10;
 /// Slices in one system call (the system's limit is 1024).
 const SLICES_MAX: usize = 512;
 /// Turns that ended and are not yet counted: about what is written during the sync of a checkpoint.

@@ -25,7 +25,8 @@ use holdfast_common::{
 };
 
 use super::{
-    copy::{Copy, CopyError, Layout, RUN_CLUSTERS},
+    copy::{Copy, CopyError, Layout, RUN_CLUSTERS, read_run},
+    direct::Target,
     map::{CLUSTER, CLUSTER_BYTES, ClusterMap},
     qcow2::Qcow2,
     raw::Raw,
@@ -135,8 +136,9 @@ impl Image<'_> {
         let file = self.open(&mut record)?;
         if !record.complete {
             self.count(&record, changes.as_deref())?;
-            self.copy(&file, &mut record, changes.as_deref())?;
-            self.finish(&file, &mut record)?;
+            let target = Target::new(file, &self.paths.partial);
+            self.copy(&target, &mut record, changes.as_deref())?;
+            self.finish(target.file(), &mut record)?;
         }
         durable::rename(&self.paths.partial, &self.paths.image)
             .map_err(|source| cannot("name", &self.paths.image, source))
@@ -205,7 +207,7 @@ impl Image<'_> {
 
     /// Whether the last data below `written_to` is in the file as the view has it.
     fn tail_is_good(&self, file: &File, written_to: u64) -> Result<bool, ComputeError> {
-        let copy = self.copier(file, None);
+        let view = self.request.disk.view.as_ref();
         let mut expected = vec![0; RUN_CLUSTERS * CLUSTER_BYTES];
         let mut found = expected.clone();
         let mut from = written_to.saturating_sub(TAIL_CLUSTERS);
@@ -215,8 +217,8 @@ impl Image<'_> {
             }
             let run = run.start..run.end.min(written_to);
             from = run.end;
-            let bytes =
-                copy.read(&run, &mut expected).map_err(|source| self.copy_failed(CopyError::View(source)))?;
+            let bytes = read_run(view, &run, &mut expected)
+                .map_err(|source| self.copy_failed(CopyError::View(source)))?;
             let found = found.get_mut(..bytes.len()).unwrap_or_default();
             let place = self.layout.place(self.map, run.start);
             // The last cluster of a raw file may end early: what is missing reads as an error, and begins anew.
@@ -235,13 +237,22 @@ impl Image<'_> {
 
     fn copy(
         &self,
-        file: &File,
+        target: &Target,
         record: &mut ImageRecord,
         changes: Option<&dyn Changes>,
     ) -> Result<(), ComputeError> {
+        let copy = Copy {
+            view: self.request.disk.view.as_ref(),
+            map: self.map,
+            layout: self.layout,
+            target,
+            task: self.task,
+            threads: self.threads,
+            changes,
+        };
         let mut reached = record.written_to;
-        let copied = self.copier(file, changes).run(record.written_to, CHECKPOINT_BYTES, |cluster| {
-            durable::sync_data(file)?;
+        let copied = copy.run(record.written_to, CHECKPOINT_BYTES, |cluster| {
+            durable::sync_data(target.file())?;
             reached = cluster;
             ImageRecord { written_to: cluster, ..record.clone() }.save(&self.paths.record)
         });
@@ -257,18 +268,6 @@ impl Image<'_> {
         record.modified_ns = record::modified_ns(&metadata);
         (record.written_to, record.complete, record.base) = (self.map.clusters(), true, None);
         self.save(record)
-    }
-
-    fn copier<'a>(&'a self, file: &'a File, changes: Option<&'a dyn Changes>) -> Copy<'a> {
-        Copy {
-            view: self.request.disk.view.as_ref(),
-            map: self.map,
-            layout: self.layout,
-            file,
-            task: self.task,
-            threads: self.threads,
-            changes,
-        }
     }
 
     /// Refuses at once what cannot fit; the file system may still fill up meanwhile.

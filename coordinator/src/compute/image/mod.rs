@@ -12,6 +12,8 @@ mod qcow2;
 mod record;
 // Which bundles of a view to read, and in which order.
 mod plan;
+// The file to write to, through the page cache or past it.
+mod direct;
 // Moves them from a view into a file, on all cores.
 mod copy;
 // From the image of one point to that of another.

@@ -2,7 +2,7 @@
 //!
 //! Pure: is told of extents, reads nothing. Invariants: every bundle stands in a plan once, with all of its parts; bundles
 //! ascend by their first block, so that when all bundles before one are written, every block below its first is.
-//! Limit: [`PARTS_MAX`] parts, 24 bytes each; then a plan stops short.
+//! Limit: [`PARTS_MAX`] parts, 24 bytes each, and 16 for each run; then a plan stops short.
 
 use holdfast_common::units::{BlockIndex, BlockRange};
 
@@ -28,6 +28,8 @@ pub(super) struct Plan {
     /// By bundle, then by block.
     parts: Vec<Part>,
     bundles: Vec<Bundle>,
+    /// Blocks to write, ascending, neighbours as one run.
+    pub(super) runs: Vec<BlockRange>,
     /// Blocks to make zero, ascending.
     pub(super) zeroes: Vec<BlockRange>,
     /// The first block that is not planned for.
@@ -78,11 +80,9 @@ impl Plan {
         self.end = blocks.end().0;
         match action {
             Action::Keep => {}
-            Action::Zero => match self.zeroes.last_mut().filter(|last| last.end() == blocks.start) {
-                Some(last) => last.count.0 += blocks.count.0,
-                None => self.zeroes.push(blocks),
-            },
+            Action::Zero => join(&mut self.zeroes, blocks),
             Action::Write(BundlePlace { bundle, at_block }) => {
+                join(&mut self.runs, blocks);
                 // A bundle has far fewer blocks than that.
                 let count = u32::try_from(blocks.count.0).unwrap_or(u32::MAX);
                 self.parts.push(Part { bundle, start: blocks.start.0, count, at_block });
@@ -125,6 +125,13 @@ impl Plan {
             at_block: part.at_block,
         }));
         wanted.first().map(|part| part.bundle)
+    }
+}
+
+fn join(runs: &mut Vec<BlockRange>, blocks: BlockRange) {
+    match runs.last_mut().filter(|last| last.end() == blocks.start) {
+        Some(last) => last.count.0 += blocks.count.0,
+        None => runs.push(blocks),
     }
 }
 
