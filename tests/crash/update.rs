@@ -22,7 +22,10 @@ use holdfast_coordinator::{
     index::DiskIndex,
     store::StoreSettings,
 };
-use holdfast_tests::history::{self, HistoryWriter};
+use holdfast_tests::{
+    history::{self, HistoryWriter},
+    program::{installed, run_ok},
+};
 use tempfile::TempDir;
 
 const BLOCKS: u64 = 1 << 16;
@@ -66,12 +69,12 @@ fn scenery(folder: &Path) -> Vec<Cut> {
 fn write(
     index: &Arc<DiskIndex>,
     (point, cut): Cut,
-    folder: PathBuf,
+    (folder, format): (PathBuf, ImageFormat),
     update: Option<&str>,
 ) -> Result<(ImageFile, u64), ComputeError> {
     let view = Arc::new(history::view(index, cut));
     let disk = DiskView { disk: history::DISK, name: "sda".into(), view };
-    let (owner, format) = (update.unwrap_or("first").to_owned(), ImageFormat::Raw);
+    let owner = update.unwrap_or("first").to_owned();
     let request = ImageRequest { owner, point, disk, folder, format, update: update.is_some() };
     let task = Arc::new(Task::default());
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -81,8 +84,27 @@ fn write(
     Ok((image, progress.done_bytes))
 }
 
+/// Whether two images hold the same, and whether QEMU finds nothing wrong with either.
 fn same(left: &Path, right: &Path) -> bool {
-    fs::read(left).unwrap() == fs::read(right).unwrap()
+    if left.extension().is_some_and(|format| format == "raw") {
+        return fs::read(left).unwrap() == fs::read(right).unwrap();
+    }
+    for image in [left, right] {
+        let _text = run_ok("qemu-img", &["check", &image.display().to_string()]);
+    }
+    let images = [left, right].map(|path| path.display().to_string());
+    let compared =
+        Command::new("qemu-img").args(["compare", "-f", "qcow2", "-F", "qcow2"]).args(images).output();
+    compared.unwrap().status.success()
+}
+
+/// The formats that can be checked here.
+fn formats() -> Vec<ImageFormat> {
+    let mut formats = vec![ImageFormat::Raw];
+    if installed(&["qemu-img"]) {
+        formats.push(ImageFormat::Qcow2);
+    }
+    formats
 }
 
 #[test]
@@ -91,24 +113,27 @@ fn an_updated_image_equals_a_fresh_one_and_costs_what_differs() {
     let cuts = scenery(&folder.path().join("store"));
     let (_store, log) = history::open(&folder.path().join("store"), StoreSettings::default()).unwrap();
     let index = history::index(&log);
-    let place = |name: &str| folder.path().join(name);
-    let fresh: Vec<PathBuf> = cuts
-        .iter()
-        .enumerate()
-        .map(|(number, cut)| write(&index, *cut, place(&number.to_string()), None).unwrap().0.path)
-        .collect();
-    let (image, _) = write(&index, cuts[0], place("x"), None).unwrap();
-    // Forwards over two points, back by one, and to where it is.
-    for (step, target) in [2, 1, 1].into_iter().enumerate() {
-        let owner = format!("job-{step}");
-        let (updated, bytes) = write(&index, cuts[target], place("x"), Some(&owner)).unwrap();
-        assert_eq!(updated.path, image.path);
-        assert!(same(&updated.path, &fresh[target]), "to point {target}");
-        assert!(bytes < SIZE / 4 * 3, "{bytes} bytes were written");
+    for format in formats() {
+        let place = |name: &str| (folder.path().join(name), format);
+        let fresh: Vec<PathBuf> = cuts
+            .iter()
+            .enumerate()
+            .map(|(number, cut)| write(&index, *cut, place(&number.to_string()), None).unwrap().0.path)
+            .collect();
+        let (image, _) = write(&index, cuts[0], place("x"), None).unwrap();
+        // Forwards over two points, back by one, and to where it is.
+        for (step, target) in [2, 1, 1].into_iter().enumerate() {
+            let owner = format!("job-{step}");
+            let (updated, bytes) = write(&index, cuts[target], place("x"), Some(&owner)).unwrap();
+            assert_eq!(updated.path, image.path);
+            assert!(same(&updated.path, &fresh[target]), "{format:?} to point {target}");
+            assert!(!same(&updated.path, &fresh[0]), "they differ at all");
+            assert!(bytes < SIZE / 4 * 3, "{bytes} bytes were written");
+        }
+        // Zeroes are holes again, not only zero, and tables that are of no use any more.
+        let allocated = |path: &Path| std::os::unix::fs::MetadataExt::blocks(&fs::metadata(path).unwrap());
+        assert!(allocated(&image.path) <= allocated(&fresh[1]) + 1024, "{format:?}");
     }
-    // Zeroes are holes again, not only zero.
-    let allocated = |path: &Path| std::os::unix::fs::MetadataExt::blocks(&fs::metadata(path).unwrap());
-    assert!(allocated(&image.path) <= allocated(&fresh[1]) + 1024);
 }
 
 #[test]
@@ -117,7 +142,7 @@ fn only_an_unchanged_image_of_the_same_disk_is_updated() {
     let cuts = scenery(&folder.path().join("store"));
     let (_store, log) = history::open(&folder.path().join("store"), StoreSettings::default()).unwrap();
     let index = history::index(&log);
-    let place = folder.path().join("x");
+    let place = (folder.path().join("x"), ImageFormat::Raw);
     let (image, _) = write(&index, cuts[0], place.clone(), None).unwrap();
     let refused = |cut: Cut, what: &str| {
         let error = write(&index, cut, place.clone(), Some("job-2")).unwrap_err();
@@ -145,22 +170,31 @@ fn only_an_unchanged_image_of_the_same_disk_is_updated() {
 #[test]
 fn update_child() {
     let Some(folder) = std::env::var_os("HOLDFAST_TEST_UPDATE_CHILD") else { return };
+    let qcow2 = std::env::var_os("HOLDFAST_TEST_UPDATE_FORMAT").is_some_and(|format| format == "Qcow2");
+    let format = if qcow2 { ImageFormat::Qcow2 } else { ImageFormat::Raw };
     let folder = Path::new(&folder);
     let (_store, log) = history::open(&folder.join("store"), StoreSettings::default()).unwrap();
     let index = history::index(&log);
     let cut = index.cuts()[2].clone();
-    write(&index, (cut.record.point, cut.sequence), folder.join("x"), Some("job-2")).unwrap();
+    write(&index, (cut.record.point, cut.sequence), (folder.join("x"), format), Some("job-2")).unwrap();
 }
 
 #[test]
 fn a_killed_update_is_continued_and_never_called_complete() {
+    for format in formats() {
+        killed_updates(format);
+    }
+}
+
+fn killed_updates(format: ImageFormat) {
     let folder = TempDir::new().unwrap();
     let cuts = scenery(&folder.path().join("store"));
+    let place = |name: &str| (folder.path().join(name), format);
     let (image, fresh) = {
         let (_store, log) = history::open(&folder.path().join("store"), StoreSettings::default()).unwrap();
         let index = history::index(&log);
-        let fresh = write(&index, cuts[2], folder.path().join("fresh"), None).unwrap().0.path;
-        (write(&index, cuts[0], folder.path().join("x"), None).unwrap().0.path, fresh)
+        let fresh = write(&index, cuts[2], place("fresh"), None).unwrap().0.path;
+        (write(&index, cuts[0], place("x"), None).unwrap().0.path, fresh)
     };
     let mut killed_half = 0;
     for round in 0..12 {
@@ -168,6 +202,7 @@ fn a_killed_update_is_continued_and_never_called_complete() {
         command
             .args(["--exact", "update::update_child", "--nocapture"])
             .env("HOLDFAST_TEST_UPDATE_CHILD", folder.path())
+            .env("HOLDFAST_TEST_UPDATE_FORMAT", format!("{format:?}"))
             .stdout(Stdio::null());
         let mut child = command.spawn().unwrap();
         // From the moment on at which the image has lost its name; a little later each time.
@@ -186,7 +221,7 @@ fn a_killed_update_is_continued_and_never_called_complete() {
     assert!(killed_half > 0, "the first kill came too late");
     let (_store, log) = history::open(&folder.path().join("store"), StoreSettings::default()).unwrap();
     let index = history::index(&log);
-    let (updated, bytes) = write(&index, cuts[2], folder.path().join("x"), Some("job-2")).unwrap();
+    let (updated, bytes) = write(&index, cuts[2], place("x"), Some("job-2")).unwrap();
     assert!(same(&updated.path, &fresh));
     assert!(bytes <= SIZE, "{bytes}");
 }

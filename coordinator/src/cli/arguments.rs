@@ -164,7 +164,7 @@ Examples:
   holdfast failover web-1 --point latest-processed --image /srv/images --format qcow2
       writes verified images into a folder on the coordinator's host, and switches when they are complete
   holdfast failover web-1 --point latest --image /srv/images --update
-      brings the raw images that an earlier job left there to that point; until it is done they
+      brings the images that an earlier job left there to that point; until it is done they
       have no name, and cancelling the failover removes them
 
 Steps: prerequisites check, (shut down source), synchronize, choose and process the point, switch, start. Replication
@@ -198,7 +198,7 @@ Examples:
   holdfast test-failover web-1 --point latest-processed --image /srv/images --format qcow2
       writes verified images, which stay; the test is over when they are complete
   holdfast test-failover web-1 --point latest --image /srv/images --update
-      brings the raw images that an earlier job left there to that point
+      brings the images that an earlier job left there to that point
 
 Points are named as in `holdfast failover --help`. Several tests may stand at a time, in any stage of the machine;
 `--cleanup` ends all of them.")]
@@ -721,7 +721,7 @@ pub(crate) struct FailoverOptions {
     /// Format of the images
     #[arg(long, value_enum, default_value_t = ImageFormat::Raw)]
     pub(crate) format: ImageFormat,
-    /// Where DIR holds an unchanged raw image of another point, write only what differs onto it
+    /// Where DIR holds an unchanged image of another point, write only what differs onto it
     #[arg(long, requires = "image", conflicts_with_all = ["attach", "vm"])]
     pub(crate) update: bool,
     /// Ask the source to stop first (see `holdfast planned-failover --help`); go on whether it does or not
@@ -762,7 +762,7 @@ pub(crate) struct TestFailoverOptions {
     /// Format of the images
     #[arg(long, value_enum, default_value_t = ImageFormat::Raw)]
     pub(crate) format: ImageFormat,
-    /// Where DIR holds an unchanged raw image of another point, write only what differs onto it
+    /// Where DIR holds an unchanged image of another point, write only what differs onto it
     #[arg(long, requires = "image", conflicts_with_all = ["attach", "vm"])]
     pub(crate) update: bool,
     /// Return at once, without waiting for the job

@@ -8,10 +8,10 @@
 
 use std::{
     collections::BTreeMap,
+    fs::File,
     io::{self, IoSlice},
     mem,
     ops::Range,
-    os::unix::fs::FileExt as _,
     sync::{
         Mutex, PoisonError, TryLockError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -21,12 +21,11 @@ use std::{
 
 use holdfast_common::units::{BLOCK_BYTES, BlockCount, BlockRange};
 use memmap2::MmapMut;
-use rustix::{fs::FallocateFlags, io::Errno};
 
 use super::{
-    direct::Target,
-    map::{CLUSTER, CLUSTER_BYTES, ClusterMap, RESUME_CLUSTERS},
+    map::{CLUSTER, ClusterMap, RESUME_CLUSTERS},
     plan::{Action, Actions, PARTS_MAX, Plan},
+    target::Target,
 };
 use crate::{
     compute::port::Task,
@@ -35,9 +34,10 @@ use crate::{
 
 /// Where a format puts things.
 pub(super) trait Layout: Sync {
-    /// Offset of a data cluster in the file. Neighbouring data clusters are neighbours in the file too.
-    fn place(&self, map: &ClusterMap, cluster: u64) -> u64;
-    /// Length of the finished file.
+    /// Where in the file the front of these bytes of the disk lies, and how many of them lie there side by side, at least one.
+    /// `None` if that front has no place: the image does not hold it.
+    fn place(&self, map: &ClusterMap, bytes: Range<u64>) -> io::Result<(Option<u64>, u64)>;
+    /// Length of the file with all data in it.
     fn file_bytes(&self, map: &ClusterMap) -> u64;
     /// Writes what is not data.
     fn finish(&self, map: &ClusterMap, file: &File) -> io::Result<()>;
@@ -72,8 +72,9 @@ struct Done {
 type Reports = crossbeam_channel::Sender<Result<Done, CopyError>>;
 
 impl Copy<'_> {
-    /// Copies everything from the cluster `from` on. `checkpoint` is called on this thread about every `every_bytes`
-    /// bytes, with the cluster below which all is written.
+    /// Copies everything from the cluster `from` on. `checkpoint` is called on this thread with the cluster below which all is
+    /// written, whenever that has moved on by at least `every_bytes` and as much was written: a sync while short runs still
+    /// come in all over the disk would write them one by one.
     ///
     /// # Errors
     /// The first failure of any thread; the others stop soon after.
@@ -84,7 +85,8 @@ impl Copy<'_> {
         mut checkpoint: impl FnMut(u64) -> io::Result<()>,
     ) -> Result<(), CopyError> {
         let blocks = BlockCount::covering(self.view.size_bytes()).0;
-        let (mut block, mut since_bytes) = (from * CLUSTER_BLOCKS, 0);
+        let mut block = from * CLUSTER_BLOCKS;
+        let (mut since_bytes, mut synced, mut begun) = (0, block, block);
         while block < blocks {
             let rest = BlockRange::new(block, blocks - block);
             let plan = Plan::make(rest, PARTS_MAX, &mut |rest| self.actions(rest))?;
@@ -97,15 +99,32 @@ impl Copy<'_> {
             }
             self.copy(&plan, |done, reached| {
                 since_bytes += done.bytes;
-                if since_bytes < every_bytes {
+                if (reached - begun) * BLOCK_BYTES as u64 >= WRITE_BEHIND_BYTES {
+                    self.write_behind(BlockRange::new(begun, reached - begun))?;
+                    begun = reached;
+                }
+                if since_bytes < every_bytes || (reached - synced) * (BLOCK_BYTES as u64) < every_bytes {
                     return Ok(());
                 }
-                since_bytes = 0;
+                (since_bytes, synced) = (0, reached);
                 checkpoint(reached / CLUSTER_BLOCKS / RESUME_CLUSTERS * RESUME_CLUSTERS)
             })?;
             block = plan.end;
         }
         Ok(())
+    }
+
+    /// Lets the system begin to write out what the page cache holds of blocks that are all written.
+    fn write_behind(&self, range: BlockRange) -> io::Result<()> {
+        if !self.target.is_direct() {
+            return Ok(());
+        }
+        self.places(range, &mut |place, bytes| {
+            if let Some(place) = place {
+                self.target.write_behind(place, (bytes.end - bytes.start) as u64);
+            }
+            Ok(())
+        })
     }
 
     /// What is to be done with the front of a range.
@@ -237,11 +256,12 @@ impl Copy<'_> {
         if !self.target.is_direct() {
             return Ok(());
         }
-        for run in plan.runs.iter().filter(|run| run.bytes() >= DIRECT_RUN_BYTES) {
-            let (place, bytes) = self.span(*run);
-            self.target.allocate(place, bytes as u64)?;
-        }
-        Ok(())
+        let long = plan.runs.iter().filter(|run| run.bytes() >= DIRECT_RUN_BYTES);
+        long.copied().try_for_each(|run| {
+            self.places(run, &mut |place, bytes| {
+                self.target.allocate(place.ok_or_else(no_place)?, (bytes.end - bytes.start) as u64)
+            })
+        })
     }
 
     /// Decompresses the bundles of a turn, and writes only what there is no room for.
@@ -259,38 +279,54 @@ impl Copy<'_> {
             }
             let Some(bundle) = plan.bundle(index, &mut parts) else { break };
             let read = self.view.read_bundle(bundle, &parts, reader, gather.room());
-            gather.take(read.map_err(CopyError::View)?, &parts, |part| self.span(part));
+            gather
+                .take(read.map_err(CopyError::View)?, &parts, |part, piece| self.places(part, piece))
+                .map_err(CopyError::Write)?;
         }
         gather.bundles = bundles;
         Ok(())
     }
 
-    /// Where blocks go in the file, and how many of their bytes are on the disk.
-    fn span(&self, range: BlockRange) -> (u64, usize) {
-        let offset = range.start.byte_offset();
-        let bytes = range.bytes().min(self.view.size_bytes().saturating_sub(offset));
-        let place = self.layout.place(self.map, offset / CLUSTER) + offset % CLUSTER;
-        (place, usize::try_from(bytes).unwrap_or(0))
+    /// Where blocks go in the file, piece by piece: the place, if there is one, and which of their bytes.
+    fn places(&self, range: BlockRange, piece: Pieces<'_>) -> io::Result<()> {
+        let start = range.start.byte_offset();
+        let end = range.end().byte_offset().min(self.view.size_bytes());
+        places(self.layout, self.map, start..end, piece)
     }
 
     /// Makes blocks zero that may hold data.
     fn zero(&self, range: BlockRange) -> io::Result<()> {
-        let (mut place, bytes) = self.span(range);
-        let mut left = bytes as u64;
-        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match rustix::fs::fallocate(self.target.file(), punch, place, left) {
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
-            other => return Ok(other?),
-        }
-        while left > 0 {
-            let some = left.min(ZEROES.len() as u64);
-            self.target
-                .file()
-                .write_all_at(ZEROES.get(..usize::try_from(some).unwrap_or(0)).unwrap_or_default(), place)?;
-            (place, left) = (place + some, left - some);
-        }
-        Ok(())
+        self.places(range, &mut |place, bytes| {
+            // What has no place is not in the image, and reads as zero.
+            place.map_or(Ok(()), |place| self.target.zero(place, (bytes.end - bytes.start) as u64))
+        })
     }
+}
+
+/// Is told of a place in the file, if there is one, and which bytes of a stretch go there.
+type Pieces<'a> = &'a mut dyn FnMut(Option<u64>, Range<usize>) -> io::Result<()>;
+
+/// Where a stretch of the disk's bytes lies in the file, piece by piece.
+pub(super) fn places(
+    layout: &dyn Layout,
+    map: &ClusterMap,
+    bytes: Range<u64>,
+    piece: Pieces<'_>,
+) -> io::Result<()> {
+    let mut at = bytes.start;
+    while at < bytes.end {
+        let (place, some) = layout.place(map, at..bytes.end)?;
+        let next = (at + some.max(1)).min(bytes.end);
+        let within = |at: u64| usize::try_from(at - bytes.start).map_err(io::Error::other);
+        piece(place, within(at)?..within(next)?)?;
+        at = next;
+    }
+    Ok(())
+}
+
+/// A cluster that is to be written has no place: the layout was made for another map.
+pub(super) fn no_place() -> io::Error {
+    io::Error::other("the image has no place for a cluster of its disk")
 }
 
 /// Reads a run of clusters; beyond the disk's end the last one is zero.
@@ -343,20 +379,30 @@ impl Gather {
         self.buffer.get_mut(self.filled..).unwrap_or_default()
     }
 
-    /// Takes what was put into the room; `span` says of blocks where in the file they go and how many bytes count.
-    fn take(&mut self, bytes: usize, parts: &[BundlePart], span: impl Fn(BlockRange) -> (u64, usize)) {
+    /// Takes what was put into the room; `places` says of blocks where in the file they go.
+    fn take(
+        &mut self,
+        bytes: usize,
+        parts: &[BundlePart],
+        places: impl Fn(BlockRange, Pieces<'_>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let (filled, pieces) = (self.filled, &mut self.pieces);
         for part in parts {
-            let (offset, length) = span(part.range);
-            let start = self.filled + part.at_block as usize * BLOCK_BYTES;
-            let piece = start..(start + length).min(self.filled + bytes);
-            match self.pieces.last_mut() {
-                Some((at, last)) if last.end == piece.start && *at + last.len() as u64 == offset => {
-                    last.end = piece.end;
+            let start = filled + part.at_block as usize * BLOCK_BYTES;
+            places(part.range, &mut |place, within| {
+                let offset = place.ok_or_else(no_place)?;
+                let piece = start + within.start..(start + within.end).min(filled + bytes);
+                match pieces.last_mut() {
+                    Some((at, last)) if last.end == piece.start && *at + last.len() as u64 == offset => {
+                        last.end = piece.end;
+                    }
+                    _ => pieces.push((offset, piece)),
                 }
-                _ => self.pieces.push((offset, piece)),
-            }
+                Ok(())
+            })?;
         }
         self.filled += bytes;
+        Ok(())
     }
 
     /// Whether its runs are long enough to go past the page cache.
@@ -409,7 +455,6 @@ impl Watermark {
     }
 }
 
-static ZEROES: [u8; CLUSTER_BYTES] = [0; CLUSTER_BYTES];
 /// Blocks in a cluster.
 const CLUSTER_BLOCKS: u64 = CLUSTER / BLOCK_BYTES as u64;
 /// Bundles that a thread takes at a time. With frames of the usual 64 KiB they make writes of up to 1 MiB.
@@ -422,6 +467,8 @@ const GATHER_BYTES: usize = 1 << 20;
 const DIRECT_DEPTH: usize = 4;
 /// From this length on, on average, runs are written past the page cache.
 const DIRECT_RUN_BYTES: u64 = 64 << 10;
+/// The system is told to begin writing whenever so much of the disk is done.
+const WRITE_BEHIND_BYTES: u64 = 32 << 20;
 /// Slices in one system call (the system's limit is 1024).
 const SLICES_MAX: usize = 512;
 /// Turns that ended and are not yet counted: about what is written during the sync of a checkpoint.

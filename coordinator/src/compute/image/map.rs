@@ -75,6 +75,34 @@ impl ClusterMap {
         Ok(map)
     }
 
+    /// A map of the clusters that `fill` adds, each below the disk's end. It knows nothing of blocks.
+    ///
+    /// # Errors
+    /// Those of `fill`.
+    pub(super) fn of<E>(
+        size_bytes: u64,
+        fill: impl FnOnce(&mut dyn FnMut(u64)) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let words = usize::try_from(size_bytes.div_ceil(CLUSTER).div_ceil(64)).unwrap_or(usize::MAX);
+        let mut map =
+            Self { size_bytes, words: vec![0; words], ranks: Vec::new(), blocks: Vec::new(), count: 0 };
+        fill(&mut |cluster| {
+            if let Some(word) = map.word_mut(cluster / 64) {
+                *word |= 1 << (cluster % 64);
+            }
+        })?;
+        map.rank_all();
+        Ok(map)
+    }
+
+    /// The clusters that hold data, ascending.
+    pub(super) fn data(&self) -> impl Iterator<Item = u64> {
+        let runs = std::iter::successors(self.next_run(0, RESUME_CLUSTERS), |run| {
+            self.next_run(run.end, RESUME_CLUSTERS)
+        });
+        runs.flatten()
+    }
+
     fn mark(&mut self, bytes: Range<u64>) {
         let (mut block, last) = (bytes.start / BLOCK, bytes.end.div_ceil(BLOCK));
         while block < last {

@@ -25,12 +25,12 @@ use holdfast_common::{
 };
 
 use super::{
-    copy::{Copy, CopyError, Layout, RUN_CLUSTERS, read_run},
-    direct::Target,
+    copy::{Copy, CopyError, Layout, RUN_CLUSTERS, no_place, places, read_run},
     map::{CLUSTER, CLUSTER_BYTES, ClusterMap},
-    qcow2::Qcow2,
+    qcow2::{Qcow2, update::Qcow2Update},
     raw::Raw,
     record::{self, ImagePaths, ImageRecord},
+    target::Target,
     update,
 };
 use crate::{
@@ -79,11 +79,7 @@ pub(super) fn materialize(
         task.add_resumed_bytes(map.block_bytes_below(map.clusters()));
         return Ok(image_file(&paths, &record));
     }
-    let layout: Box<dyn Layout> = match request.format {
-        ImageFormat::Raw => Box::new(Raw),
-        ImageFormat::Qcow2 => Box::new(Qcow2::new(&map)),
-    };
-    let image = Image { request, paths: &paths, map: &map, layout: layout.as_ref(), task, threads };
+    let image = Image { request, paths: &paths, map: &map, task, threads };
     image.write(record)?;
     Ok(image_file(&paths, &wanted))
 }
@@ -125,7 +121,6 @@ struct Image<'a> {
     request: &'a ImageRequest,
     paths: &'a ImagePaths,
     map: &'a ClusterMap,
-    layout: &'a dyn Layout,
     task: &'a Task,
     threads: usize,
 }
@@ -133,12 +128,12 @@ struct Image<'a> {
 impl Image<'_> {
     fn write(&self, mut record: ImageRecord) -> Result<(), ComputeError> {
         let changes = self.changes(&mut record)?;
-        let file = self.open(&mut record)?;
+        let (file, layout) = self.open(&mut record)?;
         if !record.complete {
             self.count(&record, changes.as_deref())?;
             let target = Target::new(file, &self.paths.partial);
-            self.copy(&target, &mut record, changes.as_deref())?;
-            self.finish(target.file(), &mut record)?;
+            self.copy(&target, layout.as_ref(), &mut record, changes.as_deref())?;
+            self.finish(target.file(), layout.as_ref(), &mut record)?;
         }
         durable::rename(&self.paths.partial, &self.paths.image)
             .map_err(|source| cannot("name", &self.paths.image, source))
@@ -176,18 +171,26 @@ impl Image<'_> {
         Ok(())
     }
 
-    /// The partial file, and in the record from where it has to be continued.
-    fn open(&self, record: &mut ImageRecord) -> Result<File, ComputeError> {
+    /// The partial file and its layout, and in the record from where it has to be continued.
+    fn open(&self, record: &mut ImageRecord) -> Result<(File, Box<dyn Layout>), ComputeError> {
         let partial = &self.paths.partial;
         let open_failed = |source| cannot("open", partial, source);
         if record.written_to > 0 || record.complete || record.base.is_some() {
             match OpenOptions::new().read(true).write(true).open(partial) {
-                Ok(file) if record.complete || self.tail_is_good(&file, record.written_to)? => {
-                    return Ok(file);
-                }
-                Ok(_) => {
-                    tracing::warn!(path = %partial.display(), "a half-written image is not what it should be; it is begun anew")
-                }
+                Ok(file) => match self.layout(record, &file) {
+                    Ok(layout)
+                        if record.complete
+                            || self.tail_is_good(&file, layout.as_ref(), record.written_to)? =>
+                    {
+                        return Ok((file, layout));
+                    }
+                    Ok(_) => {
+                        tracing::warn!(path = %partial.display(), "a half-written image is not what it should be; it is begun anew")
+                    }
+                    Err(error) => {
+                        tracing::warn!(path = %partial.display(), %error, "an image that was to be updated is begun anew")
+                    }
+                },
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(open_failed(error)),
             }
@@ -201,15 +204,26 @@ impl Image<'_> {
             .truncate(true)
             .open(partial)
             .map_err(open_failed)?;
-        file.set_len(self.layout.file_bytes(self.map)).map_err(open_failed)?;
-        Ok(file)
+        let layout = self.layout(record, &file).map_err(open_failed)?;
+        file.set_len(layout.file_bytes(self.map)).map_err(open_failed)?;
+        Ok((file, layout))
+    }
+
+    /// The layout of a fresh image, or of one that was another point's.
+    fn layout(&self, record: &ImageRecord, file: &File) -> io::Result<Box<dyn Layout>> {
+        Ok(match (self.request.format, record.base) {
+            (ImageFormat::Raw, _) => Box::new(Raw),
+            (ImageFormat::Qcow2, None) => Box::new(Qcow2::new(self.map)),
+            (ImageFormat::Qcow2, Some(_)) => Box::new(Qcow2Update::open(file.try_clone()?, self.map)?),
+        })
     }
 
     /// Whether the last data below `written_to` is in the file as the view has it.
-    fn tail_is_good(&self, file: &File, written_to: u64) -> Result<bool, ComputeError> {
+    fn tail_is_good(&self, file: &File, layout: &dyn Layout, written_to: u64) -> Result<bool, ComputeError> {
         let view = self.request.disk.view.as_ref();
         let mut expected = vec![0; RUN_CLUSTERS * CLUSTER_BYTES];
         let mut found = expected.clone();
+        let file_bytes = layout.file_bytes(self.map);
         let mut from = written_to.saturating_sub(TAIL_CLUSTERS);
         while let Some(run) = self.map.next_run(from, RUN_CLUSTERS as u64) {
             if run.start >= written_to {
@@ -219,16 +233,25 @@ impl Image<'_> {
             from = run.end;
             let bytes = read_run(view, &run, &mut expected)
                 .map_err(|source| self.copy_failed(CopyError::View(source)))?;
-            let found = found.get_mut(..bytes.len()).unwrap_or_default();
-            let place = self.layout.place(self.map, run.start);
-            // The last cluster of a raw file may end early: what is missing reads as an error, and begins anew.
-            let end =
-                usize::try_from(self.layout.file_bytes(self.map).saturating_sub(place)).unwrap_or(usize::MAX);
-            let some = found.len().min(end);
-            let (Some(found), Some(bytes)) = (found.get_mut(..some), bytes.get(..some)) else {
-                return Ok(false);
-            };
-            if file.read_exact_at(found, place).is_err() || found != bytes {
+            let mut good = true;
+            let compared =
+                places(layout, self.map, run.start * CLUSTER..run.end * CLUSTER, &mut |place, within| {
+                    let place = place.ok_or_else(no_place)?;
+                    // The last cluster of a raw file may end early.
+                    let end = within.start
+                        + usize::try_from(file_bytes.saturating_sub(place)).unwrap_or(usize::MAX);
+                    let within = within.start..within.end.min(end);
+                    let (Some(found), Some(bytes)) = (found.get_mut(within.clone()), bytes.get(within))
+                    else {
+                        good = false;
+                        return Ok(());
+                    };
+                    file.read_exact_at(found, place)?;
+                    good &= found == bytes;
+                    Ok(())
+                });
+            // What is missing reads as an error, and begins anew.
+            if compared.is_err() || !good {
                 return Ok(false);
             }
         }
@@ -238,13 +261,14 @@ impl Image<'_> {
     fn copy(
         &self,
         target: &Target,
+        layout: &dyn Layout,
         record: &mut ImageRecord,
         changes: Option<&dyn Changes>,
     ) -> Result<(), ComputeError> {
         let copy = Copy {
             view: self.request.disk.view.as_ref(),
             map: self.map,
-            layout: self.layout,
+            layout,
             target,
             task: self.task,
             threads: self.threads,
@@ -260,9 +284,9 @@ impl Image<'_> {
         copied.map_err(|error| self.copy_failed(error))
     }
 
-    fn finish(&self, file: &File, record: &mut ImageRecord) -> Result<(), ComputeError> {
+    fn finish(&self, file: &File, layout: &dyn Layout, record: &mut ImageRecord) -> Result<(), ComputeError> {
         let failed = |source| self.copy_failed(CopyError::Write(source));
-        self.layout.finish(self.map, file).map_err(failed)?;
+        layout.finish(self.map, file).map_err(failed)?;
         durable::sync_all(file).map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
         record.modified_ns = record::modified_ns(&metadata);

@@ -6,14 +6,14 @@
 mod map;
 // Where each cluster goes, as raw bytes.
 mod raw;
-// Where each cluster goes, as qcow2.
+// Where each cluster goes, as qcow2: afresh, and into an image that is there.
 mod qcow2;
 // The file beside an image that says what it is and how far.
 mod record;
 // Which bundles of a view to read, and in which order.
 mod plan;
 // The file to write to, through the page cache or past it.
-mod direct;
+mod target;
 // Moves them from a view into a file, on all cores.
 mod copy;
 // From the image of one point to that of another.

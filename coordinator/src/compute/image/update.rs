@@ -11,7 +11,7 @@ use super::{
     materialize::cannot,
     record::{self, ImagePaths, ImageRecord},
 };
-use crate::compute::port::{ComputeError, ImageFormat, ImageRequest};
+use crate::compute::port::{ComputeError, ImageRequest};
 
 /// Whether a complete image is there, under its name or, if an update was interrupted right at its begin, without it.
 pub(super) fn is_there(found: &ImageRecord, paths: &ImagePaths) -> bool {
@@ -58,11 +58,6 @@ pub(super) fn begin(
     check(request, found, paths)?;
     let path = paths.image.display();
     let invalid = |detail: String| ComputeError::Invalid { detail };
-    if request.format != ImageFormat::Raw {
-        return Err(invalid(format!(
-            "{path} is no raw image, and only those are updated; choose another folder"
-        )));
-    }
     let base = found.as_base().ok_or_else(|| {
         invalid(format!(
             "{path} was written by an older version, which did not note enough; choose another folder"

@@ -9,15 +9,18 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, IoSlice},
-    os::unix::fs::OpenOptionsExt as _,
+    num::NonZeroU64,
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::Path,
 };
 
 use holdfast_common::units::BLOCK_BYTES;
 use rustix::{
-    fs::{AtFlags, CWD, FallocateFlags, OFlags, StatxFlags},
+    fs::{Advice, AtFlags, CWD, FallocateFlags, OFlags, StatxFlags},
     io::Errno,
 };
+
+use super::map::CLUSTER_BYTES;
 
 /// An image's file, open for writing.
 pub(super) struct Target {
@@ -53,6 +56,31 @@ impl Target {
             Err(Errno::DQUOT) => Err(Errno::DQUOT.into()),
             _ => Ok(()),
         }
+    }
+
+    /// Makes a range zero: a hole, where the file system can make one.
+    ///
+    /// # Errors
+    /// The system's; some of it may be zero.
+    pub(super) fn zero(&self, mut offset: u64, mut bytes: u64) -> io::Result<()> {
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&self.file, punch, offset, bytes) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+            other => return Ok(other?),
+        }
+        while bytes > 0 {
+            let some = bytes.min(ZEROES.len() as u64);
+            let zeroes = ZEROES.get(..usize::try_from(some).unwrap_or(0)).unwrap_or_default();
+            self.file.write_all_at(zeroes, offset)?;
+            (offset, bytes) = (offset + some, bytes - some);
+        }
+        Ok(())
+    }
+
+    /// Lets the system begin to write out a range, without waiting for it: nobody will look at it here soon.
+    pub(super) fn write_behind(&self, offset: u64, bytes: u64) {
+        // A hint: what it does not do is done by the next sync.
+        let _hinted = rustix::fs::fadvise(&self.file, offset, NonZeroU64::new(bytes), Advice::DontNeed);
     }
 
     /// Writes all slices one behind the other from `offset` on, past the page cache if wanted and possible; bytes written.
@@ -95,3 +123,5 @@ fn open_direct(path: &Path) -> Option<File> {
     let flags = i32::try_from(OFlags::DIRECT.bits()).unwrap_or(0);
     OpenOptions::new().write(true).custom_flags(flags).open(path).ok()
 }
+
+static ZEROES: [u8; CLUSTER_BYTES] = [0; CLUSTER_BYTES];
