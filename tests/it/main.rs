@@ -31,4 +31,5 @@ mod machine_vm;
 mod machine_vmware;
 mod machine_power;
 mod machine_uefi;
+mod machine_life;
 mod machine_way_back;
