@@ -6,6 +6,7 @@ mod index;
 mod failback;
 mod lifecycle;
 mod attach;
+mod boot;
 mod debian;
 mod machine;
 mod materialize;
@@ -94,6 +95,7 @@ const BENCHES: &[(&str, Bench)] = &[
     ("materialize", materialize::materialize),
     ("attach", attach::attach),
     ("lifecycle", lifecycle::lifecycle),
+    ("boot", boot::boot),
     ("failback", failback::failback),
     ("plan", plan::plan),
     ("peers", peers::peers),
