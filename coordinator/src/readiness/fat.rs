@@ -1,8 +1,9 @@
 //! Names in a FAT file system, as an EFI system partition is one.
 //!
 //! Owns the decoding of directories; reads no file. Hostile chains of clusters end after [`CLUSTERS_MAX`].
-//! Format: Microsoft's FAT specification 1.03: BPB at 0, FAT12, 16 and 32 by the number of clusters, entries of 32 bytes, long
-//! names passed over (all that firmware starts has a short one but for case).
+//! Format: Microsoft's FAT specification 1.03: BPB at 0, FAT12, 16 and 32 by the number of clusters, entries of 32 bytes. A long name
+//! is in entries of kind 0x0f before the short one's, last part first: 0 u8 part from 1, 0x40 in the last; 13 u8 sum of the
+//! short name; 13 UTF-16 letters at 1, 14 and 28, ended by 0.
 
 use super::bytes::{Source, number};
 
@@ -11,6 +12,9 @@ const CLUSTERS_MAX: usize = 256;
 const ENTRY: usize = 32;
 const IS_FOLDER: u8 = 0x10;
 const IS_LABEL: u8 = 0x08;
+const IS_LONG: u8 = 0x0f;
+/// Most parts of a long name.
+const PARTS_MAX: usize = 20;
 
 /// A FAT file system.
 #[derive(Debug)]
@@ -30,7 +34,7 @@ pub struct Fat<'a, S> {
 /// An entry of a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Short name in capitals, with its dot ("BOOTX64.EFI").
+    /// Name in capitals, the long one if it has one ("BOOTX64.EFI", "MICROSOFT").
     pub name: String,
     /// Whether it is a directory.
     pub is_folder: bool,
@@ -134,19 +138,48 @@ impl<'a, S: Source> Fat<'a, S> {
 }
 
 fn entries(folder: &[u8]) -> Vec<Entry> {
-    let used = folder.chunks_exact(ENTRY).take_while(|entry| entry.first() != Some(&0));
-    let used = used.filter(|entry| entry.first() != Some(&0xe5));
-    let named = used.filter_map(|entry| {
-        let kind = entry.get(11).copied()?;
-        if kind & IS_LABEL != 0 {
+    let mut found = Vec::new();
+    // Parts of a long name, in the order in which they lie there.
+    let mut parts: Vec<&[u8]> = Vec::new();
+    for entry in folder.chunks_exact(ENTRY).take_while(|entry| entry.first() != Some(&0)) {
+        let kind = entry.get(11).copied().unwrap_or(0);
+        if entry.first() == Some(&0xe5) {
+            parts.clear();
+        } else if kind & 0x3f == IS_LONG {
+            if entry.first().is_some_and(|order| order & 0x40 != 0) || parts.len() == PARTS_MAX {
+                parts.clear();
+            }
+            parts.push(entry);
+        } else if kind & IS_LABEL == 0 {
+            let name = long_name(&parts, entry).unwrap_or_else(|| short_name(entry));
+            parts.clear();
+            let cluster = number(entry, 20..22) << 16 | number(entry, 26..28);
+            found.push(Entry { name: name.to_uppercase(), is_folder: kind & IS_FOLDER != 0, cluster });
+        }
+    }
+    found
+}
+
+fn short_name(entry: &[u8]) -> String {
+    let part = |range| String::from_utf8_lossy(entry.get(range).unwrap_or_default()).trim_end().to_owned();
+    let (stem, extension) = (part(0..8), part(8..11));
+    if extension.is_empty() { stem } else { format!("{stem}.{extension}") }
+}
+
+/// The name that the parts before an entry give it; `None` if they are none of its.
+fn long_name(parts: &[&[u8]], entry: &[u8]) -> Option<String> {
+    let short = entry.get(..11)?;
+    let sum = short.iter().fold(0_u8, |sum, byte| sum.rotate_right(1).wrapping_add(*byte));
+    let mut units = Vec::new();
+    for (part, order) in parts.iter().rev().zip(1..) {
+        if part.get(13) != Some(&sum) || part.first().is_none_or(|first| first & 0x3f != order) {
             return None;
         }
-        let part =
-            |range| String::from_utf8_lossy(entry.get(range).unwrap_or_default()).trim_end().to_owned();
-        let (stem, extension) = (part(0..8), part(8..11));
-        let name = if extension.is_empty() { stem } else { format!("{stem}.{extension}") };
-        let cluster = number(entry, 20..22) << 16 | number(entry, 26..28);
-        Some(Entry { name: name.to_ascii_uppercase(), is_folder: kind & IS_FOLDER != 0, cluster })
-    });
-    named.collect()
+        for range in [1..11, 14..26, 28..32] {
+            let letters = part.get(range)?.as_chunks::<2>().0;
+            units.extend(letters.iter().map(|pair| u16::from_le_bytes(*pair)));
+        }
+    }
+    let name: Vec<u16> = units.into_iter().take_while(|unit| *unit != 0).collect();
+    (!name.is_empty()).then(|| String::from_utf16_lossy(&name))
 }
