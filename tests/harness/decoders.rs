@@ -42,6 +42,8 @@ pub const DECODERS: &[Decoder] = &[
     decoder("partition_table", files::partition_table, seeds::partition_tables),
     decoder("fat", files::fat, seeds::fats),
     decoder("initramfs", files::initramfs, seeds::initramfs),
+    decoder("hive", files::hive, seeds::hives),
+    decoder("hive_log", files::hive_log, seeds::hive_logs),
     decoder("job_event", files::job_event, seeds::job_events),
     decoder("machine_table", holdfast_agent::inventory::decode_as_any_table, seeds::machine_tables),
     decoder(

@@ -26,6 +26,8 @@ pub mod load;
 pub mod memory_view;
 // Disks with a system on them.
 pub mod system_disk;
+// Registry hives.
+pub mod hive;
 // Programs of the system, run and checked.
 pub mod program;
 // Debian machines in QEMU.

@@ -19,6 +19,8 @@ pub mod volumes;
 pub mod fat;
 // What an initramfs holds.
 pub mod initramfs;
+// A registry's keys and values.
+pub mod hive;
 // Firmware and what it starts.
 mod boot;
 // Kernel, initramfs and drivers.

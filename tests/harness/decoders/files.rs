@@ -27,11 +27,12 @@ use holdfast_coordinator::{
         tables,
         walk::Walk,
     },
+    readiness::hive::Hive,
     store::{DiskManifest, Kept},
 };
 use tempfile::TempDir;
 
-use super::repair;
+use super::{repair, seeds};
 use crate::journal::DISK;
 
 /// A segment file as recovery and readers see it.
@@ -158,4 +159,48 @@ pub(super) fn fat(bytes: &[u8]) {
 /// An initramfs.
 pub(super) fn initramfs(bytes: &[u8]) {
     let _ = holdfast_coordinator::readiness::initramfs::modules(bytes);
+}
+
+/// A registry hive: as it comes, and with the sum of its first block made good.
+pub(super) fn hive(bytes: &[u8]) {
+    let mut repaired = bytes.to_vec();
+    crate::hive::sealed(&mut repaired);
+    for bytes in [bytes.to_vec(), repaired] {
+        if let Ok(hive) = Hive::open(bytes, &[]) {
+            walk(&hive);
+        }
+    }
+}
+
+/// The log of a hive: as it comes, and with its entries' digests made good as long as their sizes lead from one to the next.
+pub(super) fn hive_log(bytes: &[u8]) {
+    let mut repaired = bytes.to_vec();
+    crate::hive::sealed(&mut repaired);
+    let mut at = 512;
+    while let Some(size) = repaired.get(at + 4..at + 8).and_then(|size| size.try_into().ok()) {
+        let size = usize::try_from(u32::from_le_bytes(size)).unwrap_or(0);
+        let Some(entry) = repaired.get_mut(at..at.saturating_add(size)).filter(|entry| !entry.is_empty())
+        else {
+            break;
+        };
+        crate::hive::sign(entry);
+        at += size;
+    }
+    let torn = crate::hive::unfinished(seeds::hive(), 8);
+    for log in [bytes.to_vec(), repaired] {
+        let hive = Hive::open(torn.clone(), &[log]).expect("the hive itself is sound");
+        walk(&hive);
+    }
+}
+
+/// Two levels of keys with their values.
+fn walk(hive: &Hive) {
+    let _ = hive.value(r"Services\alpha", "Start").map(|value| value.map(|value| value.number()));
+    let Ok(keys) = hive.root().and_then(|root| root.children()) else { return };
+    for key in keys.flatten().take(16) {
+        let _ = (key.name(), key.value("Start"));
+        for value in key.values().into_iter().flatten() {
+            let _ = (value.number(), value.text(), value.texts());
+        }
+    }
 }

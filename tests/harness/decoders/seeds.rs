@@ -38,6 +38,7 @@ use tempfile::TempDir;
 
 use super::messages::NBD_EXPORT;
 use crate::{
+    hive::{self, List, Tree},
     journal::{DISK, frame, manifest},
     samples,
 };
@@ -410,4 +411,34 @@ pub(super) fn initramfs() -> Vec<Vec<u8>> {
     ]);
     let gzip = crate::system_disk::initramfs(&["virtio_blk"], crate::system_disk::Packed::Gzip);
     [Some(plain), gzip.ok()].into_iter().flatten().collect()
+}
+
+/// A small registry.
+pub(super) fn hive() -> Vec<u8> {
+    tree(3).hive(List::Lh)
+}
+
+fn tree(start: u32) -> Tree {
+    let mut tree = Tree::default();
+    tree.set("Select", "Current", hive::dword(1));
+    for name in ["alpha", "Beta", "gamma"] {
+        tree.set(&format!(r"Services\{name}"), "Start", hive::dword(start));
+    }
+    tree.set("Services", "Image", hive::path("x.sys"));
+    tree.set("Services", "Several", hive::texts(&["one", "two"]));
+    tree
+}
+
+/// With all kinds of lists, and with data in segments.
+pub(super) fn hives() -> Vec<Vec<u8>> {
+    let mut large = tree(0);
+    large.set("Services", "Blob", hive::binary(&[7; 17_000]));
+    vec![tree(3).hive(List::Li), tree(3).hive(List::Lf), hive(), tree(3).hive(List::Ri), large.hive(List::Lh)]
+}
+
+/// One change, and two.
+pub(super) fn hive_logs() -> Vec<Vec<u8>> {
+    let steps = [tree(3), tree(4), tree(0)].map(|tree| tree.hive(List::Lh));
+    let steps: Vec<&[u8]> = steps.iter().map(Vec::as_slice).collect();
+    vec![hive::log_of(&steps[..2], 8), hive::log_of(&steps, 8)]
 }
