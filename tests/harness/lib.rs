@@ -28,6 +28,8 @@ pub mod memory_view;
 pub mod system_disk;
 // Registry hives.
 pub mod hive;
+// Disks with a Windows on them.
+pub mod windows_disk;
 // Programs of the system, run and checked.
 pub mod program;
 // Debian machines in QEMU.

@@ -20,6 +20,7 @@ mod oracle;
 mod mariadb;
 mod postgres;
 mod readiness;
+mod readiness_windows;
 mod hives;
 mod split_brain;
 mod machine_boot;

@@ -88,7 +88,7 @@ fn uefi(disks: &[Disk], report: &mut Report) {
                  stored variables starts nothing else"
             ),
             "install the loader there too: on Debian `dpkg-reconfigure grub-efi-amd64` with \"force extra installation\", \
-             else `grub-install --removable`",
+             else `grub-install --removable`; on Windows `bcdboot C:\\Windows /s S: /f UEFI` (S: by `mountvol S: /S`)",
         );
     }
 }

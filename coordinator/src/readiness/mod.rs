@@ -6,7 +6,7 @@
 //! Limits: those of [`bytes`]; a look blocks, so callers run it on a pool.
 //!
 //! ```text
-//! point's disks -> table -> volumes -> files -> facts: system, boot, fstab, network -> findings
+//! point's disks -> table -> volumes -> files -> facts: system, boot, fstab, network (Linux), windows -> findings
 //! ```
 
 // Bounded reading.
@@ -19,6 +19,8 @@ pub mod volumes;
 pub mod fat;
 // What an initramfs holds.
 pub mod initramfs;
+// Files of an NTFS.
+pub mod ntfs;
 // A registry's keys and values.
 pub mod hive;
 // Firmware and what it starts.
@@ -29,6 +31,8 @@ mod system;
 mod fstab;
 // How the network is set up.
 mod network;
+// Windows by its registry.
+mod windows;
 // What is kept of a look.
 pub mod record;
 
@@ -163,7 +167,9 @@ pub fn look(subject: &Subject) -> Report {
     }
     boot::look(&disks, planned.firmware, &mut report);
     let Some(root) = root(&disks) else {
-        no_root(&disks, &mut report);
+        if !windows::look(&disks, &planned, &mut report) {
+            no_root(&disks, &mut report);
+        }
         return report.sealed();
     };
     report.seen.push(format!("root file system on {}", root.path));
@@ -300,7 +306,7 @@ fn no_root(disks: &[Disk], report: &mut Report) {
     let mut whys = Vec::new();
     for volume in disks.iter().flat_map(|disk| &disk.volumes) {
         match (&volume.files, volume.identity.kind) {
-            (_, "" | "swap" | "vfat") | (Ok(_), _) => {}
+            (_, "" | "swap" | "vfat" | "ntfs") | (Ok(_), _) => {}
             (Err(error), "ext4") => {
                 report.warning(
                     format!("the file system of {} cannot be read: {error}", volume.path),

@@ -44,6 +44,8 @@ pub struct Partition {
     pub is_efi: bool,
     /// Whether it is for GRUB's core.
     pub is_bios_boot: bool,
+    /// Whether an MBR marks it as the one to start from.
+    pub is_active: bool,
 }
 
 /// Reads the table of a disk.
@@ -120,6 +122,7 @@ fn gpt_entries(disk: &impl Source, header: &[u8], block: u64) -> Result<Vec<Part
             label: String::from_utf16_lossy(&name),
             is_efi: kind == EFI_SYSTEM,
             is_bios_boot: kind == BIOS_BOOT,
+            is_active: false,
         });
     }
     Ok(partitions)
@@ -151,7 +154,10 @@ fn mbr(disk: &impl Source, first: &[u8], disk_id: u64) -> Result<Vec<Partition>,
     for (index, number) in (0..4).zip(1..) {
         match entry(first, index) {
             Some((kind, start, _)) if is_extended(kind) => extended = Some(start),
-            Some((kind, start, count)) => partitions.push(partition(number, kind, start, count)),
+            Some((kind, start, count)) => {
+                let is_active = first.get(446 + index * 16) == Some(&0x80);
+                partitions.push(Partition { is_active, ..partition(number, kind, start, count) });
+            }
             None => {}
         }
     }

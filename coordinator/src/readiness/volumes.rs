@@ -1,7 +1,7 @@
 //! What lies on the partitions: kind, identity, and files where the kind can be read.
 //!
-//! Owns probing by superblocks, and reading of ext2, ext3 and ext4. Others (XFS, btrfs, LVM, NTFS ...) are recognised and not
-//! read. Limit: [`FILE_BYTES_MAX`] per file.
+//! Owns probing by superblocks, and reading of ext2, ext3 and ext4. FAT and NTFS are read by those who look into them; others
+//! (XFS, btrfs, LVM, BitLocker ...) are recognised and not read. Limit: [`FILE_BYTES_MAX`] per file.
 
 use ext4_view::Ext4;
 
@@ -18,7 +18,8 @@ const ENTRIES_MAX: usize = 10_000;
 /// What is known of a file system from its superblock.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
-    /// "ext4", "vfat", "xfs", "btrfs", "swap", "LVM", "LUKS", "RAID", "ntfs"; empty if unknown.
+    /// "ext4", "vfat", "xfs", "btrfs", "swap", "LVM", "LUKS", "RAID", "ntfs",
+    /// "BitLocker"; empty if unknown.
     pub kind: &'static str,
     /// As UUID= names it; empty if unknown.
     pub uuid: String,
@@ -173,6 +174,9 @@ pub fn probe(source: &impl Source) -> Identity {
     }
     if number(&at(4096), 0..4) == 0xa92b_4efc || number(&boot, 0..4) == 0xa92b_4efc {
         return kind("RAID");
+    }
+    if boot.get(3..11) == Some(b"-FVE-FS-") {
+        return kind("BitLocker");
     }
     if boot.get(3..7) == Some(b"NTFS") {
         return Identity { uuid: format!("{:016X}", number(&boot, 72..80)), ..kind("ntfs") };
