@@ -2,7 +2,7 @@
 //!
 //! Owns a journal of extents without payload (zeroes), all over a disk of 16 TiB, so that nothing but tables is read.
 
-use std::{sync::Arc, time::Instant};
+use std::{path::Path, sync::Arc, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use holdfast_common::{
@@ -13,10 +13,11 @@ use holdfast_common::{
 };
 use holdfast_coordinator::{
     index::{BlockMap as _, DiskIndex, PieceSource},
-    store::{DiskManifest, LogSink, Store, StoreSettings},
+    store::{DiskLog, DiskManifest, LogSink, Store, StoreSettings},
 };
 use holdfast_tests::journal::cut_record;
 use tempfile::TempDir;
+use tokio::runtime::Runtime;
 
 use crate::{
     Run, machine,
@@ -35,6 +36,10 @@ const EXTENT_BYTES_MAX: f64 = 24.0;
 const MEMORY_BYTES_MAX: f64 = 3.0 * 1024.0 * 1024.0 * 1024.0;
 /// Intervals after the large one.
 const INTERVALS: u64 = 64;
+/// Histories: intervals, and how many times as large as each of the others the first is.
+const HISTORIES: [(u64, u64); 4] = [(64, 64), (1000, 1000), (1000, 1), (20_000, 1)];
+/// Cuts of a history that are opened.
+const CUTS_OPENED: u64 = 100;
 /// Lookups that are timed.
 const LOOKUPS: u64 = 200_000;
 
@@ -42,12 +47,8 @@ const LOOKUPS: u64 = 200_000;
 pub(crate) fn index(run: Run) -> Result<Vec<Row>> {
     let extents: u64 = if run.quick { 10_000_000 } else { 100_000_000 };
     let folder = TempDir::with_prefix("holdfast-bench-")?;
-    let (store, _) = Store::open(folder.path(), StoreSettings::default())?;
-    let machine = MachineId::from_bytes([1; 16]);
-    store.create_disk(&DiskManifest { disk: DISK, machine, size_bytes: DISK_BYTES })?;
-    let log = store.disk(DISK).context("the log")?;
+    let (_store, log, mut writer) = create(folder.path())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let mut writer = Writer::new(Arc::clone(&log).sink()?)?;
     runtime.block_on(writer.interval(0..extents / FRAME_EXTENTS))?;
     let before = machine::resident_bytes(std::process::id())?;
     let index = DiskIndex::open(Arc::clone(&log))?;
@@ -86,7 +87,71 @@ pub(crate) fn index(run: Run) -> Result<Vec<Row>> {
             merged.elapsed().as_secs_f64()
         )),
     );
+    drop((index, writer, log));
+    for (intervals, first) in HISTORIES {
+        let extents = if run.quick { 2_000_000 } else { 20_000_000 };
+        rows.extend(history(&runtime, intervals, first, extents)?);
+    }
     Ok(rows)
+}
+
+/// What an index with history takes: so many intervals, the first of them so many times as large as each other one, all together
+/// of about so many extents, none of which is ever written over.
+fn history(runtime: &Runtime, intervals: u64, first: u64, extents: u64) -> Result<[Row; 2]> {
+    let folder = TempDir::with_prefix("holdfast-bench-")?;
+    let (_store, log, mut writer) = create(folder.path())?;
+    let index = DiskIndex::open(Arc::clone(&log))?;
+    let each = (extents / FRAME_EXTENTS / (intervals - 1 + first)).max(1);
+    let (mut frames, mut cuts) = (0, Vec::new());
+    for interval in 0..intervals {
+        let end = frames + if interval == 0 { each * first } else { each };
+        runtime.block_on(writer.interval(frames..end))?;
+        frames = end;
+        cuts.push(writer.identity.sequence);
+        // As behind ingest: never far behind.
+        if interval % 16 == 0 {
+            index.catch_up()?;
+            while index.compact()? {}
+        }
+    }
+    index.catch_up()?;
+    while index.compact()? {}
+    let (mut runs, mut opening) = (Vec::new(), Vec::new());
+    for number in 1..=CUTS_OPENED {
+        let cut = cuts.get((number.wrapping_mul(0x9e37_79b1) % intervals) as usize).context("a cut")?;
+        let started = Instant::now();
+        runs.push(index.at_cut(*cut)?.run_count() as f64);
+        opening.push(started.elapsed().as_secs_f64() * 1e6);
+    }
+    let written = (frames * FRAME_EXTENTS) as f64;
+    let what = match first {
+        1 => format!("{intervals} equal intervals"),
+        _ => format!("{intervals} intervals, the first as large as the others together"),
+    };
+    let note = format!(
+        "{:.2} M extents, none written over; {} files",
+        written / 1e6,
+        std::fs::read_dir(log.layout().index())?.count()
+    );
+    let bytes = log.usage().index_bytes as f64 / written;
+    let bytes = Row::new(format!("index: bytes per extent, {what}"), bytes, "B");
+    let most = percentile(&runs, 100.0);
+    let note_runs =
+        format!("median {:.0}; opened in {:.0} us", percentile(&runs, 50.0), percentile(&opening, 50.0));
+    Ok([
+        bytes.against(EXTENT_BYTES_MAX, "target, at most").note(note),
+        Row::new(format!("index: runs of a cut, at most, {what}"), most, "runs").note(note_runs),
+    ])
+}
+
+/// A store with an empty log, and a writer of it.
+fn create(folder: &Path) -> Result<(Arc<Store>, Arc<DiskLog>, Writer)> {
+    let (store, _) = Store::open(folder, StoreSettings::default())?;
+    let machine = MachineId::from_bytes([1; 16]);
+    store.create_disk(&DiskManifest { disk: DISK, machine, size_bytes: DISK_BYTES })?;
+    let log = store.disk(DISK).context("the log")?;
+    let writer = Writer::new(Arc::clone(&log).sink()?)?;
+    Ok((store, log, writer))
 }
 
 /// Follows the log to its end; gives the largest resident size on the way and the time.

@@ -61,23 +61,30 @@ fn a_newer_segment_is_refused_and_not_cut() {
 }
 
 #[test]
-fn an_index_run_opens_and_a_newer_one_does_not() {
-    let mut run = bytes("index-run");
-    let header = RunHeader::parse(&run).unwrap();
-    assert_eq!((header.entry_count, header.disk), (300, DISK));
-    let folder = TempDir::new().unwrap();
-    fs::write(header.name.path(folder.path()), &run).unwrap();
-    let opened = Run::open(folder.path(), DISK, header.name).unwrap();
-    let mut count = 0;
-    merge(&[Layer::Run(&opened)], &mut |_entry| {
-        count += 1;
-        Ok(())
-    })
-    .unwrap();
-    assert_eq!(count, 300);
-    assert_eq!(opened.records().unwrap().losses.len(), 1);
+fn index_runs_of_both_versions_open_and_a_newer_one_does_not() {
+    let of_version = |name: &str| {
+        let run = bytes(name);
+        let header = RunHeader::parse(&run).unwrap();
+        assert_eq!((header.entry_count, header.disk), (300, DISK));
+        assert_eq!(header.to_bytes(), run[..RUN_HEADER_BYTES]);
+        let folder = TempDir::new().unwrap();
+        fs::write(header.name.path(folder.path()), &run).unwrap();
+        let opened = Run::open(folder.path(), DISK, header.name).unwrap();
+        let mut entries = Vec::new();
+        merge(&[Layer::Run(&opened)], &mut |entry| {
+            entries.push(entry);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(opened.records().unwrap().losses.len(), 1);
+        (header.version, entries, run)
+    };
+    let (first, second) = (of_version("index-run"), of_version("index-run-2"));
+    assert_eq!((first.0, second.0, first.1.len()), (1, 2, 300));
+    assert_eq!(first.1, second.1);
     // Derived, so dropped and made again: but never read as if it were known.
-    run[4] = 2;
+    let mut run = second.2;
+    run[4] = 3;
     let digest = *blake3::hash(&run[..160]).as_bytes();
     run[160..RUN_HEADER_BYTES].copy_from_slice(&digest);
     assert!(RunHeader::parse(&run).is_none());

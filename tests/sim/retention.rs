@@ -18,7 +18,7 @@ use holdfast_common::{
     units::{BLOCK_BYTES, BlockRange},
 };
 use holdfast_coordinator::{
-    index::DiskIndex,
+    index::{DiskIndex, ladder::FAN},
     points::{
         FrameCache, PointView,
         retention::{RetentionRule, Subject, plan},
@@ -127,7 +127,8 @@ impl World {
 
     fn look(&self, cut: Sequence) {
         let map = self.index.at_cut(cut).unwrap();
-        let runs_max = self.made.ilog2() as usize + 1;
+        // A tile of a few blocks takes about as much as its cut's record, so sizes go by cuts.
+        let runs_max = (FAN - 1) * (self.made.ilog(FAN as u64) as usize + 2);
         assert!(map.run_count() <= runs_max, "cut {cut} of {} takes {} runs", self.made, map.run_count());
         let view = PointView::at_cut(&self.index, FrameCache::new(1 << 20), cut).unwrap();
         let mut bytes = vec![0xee; usize::try_from(BLOCKS).unwrap() * BLOCK_BYTES];

@@ -23,7 +23,7 @@ use holdfast_common::{
 
 use super::{
     entry::{SEQUENCE_MAX, entries_of},
-    ladder::{Ladder, merged_name},
+    ladder::{FAN, Ladder, due, merged_name},
     lookup::{BlockMap, CutMap, IndexError, Piece, resolve},
     memtable::Memtable,
     merge::{Layer, merge},
@@ -76,6 +76,7 @@ pub struct DiskIndex {
     log: Arc<DiskLog>,
     folder: PathBuf,
     spill_entries: usize,
+    fan: usize,
     state: RwLock<State>,
     /// One thread takes frames in at a time.
     working: Mutex<()>,
@@ -129,18 +130,19 @@ impl DiskIndex {
     /// # Errors
     /// The folder cannot be used.
     pub fn open(log: Arc<DiskLog>) -> Result<Arc<Self>, IndexError> {
-        Self::open_with(log, SPILL_ENTRIES)
+        Self::open_with(log, SPILL_ENTRIES, FAN)
     }
 
-    /// Like [`Self::open`], with another limit of extents in memory.
+    /// Like [`Self::open`], with another limit of extents in memory, and so many runs of a class becoming one, at least 2.
     ///
     /// # Errors
     /// The folder cannot be used.
-    pub fn open_with(log: Arc<DiskLog>, spill_entries: usize) -> Result<Arc<Self>, IndexError> {
+    pub fn open_with(log: Arc<DiskLog>, spill_entries: usize, fan: usize) -> Result<Arc<Self>, IndexError> {
         let index = Self {
             folder: log.layout().index(),
             log,
             spill_entries,
+            fan: fan.max(2),
             state: RwLock::default(),
             working: Mutex::default(),
             merging: Mutex::default(),
@@ -569,20 +571,22 @@ impl DiskIndex {
 
     /// Does one merge of the ladder that is due. The caller has `merging`.
     fn merge_due(&self) -> Result<bool, IndexError> {
-        let state = self.read();
-        let due = state.ladder.due(state.last_cut);
-        drop(state);
-        let Some((older, newer)) = due else { return Ok(false) };
-        let name = self.merge_runs(&[self.run(older)?, self.run(newer)?])?;
+        let stack: Vec<Arc<Run>> = self.read().newest.iter().rev().cloned().collect();
+        let due = due(&stack.iter().map(|run| run.payload_bytes()).collect::<Vec<_>>(), self.fan);
+        let Some(runs) = due.and_then(|places| stack.get(places)) else { return Ok(false) };
+        let name = self.merge_runs(runs)?;
         let run = self.run(name)?;
         let _working = self.working();
         let mut state = self.write();
         state.ladder.add(name);
+        let inputs: Vec<RunName> = runs.iter().map(|run| run.name()).collect();
+        let needless = state.ladder.remove_merged(&inputs, name);
         let replaced = state.replace_newest(run);
         drop(state);
         if !replaced {
             self.renew_newest()?;
         }
+        needless.into_iter().for_each(|name| self.delete(name));
         Ok(true)
     }
 
@@ -597,9 +601,10 @@ impl DiskIndex {
     }
 
     /// One run out of neighbouring ones, oldest first.
-    fn merge_runs<const COUNT: usize>(&self, runs: &[Arc<Run>; COUNT]) -> Result<RunName, IndexError> {
-        const { assert!(COUNT >= 2) };
-        let name = merged_name(runs[0].name(), runs[COUNT - 1].name());
+    fn merge_runs(&self, runs: &[Arc<Run>]) -> Result<RunName, IndexError> {
+        let names: Vec<RunName> = runs.iter().map(|run| run.name()).collect();
+        let none = || IndexError::Damaged { path: self.folder.clone() };
+        let name = merged_name(&names).ok_or_else(none)?;
         let mut records = RunRecords::default();
         for run in runs {
             records = records.followed_by(run.records()?);
@@ -700,6 +705,8 @@ impl DiskIndex {
             let mut runs = Vec::with_capacity(chain.len());
             for name in chain.into_iter().rev() {
                 match self.run(name) {
+                    // It was merged with others, and deleted, since the chain was looked up.
+                    Err(error) if error.is_damage() && !self.read().ladder.has(name) => continue 'again,
                     // Finer runs may make up for it.
                     Err(error) if error.is_damage() => {
                         tracing::warn!(error = %error, "index");

@@ -1,34 +1,49 @@
 //! Which runs there are, and which ones make a cut.
 //!
-//! Owns the set of names, the arithmetic of the ladder, and what may go. Pure.
+//! Owns the set of names, the rule of the ladder, and what may go. Pure.
 //!
 //! Runs are steps from one frame to a later one, and a cut is made of the fewest steps that lead to it from the beginning.
-//! Runs of level 0, the *tiles*, lie end to end over the whole log and never span a cut that is needed. Above them a
-//! run of level k covers the cuts m * 2^k + 1 to (m + 1) * 2^k, so when a cut is made, the runs of its number's binary
-//! digits lead to it: at most log2(n) + 1. What leads to a needed cut, to the newest one, or belongs to the digits of the
-//! newest one (from which the next ladder runs are merged), stays; all else may go. So the number of steps to a cut never
-//! grows afterwards, whatever retention removes around it.
+//! Runs of level 0, the *tiles*, lie end to end over the whole log and never span a cut that is needed. Above them stand
+//! runs that were merged from neighbours. What leads to a needed cut or to the newest one stays; all else may go. So the number of
+//! steps to a cut never grows afterwards, whatever retention removes around it.
 //! Invariant: a missing run is made up for by shorter steps, as long as the tiles are there.
+//!
+//! **The rule.** The *stack* is what makes the newest cut, oldest run first. A run's *class* is the logarithm of its size in bytes
+//! to the base [`FAN`], rounded down. A stack is *in order* if for each of its beginnings this holds: of the runs at its end
+//! whose class is at most that of its last run, there are fewer than [`FAN`]. The shortest beginning that is out of order is
+//! mended first: those runs become one; but if only its last run is that large, what is smaller in front of it becomes one without
+//! it ([`due`]). So a large run is copied together with runs of its own size, never for the sake of small ones.
+//!
+//! **Few runs.** Take the class of each run of a stack in order, or that of a newer run if that is higher. Runs of the same
+//! class in this sense stand side by side, and the last of them has the class itself; the beginning that ends with it is in order, so
+//! they are fewer than [`FAN`]. With C classes between its smallest and largest run a stack has at most C * (FAN - 1) runs. Every cut
+//! once ended a beginning that was in order, because shorter beginnings are mended first; what it stood on then stays.
+//!
+//! **Few copies.** [`FAN`] runs of a class become one that mostly has the next class, so a byte is copied about once per class between
+//! its tile's and the largest run's, and the last of the [`FAN`] goes at once, as no cut needs it beside what it became part of. A first
+//! interval that is larger than all others together is never copied. `benches/index.rs` measures it.
 
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, HashMap, HashSet},
+    ops::Range,
 };
 
 use holdfast_common::ids::Sequence;
 
 use super::run_format::RunName;
 
-/// The highest level: 2^40 cuts.
-const LEVEL_MAX: u8 = 40;
+/// So many runs of one class become one. More of them mean fewer copies of an extent and more runs that a reader looks into.
+pub const FAN: usize = 8;
+
+/// The highest level; runs that are merged even more often keep it.
+pub const LEVEL_MAX: u8 = 63;
 
 /// The runs of closed intervals that exist.
 #[derive(Clone, Debug, Default)]
 pub struct Ladder {
     /// By where they begin, where they end (furthest first), and level.
     runs: BTreeMap<(u64, Reverse<u64>, u8), RunName>,
-    /// By first cut and level.
-    slots: BTreeMap<(u64, u8), RunName>,
     /// The last of the fewest steps to each frame at which a run ends, and how many they are.
     steps: HashMap<u64, (u32, RunName)>,
     /// To frames behind this one fewer steps may lead than `steps` knows.
@@ -73,16 +88,12 @@ impl Ladder {
     pub fn remove_all(&mut self, names: &[RunName]) {
         for name in names {
             self.runs.remove(&key(*name));
-            if self.slots.get(&slot(*name)) == Some(name) {
-                self.slots.remove(&slot(*name));
-            }
         }
         self.count();
     }
 
     fn put(&mut self, name: RunName) {
         self.runs.insert(key(name), name);
-        self.slots.insert(slot(name), name);
     }
 
     /// Counts all steps anew: time in proportion to the number of runs.
@@ -114,6 +125,12 @@ impl Ladder {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.runs.is_empty()
+    }
+
+    /// Whether a run exists.
+    #[must_use]
+    pub fn has(&self, name: RunName) -> bool {
+        self.runs.contains_key(&key(name))
     }
 
     /// The fewest runs that make the state at `cut` (once settled), oldest first; `None` if none do. Each begins where the one
@@ -179,14 +196,12 @@ impl Ladder {
         self.runs.values().filter(|name| name.to > end).copied().collect()
     }
 
-    /// Runs that neither the needed cuts nor the newest cut, which has the number `last`, can make use of. `needed` are frames
-    /// of cuts.
+    /// Runs that lead neither to the needed cuts nor to the newest one. `needed` are frames of cuts.
     #[must_use]
-    pub fn needless(&mut self, needed: impl Iterator<Item = Sequence>, last: u64) -> Vec<RunName> {
+    pub fn needless(&mut self, needed: impl Iterator<Item = Sequence>) -> Vec<RunName> {
         self.settle();
         let end = self.end();
-        let mut useful: HashSet<RunName> = self.digits(last).into_iter().collect();
-        useful.extend(self.tiles(Sequence(0), end).into_iter().flatten());
+        let mut useful: HashSet<RunName> = self.tiles(Sequence(0), end).into_iter().flatten().collect();
         let mut seen = HashSet::new();
         for cut in needed.chain([end]) {
             let mut at = cut.0;
@@ -200,42 +215,41 @@ impl Ladder {
         self.runs.values().filter(|name| !useful.contains(name)).copied().collect()
     }
 
-    /// The runs of a number's binary digits that exist.
-    fn digits(&self, last: u64) -> Vec<RunName> {
-        let mut at = 0;
-        let mut digits = Vec::new();
-        for level in (0..=LEVEL_MAX).rev().filter(|level| last >> level & 1 == 1) {
-            digits.extend(self.slots.get(&(at, level)));
-            at += 1 << level;
+    /// Removes those of these runs that no cut needs since `merged` was added, which was made of them, and gives them.
+    pub fn remove_merged(&mut self, inputs: &[RunName], merged: RunName) -> Vec<RunName> {
+        let ends_alike = inputs.iter().filter(|name| name.level > 0 && name.to == merged.to);
+        let needless: Vec<RunName> = ends_alike.filter(|name| !self.is_step(**name)).copied().collect();
+        for name in &needless {
+            self.runs.remove(&key(*name));
         }
-        digits
+        needless
     }
 
-    /// The next merge that is due with `last` cuts: two neighbours of one level that have no run of the next level yet.
-    #[must_use]
-    pub fn due(&self, last: u64) -> Option<(RunName, RunName)> {
-        let mut at = 0;
-        for level in (0..=LEVEL_MAX).rev().filter(|level| last >> level & 1 == 1) {
-            if let Some(pair) = self.due_in(at, level) {
-                return Some(pair);
-            }
-            at += 1 << level;
-        }
+    /// Whether a run is the last of the fewest steps to its end.
+    fn is_step(&self, name: RunName) -> bool {
+        self.steps.get(&name.to.0).is_none_or(|(_, step)| *step == name)
+    }
+}
+
+/// The merge that is due in a stack of runs of these sizes in bytes, oldest first: the places of the runs that become one. `fan` stands
+/// for [`FAN`], and is 2 at least.
+#[must_use]
+pub fn due(stack: &[u64], fan: usize) -> Option<Range<usize>> {
+    let classes: Vec<u32> = stack.iter().map(|bytes| bytes.max(&1).ilog(fan as u64)).collect();
+    (1..=classes.len()).find_map(|end| due_at_the_end(classes.get(..end)?, fan))
+}
+
+/// The merge that is due if what comes before the last run is in order.
+fn due_at_the_end(classes: &[u32], fan: usize) -> Option<Range<usize>> {
+    let (last, before) = classes.split_last()?;
+    let group = before.iter().rev().take_while(|class| *class <= last).count() + 1;
+    let smaller = before.iter().rev().take_while(|class| *class < last).count();
+    if group < fan {
         None
-    }
-
-    /// The merge that is due to get the run of a slot.
-    fn due_in(&self, at: u64, level: u8) -> Option<(RunName, RunName)> {
-        if level == 0 || self.slots.contains_key(&(at, level)) {
-            return None;
-        }
-        let half = level - 1;
-        let behind = at + (1 << half);
-        match (self.slots.get(&(at, half)), self.slots.get(&(behind, half))) {
-            (Some(older), Some(newer)) => (older.to == newer.from).then_some((*older, *newer)),
-            (None, _) => self.due_in(at, half),
-            (_, None) => self.due_in(behind, half),
-        }
+    } else if smaller > 1 {
+        Some(before.len() - smaller..before.len())
+    } else {
+        Some(classes.len() - group..classes.len())
     }
 }
 
@@ -243,20 +257,12 @@ const fn key(name: RunName) -> (u64, Reverse<u64>, u8) {
     (name.from.0, Reverse(name.to.0), name.level)
 }
 
-fn slot(name: RunName) -> (u64, u8) {
-    (name.first_cut(), name.level)
-}
-
-/// The name of the run that two neighbours make.
+/// The name of the run that neighbours make, oldest first; `None` if there are none.
 #[must_use]
-pub fn merged_name(older: RunName, newer: RunName) -> RunName {
-    RunName {
-        part: older.part,
-        level: older.level.max(newer.level) + 1,
-        last_cut: newer.last_cut,
-        from: older.from,
-        to: newer.to,
-    }
+pub fn merged_name(runs: &[RunName]) -> Option<RunName> {
+    let (oldest, newest) = (runs.first()?, runs.last()?);
+    let level = runs.iter().map(|name| name.level).max()?.saturating_add(1).min(LEVEL_MAX);
+    Some(RunName { level, from: oldest.from, ..*newest })
 }
 
 /// The name of the tile that neighbouring tiles make.

@@ -11,8 +11,9 @@ use std::{
 };
 
 use super::{
-    entry::{ENTRY_BYTES, IndexEntry, Packed},
+    entry::{IndexEntry, Packed},
     lookup::IndexError,
+    page::Page,
     run::Run,
 };
 
@@ -70,8 +71,11 @@ pub fn merge(
 /// Where a merge is in a layer.
 struct Cursor<'a> {
     run: Option<&'a Run>,
-    page: usize,
-    packed: std::slice::Iter<'a, [u8; ENTRY_BYTES]>,
+    /// Number of the next page.
+    next_page: usize,
+    page: Page<'a>,
+    /// Number of the next entry in the page.
+    at: usize,
     table: std::slice::Iter<'a, Packed>,
 }
 
@@ -81,21 +85,23 @@ impl<'a> Cursor<'a> {
             Layer::Table(table) => (None, table.iter()),
             Layer::Run(run) => (Some(run), [].iter()),
         };
-        Self { run, page: 0, packed: [].iter(), table }
+        Self { run, next_page: 0, page: Page::Fixed(&[]), at: 0, table }
     }
 
     fn next(&mut self) -> Result<Option<IndexEntry>, IndexError> {
         let Some(run) = self.run else { return Ok(self.table.next().map(Packed::unpack)) };
         loop {
-            if let Some(bytes) = self.packed.next() {
-                return Ok(Some(IndexEntry::unpack(*bytes)));
+            if let Some(entry) = self.page.get(self.at) {
+                self.at += 1;
+                return Ok(Some(entry));
             }
-            if self.page >= run.page_count() {
+            if self.next_page >= run.page_count() {
                 return Ok(None);
             }
-            run.expect(self.page);
-            self.packed = run.page(self.page)?.iter();
-            self.page += 1;
+            run.expect(self.next_page);
+            self.page = run.page(self.next_page)?;
+            self.at = 0;
+            self.next_page += 1;
         }
     }
 }

@@ -3,10 +3,10 @@
 //! Owns the memory table of the open interval, the immutable runs of closed intervals, their ladder, and looking up.
 //! Does not know the network, jobs, or a block's bytes. Invariants: everything here can be deleted and is rebuilt from the
 //! journal; what is looked up at a cut is exactly the frames up to that cut, newest first; runs never change.
-//! Limits: [`entry::ENTRY_BYTES`] bytes per extent in a run, with heads and checks 16.1; at most 24 in memory, for
-//! [`disk_index::SPILL_ENTRIES`] extents per disk. An extent is written once per level of the ladder: with n cuts at most
-//! log2(n) + 1 times 16 bytes, so 20,000 cuts cost at most 15 times 16 bytes per extent of 4 KiB or more, 6 % of what the extent
-//! itself took. Merges hold up neither taking frames in nor looking up.
+//! Limits: an extent takes about 5.5 bytes in a run if it is one block anywhere (`page`), and lies in its tile and in about one run
+//! for each class of sizes above it (`ladder`), so that 24 bytes per extent are enough for 20,000 cuts; in memory it takes
+//! [`entry::ENTRY_BYTES`], at most 24 with room to grow, for [`disk_index::SPILL_ENTRIES`] extents per disk.
+//! Merges hold up neither taking frames in nor looking up.
 
 // One extent of the index, and its 16 bytes.
 pub mod entry;
@@ -14,6 +14,8 @@ pub mod entry;
 pub mod memtable;
 // The bytes of a run file.
 pub mod run_format;
+// The entries in it.
+pub mod page;
 // Writing a run.
 pub mod run_writer;
 // Mapping a run's file.

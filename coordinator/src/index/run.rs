@@ -2,7 +2,7 @@
 //!
 //! Owns the mapping and which pages were verified. Does not know other runs. Invariants: header, firsts and records were
 //! verified when it was opened, a page is before its first use; a run never changes.
-//! Limit: one bit of memory per page besides the firsts, which take 8 bytes per 255 entries.
+//! Limit: one bit of memory per page besides the firsts, which take 16 bytes per 512 entries.
 
 use std::{
     fs::File,
@@ -18,13 +18,14 @@ use holdfast_common::{
 };
 
 use super::{
-    entry::{ENTRY_BYTES, IndexEntry, start_of},
+    entry::{ENTRY_BYTES, IndexEntry},
     lookup::IndexError,
     map::map,
+    page::{self, PackedPage, Page},
     records::RunRecords,
     run_format::{
-        PAGE_BYTES, PAGE_ENTRIES, PAGE_HEAD_BYTES, RUN_HEADER_BYTES, RunHeader, RunName, page_check,
-        page_seed,
+        FIRST_BYTES, FIXED_BYTES, FIXED_HEAD_BYTES, RUN_HEADER_BYTES, RUN_VERSION_FIXED, RunHeader, RunName,
+        fixed_check, fixed_seed,
     },
 };
 
@@ -38,6 +39,8 @@ pub struct Run {
     path: PathBuf,
     header: RunHeader,
     firsts: Vec<u64>,
+    /// Where each page ends, counted from the end of the header; empty for fixed pages.
+    ends: Vec<u64>,
     verified: Vec<AtomicU64>,
     damaged: AtomicBool,
 }
@@ -70,10 +73,9 @@ impl Run {
         if !intact {
             return Err(damaged());
         }
-        let (words, _) = firsts.as_chunks::<8>();
-        let firsts: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+        let (firsts, ends) = split(firsts, header.version);
         let verified = (0..firsts.len().div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Ok(Self { map, path, header, firsts, verified, damaged: AtomicBool::new(false) })
+        Ok(Self { map, path, header, firsts, ends, verified, damaged: AtomicBool::new(false) })
     }
 
     /// What the run covers.
@@ -112,6 +114,12 @@ impl Run {
         self.map.len() as u64
     }
 
+    /// Size of the file without its header.
+    #[must_use]
+    pub fn payload_bytes(&self) -> u64 {
+        self.file_bytes().saturating_sub(RUN_HEADER_BYTES as u64)
+    }
+
     /// The records.
     ///
     /// # Errors
@@ -128,12 +136,7 @@ impl Run {
     pub fn position(&self, block: u64) -> Result<u64, IndexError> {
         let page = self.firsts.partition_point(|first| *first <= block);
         let Some(page) = page.checked_sub(1) else { return Ok(0) };
-        let entries = self.page(page)?;
-        // Only the words of the starts are looked at; the entry in front may reach over the block.
-        let behind = entries.partition_point(|bytes| start_of(bytes) <= block);
-        let before = behind.checked_sub(1).and_then(|at| entries.get(at));
-        let reaches = before.is_some_and(|bytes| IndexEntry::unpack(*bytes).end() > block);
-        Ok((page * PAGE_ENTRIES + behind - usize::from(reaches)) as u64)
+        Ok((page * self.header.page_entries() + self.page(page)?.position(block)) as u64)
     }
 
     /// The entry at a position; `None` behind the end.
@@ -145,9 +148,8 @@ impl Run {
             return Ok(None);
         }
         let position = usize::try_from(position).map_err(|_| self.damaged())?;
-        let page = self.page(position / PAGE_ENTRIES)?;
-        let entry = page.get(position % PAGE_ENTRIES).ok_or_else(|| self.damaged())?;
-        Ok(Some(IndexEntry::unpack(*entry)))
+        let page = self.page(position / self.header.page_entries())?;
+        page.get(position % self.header.page_entries()).map(Some).ok_or_else(|| self.damaged())
     }
 
     /// Calls `found` with each entry that shares blocks with `range`, ascending.
@@ -159,23 +161,21 @@ impl Run {
         range: BlockRange,
         found: &mut dyn FnMut(IndexEntry),
     ) -> Result<(), IndexError> {
-        let mut position = self.position(range.start.0)?;
-        loop {
-            let number = usize::try_from(position).unwrap_or(usize::MAX) / PAGE_ENTRIES;
-            if number >= self.firsts.len() {
-                return Ok(());
-            }
+        let number = self.firsts.partition_point(|first| *first <= range.start.0).saturating_sub(1);
+        let mut skip =
+            if number < self.firsts.len() { self.page(number)?.position(range.start.0) } else { 0 };
+        for number in number..self.firsts.len() {
             let page = self.page(number)?;
-            let skip = usize::try_from(position).unwrap_or(usize::MAX) % PAGE_ENTRIES;
-            for bytes in page.get(skip..).unwrap_or_default() {
-                let entry = IndexEntry::unpack(*bytes);
+            while let Some(entry) = page.get(skip) {
                 if entry.start >= range.end().0 {
                     return Ok(());
                 }
                 found(entry);
+                skip += 1;
             }
-            position = ((number + 1) * PAGE_ENTRIES) as u64;
+            skip = 0;
         }
+        Ok(())
     }
 
     /// Number of pages.
@@ -186,38 +186,56 @@ impl Run {
     /// Whoever reads all pages says which one is next: the system reads the pages behind it meanwhile.
     pub(super) fn expect(&self, page: usize) {
         if page.is_multiple_of(PAGES_AHEAD) {
-            let ahead = RUN_HEADER_BYTES + page * PAGE_BYTES;
-            let bytes = (2 * PAGES_AHEAD * PAGE_BYTES).min(self.map.len().saturating_sub(ahead));
+            let (from, to) = (self.page_at(page).0, self.page_at(page + 2 * PAGES_AHEAD).0);
+            let bytes = to.min(self.map.len()).saturating_sub(from);
             // Only an advice.
-            let _refused = self.map.advise_range(memmap2::Advice::WillNeed, ahead, bytes);
+            let _refused = self.map.advise_range(memmap2::Advice::WillNeed, from, bytes);
         }
     }
 
+    /// Where a page begins and ends in the file; behind the last one, where it ends.
+    fn page_at(&self, number: usize) -> (usize, usize) {
+        if self.header.version == RUN_VERSION_FIXED {
+            let start = RUN_HEADER_BYTES + number * FIXED_BYTES;
+            let before = (number * self.header.page_entries()) as u64;
+            let count = self.header.entry_count.saturating_sub(before).min(self.header.page_entries() as u64);
+            return (start, start + FIXED_HEAD_BYTES + usize::try_from(count).unwrap_or(0) * ENTRY_BYTES);
+        }
+        let end = |number: usize| {
+            let end = self.ends.get(number).copied().unwrap_or(self.header.pages_bytes);
+            RUN_HEADER_BYTES.saturating_add(usize::try_from(end).unwrap_or(usize::MAX))
+        };
+        (number.checked_sub(1).map_or(RUN_HEADER_BYTES, end), end(number))
+    }
+
     /// The entries of a page, verified.
-    pub(super) fn page(&self, number: usize) -> Result<&[[u8; ENTRY_BYTES]], IndexError> {
-        let start = RUN_HEADER_BYTES + number * PAGE_BYTES;
-        let before = (number * PAGE_ENTRIES) as u64;
-        let count = self.header.entry_count.saturating_sub(before).min(PAGE_ENTRIES as u64);
-        let count = usize::try_from(count).unwrap_or(0);
-        let head = self.map.get(start..start + PAGE_HEAD_BYTES).ok_or_else(|| self.damaged())?;
-        let from = start + PAGE_HEAD_BYTES;
-        let body = self.map.get(from..from + count * ENTRY_BYTES).ok_or_else(|| self.damaged())?;
+    pub(super) fn page(&self, number: usize) -> Result<Page<'_>, IndexError> {
+        let (start, end) = self.page_at(number);
+        let bytes = self.map.get(start..end).ok_or_else(|| self.damaged())?;
+        let first = self.firsts.get(number).ok_or_else(|| self.damaged())?;
         let bit = 1u64 << (number % 64);
         let word = self.verified.get(number / 64).ok_or_else(|| self.damaged())?;
         if word.load(Ordering::Relaxed) & bit == 0 {
-            let mut seeded = [0; PAGE_BYTES];
-            let (seed, entries) = seeded.split_at_mut(PAGE_HEAD_BYTES);
-            seed.copy_from_slice(&page_seed(number as u64, self.to()));
-            entries.get_mut(..body.len()).ok_or_else(|| self.damaged())?.copy_from_slice(body);
-            let seeded = seeded.get(..PAGE_HEAD_BYTES + body.len()).unwrap_or_default();
-            if head.get(8..) != Some(&page_check(seeded)) {
+            if !self.is_intact(number as u64, bytes) {
                 self.damaged.store(true, Ordering::Relaxed);
                 return Err(self.damaged());
             }
             word.fetch_or(bit, Ordering::Relaxed);
         }
-        let (entries, _) = body.as_chunks::<ENTRY_BYTES>();
-        Ok(entries)
+        if self.header.version == RUN_VERSION_FIXED {
+            let (entries, _) = bytes.get(FIXED_HEAD_BYTES..).unwrap_or_default().as_chunks::<ENTRY_BYTES>();
+            return Ok(Page::Fixed(entries));
+        }
+        PackedPage::parse(bytes, *first).map(Page::Packed).ok_or_else(|| self.damaged())
+    }
+
+    fn is_intact(&self, number: u64, bytes: &[u8]) -> bool {
+        if self.header.version != RUN_VERSION_FIXED {
+            return page::is_intact(number, self.to(), bytes);
+        }
+        let Some((head, body)) = bytes.split_at_checked(FIXED_HEAD_BYTES) else { return false };
+        let seeded = [fixed_seed(number, self.to()).as_slice(), body].concat();
+        head.get(8..) == Some(&fixed_check(&seeded))
     }
 
     fn damaged(&self) -> IndexError {
@@ -227,9 +245,20 @@ impl Run {
 
 /// Where firsts and records begin, if all sections fit the file exactly.
 fn sections(header: &RunHeader, map: &[u8]) -> Option<(usize, usize)> {
-    let firsts = (RUN_HEADER_BYTES as u64).checked_add(header.pages_bytes())?;
-    let records = firsts.checked_add(header.page_count().checked_mul(8)?)?;
+    let firsts = (RUN_HEADER_BYTES as u64).checked_add(header.pages_bytes)?;
+    let records = firsts.checked_add(header.firsts_bytes())?;
     let end = records.checked_add(u64::from(header.record_bytes))?;
     let fits = end == map.len() as u64;
     fits.then_some((usize::try_from(firsts).ok()?, usize::try_from(records).ok()?))
+}
+
+/// The first blocks of the pages, and where these end.
+fn split(firsts: &[u8], version: u16) -> (Vec<u64>, Vec<u64>) {
+    let (words, _) = firsts.as_chunks::<8>();
+    let words = words.iter().map(|word| u64::from_le_bytes(*word));
+    if version == RUN_VERSION_FIXED {
+        return (words.collect(), Vec::new());
+    }
+    let each = FIRST_BYTES / 8;
+    (words.clone().step_by(each).collect(), words.skip(1).step_by(each).collect())
 }

@@ -4,15 +4,25 @@
 //!
 //! ```text
 //! run     = header  pages  firsts  records
-//! page    = count: u16, zero: 6 bytes, check: 8 bytes, then count packed entries (see `entry`)
-//!           every page but the last has 255 entries; check is the start of the BLAKE3 of
-//!           page number (u64), the run's `to` (u64) and the packed entries
-//! firsts  = for each page, its first block: u64
+//! pages   = see `page`; every page but the last has 512 entries
+//! firsts  = for each page, its first block (u64) and where it ends, counted from the end of the header (u64)
 //! records = for each record a tag (u8), a length (u32) and that many bytes of bincode (see `records`)
 //! ```
 //!
-//! That is 16.1 bytes per extent for the pages. Runs are derived: a reader that finds a newer version, another disk or
-//! damage drops the run, and it is made again from finer runs or from the journal. History: 1, first.
+//! With extents of one block all over a disk that is about 5.5 bytes per extent, whatever the disk's size: where there are few
+//! extents their starts take more bits, and their frames' numbers fewer.
+//!
+//! Runs are derived: a reader that finds a newer version, another disk or damage drops the run, and it is made again from finer
+//! runs or from the journal. History:
+//! - 2: pages are packed.
+//! - 1: the first. Is read, and no longer written:
+//!
+//! ```text
+//! page    = count: u16, zero: 6 bytes, check: 8 bytes, then count packed entries of 16 bytes (see `entry`)
+//!           every page but the last has 255 entries; check is the start of the BLAKE3 of
+//!           page number (u64), the run's `to` (u64) and the packed entries
+//! firsts  = for each page, its first block: u64
+//! ```
 
 use std::path::{Path, PathBuf};
 
@@ -23,32 +33,38 @@ use zerocopy::{
 
 use holdfast_common::ids::{DiskId, Sequence};
 
-use super::entry::ENTRY_BYTES;
+use super::{entry::ENTRY_BYTES, page};
 
 /// First bytes of a run.
 pub const RUN_MAGIC: [u8; 4] = *b"HRUN";
 /// Version of the layouts of this file and of [`super::records`].
-pub const RUN_VERSION: u16 = 1;
+pub const RUN_VERSION: u16 = 2;
+/// The first version, of fixed pages.
+pub const RUN_VERSION_FIXED: u16 = 1;
 /// Size of the header.
 pub const RUN_HEADER_BYTES: usize = 192;
-/// Size of what stands in front of a page's entries.
-pub const PAGE_HEAD_BYTES: usize = 16;
+/// Size of what the firsts say of a page.
+pub const FIRST_BYTES: usize = 16;
+/// Size of what stands in front of a fixed page's entries.
+pub const FIXED_HEAD_BYTES: usize = 16;
 /// More entries than any disk has blocks; below this, no size computed from a header overflows.
 const ENTRIES_MAX: u64 = 1 << 48;
-/// Entries in every page but the last.
-pub const PAGE_ENTRIES: usize = 255;
-/// Size of every page but the last.
-pub const PAGE_BYTES: usize = PAGE_HEAD_BYTES + PAGE_ENTRIES * ENTRY_BYTES;
+/// The same for pages: 16 bytes for each of them.
+const PAGES_BYTES_MAX: u64 = 1 << 53;
+/// Entries in every fixed page but the last.
+pub const FIXED_ENTRIES: usize = 255;
+/// Size of every fixed page but the last.
+pub const FIXED_BYTES: usize = FIXED_HEAD_BYTES + FIXED_ENTRIES * ENTRY_BYTES;
 
-const _: () = assert!(PAGE_BYTES == 4096);
+const _: () = assert!(FIXED_BYTES == 4096);
 
 /// The header as it lies in the file.
 ///
 /// ```text
 /// offset size  field
 ///   0     4    magic "HRUN"
-///   4     2    version, 1
-///   6     1    level: covers 2^level cuts; for a part of an open interval, how often it was merged
+///   4     2    version, 2
+///   6     1    level: how often it was merged, at most 63; 0 for a tile
 ///   7     1    1 if this is a part of an open interval, else 0
 ///   8    16    disk (UUID bytes, most significant first)
 ///  24     8    from: the run covers the frames after this sequence
@@ -59,7 +75,8 @@ const _: () = assert!(PAGE_BYTES == 4096);
 ///  60     4    zero
 ///  64    32    BLAKE3 of the firsts
 ///  96    32    BLAKE3 of the records
-/// 128    32    zero
+/// 128     8    size of all pages in bytes (zero in version 1)
+/// 136    24    zero
 /// 160    32    BLAKE3 of bytes 0..160
 /// ```
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -78,7 +95,8 @@ struct RawRunHeader {
     zero: [u8; 4],
     firsts_digest: [u8; 32],
     records_digest: [u8; 32],
-    reserved: [u8; 32],
+    pages_bytes: U64,
+    reserved: [u8; 24],
     digest: [u8; 32],
 }
 
@@ -89,7 +107,7 @@ const _: () = assert!(size_of::<RawRunHeader>() == RUN_HEADER_BYTES);
 pub struct RunName {
     /// Whether it is a part of an open interval.
     pub part: bool,
-    /// Covers 2^level cuts; for a part, how often it was merged.
+    /// How often it was merged, at most 63; 0 for a tile. (Runs of the first ladder cover 2^level cuts.)
     pub level: u8,
     /// Number of the cut that ends it; for a part, of the last cut before it.
     pub last_cut: u64,
@@ -102,12 +120,16 @@ pub struct RunName {
 /// What a run says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RunHeader {
+    /// [`RUN_VERSION`] or [`RUN_VERSION_FIXED`].
+    pub version: u16,
     /// The disk.
     pub disk: DiskId,
     /// What it covers.
     pub name: RunName,
     /// Number of entries.
     pub entry_count: u64,
+    /// Size of all pages.
+    pub pages_bytes: u64,
     /// Size of the records.
     pub record_bytes: u32,
     /// BLAKE3 of the firsts.
@@ -140,12 +162,6 @@ impl RunName {
         let to = Sequence(u64::from_str_radix(fields.next()?, 16).ok()?);
         fields.next().is_none().then_some(Self { part, level, last_cut, from, to })
     }
-
-    /// Number of the last cut before the run.
-    #[must_use]
-    pub fn first_cut(&self) -> u64 {
-        if self.part { self.last_cut } else { self.last_cut.saturating_sub(1 << self.level) }
-    }
 }
 
 impl RunHeader {
@@ -155,12 +171,14 @@ impl RunHeader {
         let (raw, _) = RawRunHeader::read_from_prefix(bytes).ok()?;
         let digest = *blake3::hash(raw.as_bytes().get(..160)?).as_bytes();
         let valid = raw.magic == RUN_MAGIC
-            && raw.version.get() == RUN_VERSION
+            && matches!(raw.version.get(), RUN_VERSION | RUN_VERSION_FIXED)
             && raw.part <= 1
             && raw.level < 64
             && raw.entry_count.get() < ENTRIES_MAX
+            && raw.pages_bytes.get() < PAGES_BYTES_MAX
             && digest == raw.digest;
         valid.then(|| Self {
+            version: raw.version.get(),
             disk: DiskId::from_bytes(raw.disk),
             name: RunName {
                 part: raw.part == 1,
@@ -170,6 +188,11 @@ impl RunHeader {
                 to: Sequence(raw.to.get()),
             },
             entry_count: raw.entry_count.get(),
+            pages_bytes: if raw.version.get() == RUN_VERSION_FIXED {
+                fixed_pages_bytes(raw.entry_count.get())
+            } else {
+                raw.pages_bytes.get()
+            },
             record_bytes: raw.record_bytes.get(),
             firsts_digest: raw.firsts_digest,
             records_digest: raw.records_digest,
@@ -181,7 +204,7 @@ impl RunHeader {
     pub fn to_bytes(&self) -> [u8; RUN_HEADER_BYTES] {
         let mut raw = RawRunHeader {
             magic: RUN_MAGIC,
-            version: U16::new(RUN_VERSION),
+            version: U16::new(self.version),
             level: self.name.level,
             part: u8::from(self.name.part),
             disk: self.disk.into_bytes(),
@@ -193,46 +216,48 @@ impl RunHeader {
             zero: [0; 4],
             firsts_digest: self.firsts_digest,
             records_digest: self.records_digest,
-            reserved: [0; 32],
+            pages_bytes: U64::new(if self.version == RUN_VERSION_FIXED { 0 } else { self.pages_bytes }),
+            reserved: [0; 24],
             digest: [0; 32],
         };
         raw.digest = *blake3::hash(raw.as_bytes().get(..160).unwrap_or_default()).as_bytes();
         zerocopy::transmute!(raw)
     }
 
+    /// Entries in every page but the last.
+    #[must_use]
+    pub const fn page_entries(&self) -> usize {
+        if self.version == RUN_VERSION_FIXED { FIXED_ENTRIES } else { page::PAGE_ENTRIES }
+    }
+
     /// Number of pages.
     #[must_use]
     pub const fn page_count(&self) -> u64 {
-        self.entry_count.div_ceil(PAGE_ENTRIES as u64)
+        self.entry_count.div_ceil(self.page_entries() as u64)
     }
 
-    /// Size of all pages.
+    /// Size of the firsts.
     #[must_use]
-    pub const fn pages_bytes(&self) -> u64 {
-        self.page_count() * PAGE_HEAD_BYTES as u64 + self.entry_count * ENTRY_BYTES as u64
+    pub const fn firsts_bytes(&self) -> u64 {
+        let each = if self.version == RUN_VERSION_FIXED { 8 } else { FIRST_BYTES as u64 };
+        self.page_count() * each
     }
 }
 
-/// What the check of a page covers in front of the entries. It has the size of a page's head, and stands in its place while
+/// Size of all fixed pages.
+const fn fixed_pages_bytes(entries: u64) -> u64 {
+    entries.div_ceil(FIXED_ENTRIES as u64) * FIXED_HEAD_BYTES as u64 + entries * ENTRY_BYTES as u64
+}
+
+/// What the check of a fixed page covers in front of the entries. It has the size of a page's head, and stands in its place while
 /// a page is checked, so that the hash runs over one piece of memory.
 #[must_use]
-pub fn page_seed(number: u64, to: Sequence) -> [u8; PAGE_HEAD_BYTES] {
+pub fn fixed_seed(number: u64, to: Sequence) -> [u8; FIXED_HEAD_BYTES] {
     (u128::from(to.0) << 64 | u128::from(number)).to_le_bytes()
 }
 
-/// The check of a page: of its seed and entries.
+/// The check of a fixed page: of its seed and entries.
 #[must_use]
-pub fn page_check(seeded: &[u8]) -> [u8; 8] {
+pub fn fixed_check(seeded: &[u8]) -> [u8; 8] {
     blake3::hash(seeded).as_bytes().first_chunk().copied().unwrap_or_default()
-}
-
-/// The head of a page.
-#[must_use]
-pub fn page_head(entries: usize, check: [u8; 8]) -> [u8; PAGE_HEAD_BYTES] {
-    let mut head = [0; PAGE_HEAD_BYTES];
-    let (count, rest) = head.split_at_mut(2);
-    count.copy_from_slice(&u16::try_from(entries).unwrap_or(u16::MAX).to_le_bytes());
-    let (_zero, place) = rest.split_at_mut(6);
-    place.copy_from_slice(&check);
-    head
 }

@@ -2,7 +2,7 @@
 //!
 //! Owns the temporary file and the page being filled. Does not know where entries come from.
 //! Invariant: a run appears under its name only when all of it was synced ([`WrittenRun::settle`]).
-//! Limit: one page, and 8 bytes per page, in memory.
+//! Limit: one page, and 16 bytes per page, in memory.
 
 use std::{
     fs::File,
@@ -13,11 +13,10 @@ use std::{
 use holdfast_common::{durable, ids::DiskId};
 
 use super::{
-    entry::{ENTRY_BYTES, IndexEntry},
+    entry::IndexEntry,
+    page::PageBuilder,
     records::RunRecords,
-    run_format::{
-        PAGE_BYTES, PAGE_HEAD_BYTES, RUN_HEADER_BYTES, RunHeader, RunName, page_check, page_head, page_seed,
-    },
+    run_format::{RUN_HEADER_BYTES, RUN_VERSION, RunHeader, RunName},
 };
 
 /// Bytes collected before they are written.
@@ -31,7 +30,11 @@ pub struct RunWriter {
     temporary: PathBuf,
     path: PathBuf,
     file: BufWriter<File>,
-    page: Vec<u8>,
+    page: PageBuilder,
+    /// A page's bytes.
+    packed: Vec<u8>,
+    page_count: u64,
+    pages_bytes: u64,
     firsts: Vec<u8>,
     pending: Option<IndexEntry>,
     entry_count: u64,
@@ -53,7 +56,10 @@ impl RunWriter {
             temporary,
             path,
             file,
-            page: Vec::with_capacity(PAGE_BYTES),
+            page: PageBuilder::default(),
+            packed: Vec::new(),
+            page_count: 0,
+            pages_bytes: 0,
             firsts: Vec::new(),
             pending: None,
             entry_count: 0,
@@ -85,24 +91,19 @@ impl RunWriter {
     }
 
     fn write(&mut self, entry: IndexEntry) -> io::Result<()> {
-        if self.page.is_empty() {
-            let number = (self.firsts.len() / 8) as u64;
-            self.page.extend_from_slice(&page_seed(number, self.name.to));
-            self.firsts.extend_from_slice(&entry.start.to_le_bytes());
-        }
-        self.page.extend_from_slice(&entry.pack());
+        self.page.push(entry);
         self.entry_count += 1;
-        if self.page.len() == PAGE_BYTES { self.finish_page() } else { Ok(()) }
+        if self.page.is_full() { self.finish_page() } else { Ok(()) }
     }
 
     fn finish_page(&mut self) -> io::Result<()> {
-        let Some(bytes) = self.page.len().checked_sub(PAGE_HEAD_BYTES) else { return Ok(()) };
-        let head = page_head(bytes / ENTRY_BYTES, page_check(&self.page));
-        if let Some(place) = self.page.first_chunk_mut() {
-            *place = head;
-        }
-        self.file.write_all(&self.page)?;
-        self.page.clear();
+        let Some(first) = self.page.first() else { return Ok(()) };
+        self.page.finish(self.page_count, self.name.to, &mut self.packed);
+        self.file.write_all(&self.packed)?;
+        self.page_count += 1;
+        self.pages_bytes += self.packed.len() as u64;
+        self.firsts.extend_from_slice(&first.to_le_bytes());
+        self.firsts.extend_from_slice(&self.pages_bytes.to_le_bytes());
         Ok(())
     }
 
@@ -119,9 +120,11 @@ impl RunWriter {
         self.file.write_all(&self.firsts)?;
         self.file.write_all(&records)?;
         let header = RunHeader {
+            version: RUN_VERSION,
             disk: self.disk,
             name: self.name,
             entry_count: self.entry_count,
+            pages_bytes: self.pages_bytes,
             record_bytes: u32::try_from(records.len()).map_err(io::Error::other)?,
             firsts_digest: *blake3::hash(&self.firsts).as_bytes(),
             records_digest: *blake3::hash(&records).as_bytes(),

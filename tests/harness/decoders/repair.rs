@@ -11,7 +11,13 @@ use holdfast_common::{
     ids::DiskId,
 };
 use holdfast_coordinator::{
-    index::run_format::{PAGE_BYTES, PAGE_HEAD_BYTES, RUN_HEADER_BYTES, RunHeader, page_check, page_seed},
+    index::{
+        page,
+        run_format::{
+            FIRST_BYTES, FIXED_BYTES, FIXED_HEAD_BYTES, RUN_HEADER_BYTES, RUN_VERSION_FIXED, RunHeader,
+            fixed_check, fixed_seed,
+        },
+    },
     journal::format::{FOOTER_MAGIC, MARK_BYTES, MARK_MAGIC, TRAILER_BYTES},
 };
 
@@ -91,20 +97,44 @@ pub fn manifest(bytes: &mut [u8]) {
     digest(bytes, 40, end, 8);
 }
 
+/// The checks of pages of 4 KiB.
+fn fixed_pages(bytes: &mut [u8], pages_end: usize, header: &RunHeader) {
+    let mut start = RUN_HEADER_BYTES;
+    let mut number = 0;
+    while start < pages_end {
+        let end = pages_end.min(start + FIXED_BYTES);
+        if let Some(entries) = bytes.get(start + FIXED_HEAD_BYTES..end) {
+            let check = fixed_check(&[fixed_seed(number, header.name.to).as_slice(), entries].concat());
+            put(bytes, start + 8, &check);
+        }
+        (start, number) = (end, number + 1);
+    }
+}
+
+/// The checks of packed pages, each of which ends where the firsts say.
+fn packed_pages(bytes: &mut [u8], pages_end: usize, header: &RunHeader) {
+    let mut start = RUN_HEADER_BYTES;
+    for number in 0..header.page_count() {
+        let at = pages_end.saturating_add(usize::try_from(number).unwrap_or(0) * FIRST_BYTES + 8);
+        let Some(end) = bytes.get(at..).and_then(|rest| rest.first_chunk()) else { return };
+        let end = usize::try_from(u64::from_le_bytes(*end)).unwrap_or(0).saturating_add(RUN_HEADER_BYTES);
+        let check = bytes.get(start..end).map(|packed| page::check(number, header.name.to, packed));
+        if let Some(check) = check {
+            put(bytes, start, &check);
+        }
+        start = end;
+    }
+}
+
 /// An index run: pages, firsts, records and header.
 pub fn run(bytes: &mut [u8]) {
     digest(bytes, 0, 160, 160);
     let Some(header) = RunHeader::parse(bytes).filter(|header| header.entry_count < 1 << 20) else { return };
-    let pages_end = usize::try_from(header.pages_bytes()).map_or(0, |pages| RUN_HEADER_BYTES + pages);
-    let mut start = RUN_HEADER_BYTES;
-    let mut page = 0;
-    while start < pages_end {
-        let end = pages_end.min(start + PAGE_BYTES);
-        if let Some(entries) = bytes.get(start + PAGE_HEAD_BYTES..end) {
-            let check = page_check(&[page_seed(page, header.name.to).as_slice(), entries].concat());
-            put(bytes, start + 8, &check);
-        }
-        (start, page) = (end, page + 1);
+    let pages_end = usize::try_from(header.pages_bytes).unwrap_or(0).saturating_add(RUN_HEADER_BYTES);
+    if header.version == RUN_VERSION_FIXED {
+        fixed_pages(bytes, pages_end, &header);
+    } else {
+        packed_pages(bytes, pages_end, &header);
     }
     let records = bytes.len().saturating_sub(header.record_bytes as usize);
     digest(bytes, pages_end, records, 64);

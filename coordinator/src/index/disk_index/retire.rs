@@ -273,8 +273,7 @@ impl DiskIndex {
     fn delete_needless(&self) -> Result<(), IndexError> {
         let mut state = self.write();
         let needed: Vec<Sequence> = state.cuts.iter().map(|cut| cut.sequence).collect();
-        let last_cut = state.last_cut;
-        let needless = state.ladder.needless(needed.into_iter(), last_cut);
+        let needless = state.ladder.needless(needed.into_iter());
         if needless.is_empty() {
             return Ok(());
         }
