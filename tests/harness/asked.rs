@@ -26,3 +26,10 @@ pub fn seed() -> u64 {
 pub fn all_faults() -> bool {
     std::env::var_os("HOLDFAST_TEST_FAULTS").is_some()
 }
+
+/// Why a test that boots guests for long does not run: nobody has asked for it by `HOLDFAST_TEST_FULL_LIFE`. `takes` says how long it is.
+#[must_use]
+pub fn not_for_full_life(takes: &str) -> Option<String> {
+    const FULL_LIFE: &str = "HOLDFAST_TEST_FULL_LIFE";
+    std::env::var_os(FULL_LIFE).is_none().then(|| format!("takes {takes}; set {FULL_LIFE}=1"))
+}

@@ -3,12 +3,13 @@
 //! then the same by a planned failover.
 //!
 //! A database in it commits numbers without a break and tells them to the host; at every boot a client in it says on the console
-//! what it finds. Takes a quarter of an hour on an emulated processor, so it runs only if [`LIFE`] is set.
+//! what it finds. Takes a quarter of an hour on an emulated processor, so it runs only if it is asked for.
 
 use std::{fs, ops::RangeInclusive, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use holdfast_tests::{
+    asked,
     file_system::run,
     guest::{self, Bundle, Bus, Disk, Image, Machine, MachineSpec, Source},
     inside::{self, LIMIT, Ledger},
@@ -21,15 +22,12 @@ use tempfile::TempDir;
 
 use crate::machine_vm::Remains;
 
-/// Environment variable that has this test run.
-const LIFE: &str = "HOLDFAST_TEST_FULL_LIFE";
 /// What is committed between two moments that a test tells apart.
 const SOME: u64 = 20;
 
 #[test]
 fn a_machine_lives_on_both_sides_twice_around() -> Result<()> {
-    let unasked =
-        || std::env::var_os(LIFE).is_none().then(|| format!("takes a quarter of an hour; set {LIFE}=1"));
+    let unasked = || asked::not_for_full_life("a quarter of an hour");
     if let Some(reason) = guest::unavailable().or_else(loop_device::unavailable).or_else(unasked) {
         eprintln!("skipped: {reason}");
         return Ok(());
