@@ -407,12 +407,7 @@ impl Gather {
 
     /// Whether its runs are long enough to go past the page cache.
     fn goes_directly(&mut self, target: &Target) -> bool {
-        target.is_direct() && {
-            self.pieces.sort_unstable_by_key(|(offset, _)| *offset);
-            let runs =
-                self.pieces.chunk_by(|(at, piece), (next, _)| at + piece.len() as u64 == *next).count();
-            self.filled as u64 >= runs as u64 * DIRECT_RUN_BYTES
-        }
+        target.is_direct() && self.filled as u64 >= runs(&mut self.pieces).count() as u64 * DIRECT_RUN_BYTES
     }
 
     /// Writes the rest, and says what of the turn was written in all.
@@ -424,8 +419,7 @@ impl Gather {
     /// Writes everything, neighbours in the file with one call.
     fn write(&mut self, target: &Target) -> io::Result<()> {
         let direct = self.goes_directly(target);
-        self.pieces.sort_unstable_by_key(|(offset, _)| *offset);
-        for run in self.pieces.chunk_by(|(at, piece), (next, _)| at + piece.len() as u64 == *next) {
+        for run in runs(&mut self.pieces) {
             for some in run.chunks(SLICES_MAX) {
                 let slices = some.iter().map(|(_, piece)| self.buffer.get(piece.clone()).unwrap_or_default());
                 let mut slices: Vec<IoSlice<'_>> = slices.map(IoSlice::new).collect();
@@ -437,6 +431,12 @@ impl Gather {
         self.filled = 0;
         Ok(())
     }
+}
+
+/// Pieces that lie side by side in the file, in its order.
+fn runs(pieces: &mut [(u64, Range<usize>)]) -> impl Iterator<Item = &[(u64, Range<usize>)]> {
+    pieces.sort_unstable_by_key(|(offset, _)| *offset);
+    pieces.chunk_by(|(at, piece), (next, _)| at + piece.len() as u64 == *next)
 }
 
 /// Below which bundle all are written, from turns that end in any order.

@@ -63,8 +63,7 @@ impl Target {
     /// # Errors
     /// The system's; some of it may be zero.
     pub(super) fn zero(&self, mut offset: u64, mut bytes: u64) -> io::Result<()> {
-        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match rustix::fs::fallocate(&self.file, punch, offset, bytes) {
+        match punch(&self.file, offset, bytes) {
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
             other => return Ok(other?),
         }
@@ -111,6 +110,14 @@ impl Target {
         }
         Ok(total)
     }
+}
+
+/// Gives the space of a range back; it reads as zero then.
+///
+/// # Errors
+/// The system's, also that this file system cannot do it.
+pub(super) fn punch(file: &File, offset: u64, bytes: u64) -> rustix::io::Result<()> {
+    rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, bytes)
 }
 
 fn open_direct(path: &Path) -> Option<File> {

@@ -16,11 +16,11 @@ use std::{
 };
 
 use holdfast_common::durable;
-use rustix::fs::FallocateFlags;
 
 use super::{
     BLOCK_ENTRIES, CLUSTER, CLUSTER_BYTES, COPIED, ClusterMap, Layout, MAGIC, OFFSET, TABLE_ENTRIES, Tables,
 };
+use crate::compute::image::target::punch;
 
 /// The layout.
 #[derive(Debug)]
@@ -138,8 +138,7 @@ impl Layout for Qcow2Update {
         while cluster < self.added_at {
             let free = (cluster..self.added_at).take_while(|at| !in_use.is_data(*at)).count() as u64;
             if free > 0 {
-                let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                let _punched = rustix::fs::fallocate(file, punch, cluster * CLUSTER, free * CLUSTER);
+                let _punched = punch(file, cluster * CLUSTER, free * CLUSTER);
             }
             cluster += free + 1;
         }
