@@ -119,6 +119,11 @@ impl Source for &[u8] {
     }
 }
 
+/// The units of a text in little-endian UTF-16; an odd byte at its end is none.
+pub fn utf16_units(bytes: &[u8]) -> impl Iterator<Item = u16> {
+    bytes.as_chunks::<2>().0.iter().map(|pair| u16::from_le_bytes(*pair))
+}
+
 /// A little-endian number of up to eight bytes; zero where there are none.
 #[must_use]
 pub fn number(bytes: &[u8], range: std::ops::Range<usize>) -> u64 {

@@ -5,7 +5,7 @@
 //! is in entries of kind 0x0f before the short one's, last part first: 0 u8 part from 1, 0x40 in the last; 13 u8 sum of the
 //! short name; 13 UTF-16 letters at 1, 14 and 28, ended by 0.
 
-use super::bytes::{Source, number};
+use super::bytes::{Source, number, utf16_units};
 
 /// Most clusters of one directory.
 const CLUSTERS_MAX: usize = 256;
@@ -176,8 +176,7 @@ fn long_name(parts: &[&[u8]], entry: &[u8]) -> Option<String> {
             return None;
         }
         for range in [1..11, 14..26, 28..32] {
-            let letters = part.get(range)?.as_chunks::<2>().0;
-            units.extend(letters.iter().map(|pair| u16::from_le_bytes(*pair)));
+            units.extend(utf16_units(part.get(range)?));
         }
     }
     let name: Vec<u16> = units.into_iter().take_while(|unit| *unit != 0).collect();

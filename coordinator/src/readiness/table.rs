@@ -5,7 +5,7 @@
 //! Format: GPT of UEFI 2.10, part 5 (header at block 1, entries of 128 bytes and more); MBR: four entries of 16 bytes at 446,
 //! signature 55 AA at 510.
 
-use super::bytes::{Source, number};
+use super::bytes::{Source, number, utf16_units};
 
 /// Most partitions that are looked at.
 pub const PARTITIONS_MAX: usize = 128;
@@ -104,15 +104,8 @@ fn gpt_entries(disk: &impl Source, header: &[u8], block: u64) -> Result<Vec<Part
         let place = blocks.and_then(|blocks| blocks.checked_mul(block)).zip(from.checked_mul(block));
         let (size, start) =
             place.ok_or_else(|| format!("partition {} of its GPT ends before it begins", entry + 1))?;
-        let name: Vec<u16> = bytes
-            .get(56..128)
-            .unwrap_or_default()
-            .chunks_exact(2)
-            .map(|pair| {
-                u16::from_le_bytes([pair.first().copied().unwrap_or(0), pair.get(1).copied().unwrap_or(0)])
-            })
-            .take_while(|unit| *unit != 0)
-            .collect();
+        let name = utf16_units(bytes.get(56..128).unwrap_or_default());
+        let name: Vec<u16> = name.take_while(|unit| *unit != 0).collect();
         let id: [u8; 16] = bytes.get(16..32).and_then(|id| id.try_into().ok()).unwrap_or_default();
         partitions.push(Partition {
             number: u32::try_from(entry + 1).unwrap_or(u32::MAX),

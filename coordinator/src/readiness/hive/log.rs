@@ -16,7 +16,7 @@
 //! ```
 //! An entry that is not sound ends the log: behind the newest one lie remnants of older rounds.
 
-use super::{HIVE_BYTES_MAX, State, has_good_sum, offset};
+use super::{HIVE_BYTES_MAX, State, has_good_sum, word};
 use crate::readiness::bytes::number;
 
 const HEAD_BYTES: usize = 40;
@@ -92,7 +92,7 @@ fn entry(bytes: &[u8]) -> Option<(Entry<'_>, usize)> {
     let (references, mut rest) = body.split_at_checked(count.checked_mul(8)?)?;
     let mut pages = Vec::with_capacity(count);
     for reference in references.chunks_exact(8) {
-        let place = |at| usize::try_from(offset(reference, at)).ok();
+        let place = |at| usize::try_from(word(reference, at)).ok();
         let (at, length) = (place(0)?, place(4)?);
         let (page, after) = rest.split_at_checked(length)?;
         if at.checked_add(length)? > bins_bytes {
@@ -101,14 +101,14 @@ fn entry(bytes: &[u8]) -> Option<(Entry<'_>, usize)> {
         pages.push((at, page));
         rest = after;
     }
-    Some((Entry { number: offset(head, 12), bins_bytes, pages }, size))
+    Some((Entry { number: word(head, 12), bins_bytes, pages }, size))
 }
 
 /// Marvin32, the digest of log entries.
 #[must_use]
 pub fn marvin(bytes: &[u8], seed: u64) -> u64 {
     let halves = seed.to_le_bytes();
-    let (mut low, mut high) = (offset(&halves, 0), offset(&halves, 4));
+    let (mut low, mut high) = (word(&halves, 0), word(&halves, 4));
     let mut mix = |block: u32| {
         low = low.wrapping_add(block);
         high ^= low;

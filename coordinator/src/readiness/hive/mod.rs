@@ -29,7 +29,7 @@
 // Changes that had not reached the file.
 pub mod log;
 
-use super::bytes::number;
+use super::bytes::{number, utf16_units};
 
 /// Most bytes of a hive.
 pub const HIVE_BYTES_MAX: usize = 256 << 20;
@@ -91,8 +91,7 @@ impl Hive {
         if !has_good_sum(base) {
             return Err("its first block is damaged: the sum is wrong".to_owned());
         }
-        let field = |at: usize| u32::try_from(number(base, at..at + 4)).unwrap_or(0);
-        let (begun, ended, minor, root) = (field(4), field(8), field(24), field(36));
+        let [begun, ended, minor, root] = [4, 8, 24, 36].map(|at| word(base, at));
         let bytes = usize::try_from(number(base, 40..44)).unwrap_or(usize::MAX);
         if bytes > HIVE_BYTES_MAX || !bytes.is_multiple_of(4096) {
             return Err(format!("it would have {bytes} bytes"));
@@ -148,6 +147,14 @@ impl Hive {
     pub fn value(&self, path: &str, name: &str) -> Result<Option<Value>, String> {
         let Some(key) = self.key(path)? else { return Ok(None) };
         key.value(name).map_err(|error| format!("{path}: {error}"))
+    }
+
+    /// A number by its key's path and its name; `None` if either is missing, or it is none.
+    ///
+    /// # Errors
+    /// As [`Self::value`].
+    pub fn number(&self, path: &str, name: &str) -> Result<Option<u32>, String> {
+        Ok(self.value(path, name)?.and_then(|value| value.number()))
     }
 
     /// The content of a cell that is in use.
@@ -237,11 +244,11 @@ impl<'a> Key<'a> {
         if count > VALUES_MAX {
             return Err(format!("it has {count} values"));
         }
-        let list = self.hive.cell(offset(self.node, 40))?;
+        let list = self.hive.cell(word(self.node, 40))?;
         let list = list.get(..count * 4).ok_or("its list of values is cut off")?;
         let mut values = Vec::new();
         for at in (0..count).map(|index| index * 4) {
-            let cell = self.hive.cell(offset(list, at))?;
+            let cell = self.hive.cell(word(list, at))?;
             if !cell.starts_with(b"vk") {
                 return Err("one of its values is none".to_owned());
             }
@@ -252,7 +259,7 @@ impl<'a> Key<'a> {
             let bytes = cell.get(20..20 + length).ok_or("one of its values has a name without an end")?;
             let name = name(bytes, number(cell, 16..18) & 1 != 0);
             if wanted(&name) {
-                let kind = offset(cell, 12);
+                let kind = word(cell, 12);
                 let data = self.data(cell).map_err(|error| format!("value {name}: {error}"))?;
                 values.push(Value { name, kind, data });
             }
@@ -261,7 +268,7 @@ impl<'a> Key<'a> {
     }
 
     fn data(&self, value: &[u8]) -> Result<Vec<u8>, String> {
-        let size = offset(value, 4);
+        let size = word(value, 4);
         let bytes = usize::try_from(size & 0x7fff_ffff).unwrap_or(usize::MAX);
         let cut = "its data is cut off";
         if size & 0x8000_0000 != 0 {
@@ -273,14 +280,14 @@ impl<'a> Key<'a> {
         if bytes == 0 {
             return Ok(Vec::new());
         }
-        let cell = self.hive.cell(offset(value, 8))?;
+        let cell = self.hive.cell(word(value, 8))?;
         if !(self.hive.has_segments && bytes > SEGMENT_BYTES && cell.starts_with(b"db")) {
             return cell.get(..bytes).map(<[u8]>::to_vec).ok_or(cut.into());
         }
-        let list = self.hive.cell(offset(cell, 4))?;
+        let list = self.hive.cell(word(cell, 4))?;
         let mut data = Vec::with_capacity(bytes);
         for at in (0..bytes.div_ceil(SEGMENT_BYTES)).map(|index| index * 4) {
-            let segment = self.hive.cell(offset(list.get(..at + 4).ok_or(cut)?, at))?;
+            let segment = self.hive.cell(word(list.get(..at + 4).ok_or(cut)?, at))?;
             let wanted = SEGMENT_BYTES.min(bytes - data.len());
             data.extend_from_slice(segment.get(..wanted).ok_or(cut)?);
         }
@@ -292,7 +299,7 @@ impl<'a> Key<'a> {
         if number(self.node, 20..24) == 0 {
             return Ok(cells);
         }
-        let list = self.hive.cell(offset(self.node, 28))?;
+        let list = self.hive.cell(word(self.node, 28))?;
         if list.starts_with(b"ri") {
             for leaf in elements(list, 4)? {
                 leaf_cells(self.hive.cell(leaf)?, &mut cells)?;
@@ -359,10 +366,11 @@ fn leaf_cells(list: &[u8], cells: &mut Vec<u32>) -> Result<(), String> {
 fn elements(list: &[u8], step: usize) -> Result<impl Iterator<Item = u32>, String> {
     let count = usize::try_from(number(list, 2..4)).unwrap_or(0);
     let elements = list.get(4..4 + count * step).ok_or("its list of keys is cut off")?;
-    Ok(elements.chunks_exact(step).map(|element| offset(element, 0)))
+    Ok(elements.chunks_exact(step).map(|element| word(element, 0)))
 }
 
-fn offset(bytes: &[u8], at: usize) -> u32 {
+/// The number at a place; zero beyond the end.
+fn word(bytes: &[u8], at: usize) -> u32 {
     u32::try_from(number(bytes, at..at + 4)).unwrap_or(0)
 }
 
@@ -370,8 +378,7 @@ fn name(bytes: &[u8], is_latin: bool) -> String {
     if is_latin {
         return bytes.iter().copied().map(char::from).collect();
     }
-    let units = bytes.as_chunks::<2>().0.iter().map(|pair| u16::from_le_bytes(*pair));
-    char::decode_utf16(units).map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
+    char::decode_utf16(utf16_units(bytes)).map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
 }
 
 /// The sum of a base block, as it is stored.
@@ -386,5 +393,5 @@ pub fn sum(base: &[u8]) -> u32 {
 }
 
 fn has_good_sum(base: &[u8]) -> bool {
-    base.get(508..512).is_some() && sum(base) == offset(base, 508)
+    base.get(508..512).is_some() && sum(base) == word(base, 508)
 }

@@ -20,7 +20,7 @@ pub(super) fn look(windows: &Windows<'_>, report: &mut Report) -> Result<(), Str
 }
 
 fn san_policy(windows: &Windows<'_>, report: &mut Report) -> Result<(), String> {
-    let set = windows.number(&windows.setting(r"Services\partmgr\Parameters"), "SanPolicy")?;
+    let set = windows.system.number(&windows.setting(r"Services\partmgr\Parameters"), "SanPolicy")?;
     let delivered = if windows.installation.starts_with("Server") { OFFLINE_SHARED } else { ONLINE_ALL };
     let policy = set.filter(|policy| *policy != 0).unwrap_or(delivered);
     let (name, which) = match policy {

@@ -134,14 +134,14 @@ fn lacking(windows: &Windows<'_>, names: &[&str]) -> Result<String, String> {
 
 fn driver(windows: &Windows<'_>, name: &str) -> Result<Driver, String> {
     let key = windows.service(name);
-    let Some(start) = windows.number(&key, "Start")? else {
+    let Some(start) = windows.system.number(&key, "Start")? else {
         return Ok(Driver::Not("is not installed".to_owned()));
     };
     if start != BOOT_START {
         return Ok(Driver::Not(format!("does not start at boot (its Start is {start})")));
     }
     // Windows sets these when a driver that it has had no device for.
-    let over = windows.number(&format!(r"{key}\StartOverride"), "0")?;
+    let over = windows.system.number(&format!(r"{key}\StartOverride"), "0")?;
     if let Some(over) = over.filter(|over| *over != BOOT_START) {
         return Ok(Driver::Not(format!("does not start at boot (its StartOverride is {over})")));
     }

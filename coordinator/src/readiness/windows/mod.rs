@@ -86,11 +86,6 @@ impl Windows<'_> {
         self.setting(&format!(r"Services\{name}"))
     }
 
-    /// A number of the settings.
-    fn number(&self, key: &str, name: &str) -> Result<Option<u32>, String> {
-        Ok(self.system.value(key, name)?.and_then(|value| value.number()))
-    }
-
     /// Whether a service of this name is installed.
     fn has_service(&self, name: &str) -> Result<bool, String> {
         Ok(self.system.key(&self.service(name))?.is_some())
@@ -184,7 +179,7 @@ fn version(files: &NtfsVolume, report: &mut Report) -> String {
 
 /// The set of settings that it starts with.
 fn control(system: &Hive) -> Result<String, String> {
-    let current = system.value("Select", "Current")?.and_then(|value| value.number());
+    let current = system.number("Select", "Current")?;
     let current = current.ok_or(r"the registry has no Select\Current")?;
     let control = format!("ControlSet{current:03}");
     system.key(&control)?.map(|_| control.clone()).ok_or_else(|| format!("the registry has no {control}"))
