@@ -8,15 +8,17 @@
 
 use std::{fs, io, os::unix::fs::FileExt as _, time::Instant};
 
-use crate::{
-    Run,
-    report::{Row, percentile},
-};
 use anyhow::{Context as _, Result, ensure};
+use holdfast_common::entropy::{Entropy as _, SeededEntropy};
 use holdfast_tests::{
     guest,
     loop_device::LoopDevice,
     protected::{PATIENCE, Protected},
+};
+
+use crate::{
+    Run,
+    report::{Row, percentile},
 };
 
 const GIB: u64 = 1 << 30;
@@ -82,10 +84,7 @@ fn scene(pending: u64, size: u64, tries: usize) -> Result<Scene> {
     fill(&device, pending)?;
     let older = protected.site.wait_for_new_point(&machine, PATIENCE)?;
     protected.site.wait_for_new_point(&machine, PATIENCE)?;
-    let name = protected.site.cli(&["machines"])?[0]["name"].as_str().context("its name")?.to_owned();
-    let hardware = protected.site.data().join("hardware");
-    fs::create_dir_all(&hardware)?;
-    fs::write(hardware.join(format!("{name}.toml")), HARDWARE)?;
+    protected.site.set_hardware(&machine, HARDWARE)?;
     protected.agent.kill()?;
     let mut scene = Scene::default();
     for _ in 0..tries {
@@ -133,15 +132,9 @@ fn fill(device: &LoopDevice, bytes: u64) -> Result<()> {
     let mut buffer = vec![0; WRITE_BYTES];
     // A boot sector, so that the firmware has a reason to read on.
     file.write_all_at(&[0x55, 0xaa], 510)?;
-    let mut state = 1_u64;
+    let entropy = SeededEntropy::new(5);
     for at in (WRITE_BYTES as u64..=bytes).step_by(WRITE_BYTES) {
-        for word in buffer.chunks_exact_mut(8) {
-            // xorshift64: no two blocks are the same, and none compresses.
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            word.copy_from_slice(&state.to_le_bytes());
-        }
+        entropy.fill(&mut buffer);
         file.write_all_at(&buffer, at)?;
     }
     file.sync_all().context("writing to the disk")

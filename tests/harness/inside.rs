@@ -4,7 +4,7 @@
 
 mod ledger;
 
-use std::{fs, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 
@@ -64,10 +64,7 @@ pub fn protect(site: &Site, machine: &mut Machine, disk: &str, interval: &str) -
 /// # Errors
 /// It cannot be written.
 pub fn set_hardware(site: &Site, machine: &str, more: &str) -> Result<()> {
-    let folder = site.data().join("hardware");
-    fs::create_dir_all(&folder)?;
-    fs::write(folder.join(format!("{machine}.toml")), format!("cpu = \"Westmere\"\n{more}"))?;
-    Ok(())
+    site.set_hardware(machine, &format!("cpu = \"Westmere\"\n{more}"))
 }
 
 /// What the agent has said, for messages.

@@ -132,6 +132,17 @@ pub fn wait_for_login(job: &Value) -> Result<()> {
 }
 
 impl Site {
+    /// Says what hardware a machine (its id, or its name) is given at its target.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn set_hardware(&self, machine: &str, settings: &str) -> Result<()> {
+        let folder = self.data.join("hardware");
+        fs::create_dir_all(&folder)?;
+        fs::write(folder.join(format!("{machine}.toml")), settings)?;
+        Ok(())
+    }
+
     /// Starts a coordinator with a new data folder on a free port of the loopback interface.
     ///
     /// # Errors

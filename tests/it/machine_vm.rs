@@ -76,25 +76,18 @@ fn a_failed_over_machine_boots_from_its_point_outlives_the_coordinator_and_becom
     let _remains = Remains(overlays.clone());
 
     // The inventory is that of this host, and its disk is another machine's: what that one needs is said by hand.
-    let name = protected.site.cli(&["machines"])?[0]["name"].as_str().context("its name")?.to_owned();
-    let hardware = protected.site.data().join("hardware");
-    fs::create_dir_all(&hardware)?;
-    let file = hardware.join(format!("{name}.toml"));
-    fs::write(&file, "processors = 1\nmemroy_mib = 512\n")?;
+    protected.site.set_hardware(&machine, "processors = 1\nmemroy_mib = 512\n")?;
     let test = ["test-failover", &machine, "--point", "latest", "--vm"];
     let refused = protected.site.cli(&test).unwrap_err().to_string();
     ensure!(refused.contains("line 2") && refused.contains("memroy_mib"), "{refused}");
     let job = protected.site.cli(&["jobs"])?[0]["id"].as_str().context("a job")?.to_owned();
-    fs::write(
-        &file,
-        "processors = 1\nmemory_mib = 512\ncpu = \"Westmere\"\ndisk_model = \"virtio\"\nfirmware = \"bios\"\n",
-    )?;
+    let sound = "processors = 1\nmemory_mib = 512\ncpu = \"Westmere\"\ndisk_model = \"virtio\"\nfirmware = \"bios\"\n";
+    protected.site.set_hardware(&machine, sound)?;
 
     // Told from the replica, without starting anything.
     let ready = protected.site.cli(&["readiness", &machine, "--now"])?;
     ensure!(ready["verdict"] == "ready", "{ready}");
-    let sound = fs::read_to_string(&file)?;
-    fs::write(&file, sound.replace("virtio", "pvscsi"))?;
+    protected.site.set_hardware(&machine, &sound.replace("virtio", "pvscsi"))?;
     let unready = protected.site.cli(&["readiness", &machine, "--now"])?;
     ensure!(
         unready["verdict"] == "not-ready" && unready.to_string().contains("lacks vmw_pvscsi"),
@@ -102,7 +95,7 @@ fn a_failed_over_machine_boots_from_its_point_outlives_the_coordinator_and_becom
     );
     let status = protected.site.cli(&["status"])?["machines"][0].clone();
     ensure!(status["findings"].to_string().contains("will not boot at the target"), "{status}");
-    fs::write(&file, sound)?;
+    protected.site.set_hardware(&machine, sound)?;
 
     // A drill proves it, leaves a picture and a record, and nothing else.
     let drill = protected.site.cli(&["drill", &machine, "--time-limit", "5m"])?;

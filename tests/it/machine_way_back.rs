@@ -26,11 +26,8 @@ fn a_machine_that_ran_at_its_target_boots_from_its_original_disk_with_what_it_wr
     let (site, machine) = (&protected.site, protected.machine.as_str());
     let before = protected.wait_for_points(1)?.pop().context("a point")?;
     // The inventory is that of this host, and its disk is another machine's: what that one needs is said by hand.
-    let name = site.cli(&["machines"])?[0]["name"].as_str().context("its name")?.to_owned();
-    let hardware = site.data().join("hardware");
-    fs::create_dir_all(&hardware)?;
-    fs::write(
-        hardware.join(format!("{name}.toml")),
+    site.set_hardware(
+        machine,
         "processors = 1\nmemory_mib = 512\ncpu = \"Westmere\"\ndisk_model = \"virtio\"\nfirmware = \"uefi\"\n",
     )?;
 

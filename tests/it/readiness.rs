@@ -186,30 +186,37 @@ fn what_cannot_be_looked_into_is_said_to_be_so() -> Result<()> {
     Ok(())
 }
 
-/// Changes at random where the structures lie: every look ends, with whatever it says.
+/// Copies of a sound disk, each changed at random where the structures lie, are looked at.
+pub(crate) fn damaged(sound: &[u8], copies: usize, entropy: &SeededEntropy, look: impl Fn(Vec<u8>)) {
+    let random = |below: usize| usize::try_from(entropy.next_u64() % below as u64).unwrap_or(0);
+    let used: Vec<usize> = (0..sound.len() / 4096)
+        .filter(|block| sound[block * 4096..][..4096].iter().any(|byte| *byte != 0))
+        .collect();
+    for _ in 0..copies {
+        let mut disk = sound.to_vec();
+        for _ in 0..=random(40) {
+            let at = used[random(used.len())] * 4096 + random(4096 - 8);
+            let value = entropy.next_u64().to_le_bytes();
+            match random(3) {
+                0 => disk[at..at + 8].fill(0xff),
+                1 => disk[at..at + 8].copy_from_slice(&value),
+                _ => disk[at] ^= value[0] | 1,
+            }
+        }
+        look(disk);
+    }
+}
+
+/// Every look ends, with whatever it says.
 #[test]
 fn damaged_disks_are_looked_at_to_an_end() -> Result<()> {
     let entropy = SeededEntropy::new(20_261_127);
-    let random = |below: usize| usize::try_from(entropy.next_u64() % below as u64).unwrap_or(0);
     for firmware in [Firmware::Bios, Firmware::Uefi] {
         let efi = (firmware == Firmware::Uefi).then_some(true);
         let sound = SystemDisk { efi, ..SystemDisk::default() }.make()?;
-        let used: Vec<usize> = (0..sound.len() / 4096)
-            .filter(|block| sound[block * 4096..][..4096].iter().any(|byte| *byte != 0))
-            .collect();
-        for _ in 0..40 {
-            let mut disk = sound.clone();
-            for _ in 0..=random(40) {
-                let at = used[random(used.len())] * 4096 + random(4096 - 8);
-                let value = entropy.next_u64().to_le_bytes();
-                match random(3) {
-                    0 => disk[at..at + 8].fill(0xff),
-                    1 => disk[at..at + 8].copy_from_slice(&value),
-                    _ => disk[at] ^= value[0] | 1,
-                }
-            }
+        damaged(&sound, 40, &entropy, |disk| {
             let _whatever = look(disk, virtio(firmware));
-        }
+        });
     }
     Ok(())
 }

@@ -3,10 +3,7 @@
 use std::{fs, path::Path, sync::Arc};
 
 use anyhow::{Result, ensure};
-use holdfast_common::{
-    entropy::{Entropy as _, SeededEntropy},
-    wire::Firmware,
-};
+use holdfast_common::{entropy::SeededEntropy, wire::Firmware};
 use holdfast_coordinator::{
     compute::machines::{Planned, PlannedCard},
     points::view::BlockView,
@@ -20,6 +17,8 @@ use holdfast_tests::{
     samples,
     windows_disk::{self, WindowsDisk},
 };
+
+use crate::readiness::damaged;
 
 fn skipped() -> bool {
     let reason = windows_disk::unavailable();
@@ -299,31 +298,16 @@ fn what_is_encrypted_or_damaged_is_said_to_be_so() -> Result<()> {
     )
 }
 
-/// Changes at random where the structures lie: every look ends, with whatever it says.
+/// Every look ends, with whatever it says.
 #[test]
 fn a_damaged_windows_is_looked_at_to_an_end() -> Result<()> {
     if skipped() {
         return Ok(());
     }
     let entropy = SeededEntropy::new(20_261_127);
-    let random = |below: usize| usize::try_from(entropy.next_u64() % below as u64).unwrap_or(0);
-    let sound = changed(|_| {})?;
-    let used: Vec<usize> = (0..sound.len() / 4096)
-        .filter(|block| sound[block * 4096..][..4096].iter().any(|byte| *byte != 0))
-        .collect();
-    for _ in 0..150 {
-        let mut disk = sound.clone();
-        for _ in 0..=random(40) {
-            let at = used[random(used.len())] * 4096 + random(4096 - 8);
-            let value = entropy.next_u64().to_le_bytes();
-            match random(3) {
-                0 => disk[at..at + 8].fill(0xff),
-                1 => disk[at..at + 8].copy_from_slice(&value),
-                _ => disk[at] ^= value[0] | 1,
-            }
-        }
+    damaged(&changed(|_| {})?, 150, &entropy, |disk| {
         let _whatever = look(vec![disk], planned("sata", Firmware::Uefi));
-    }
+    });
     Ok(())
 }
 
@@ -343,18 +327,14 @@ fn a_protected_windows_is_judged_from_its_replica() -> Result<()> {
     let device = LoopDevice::attach(&disk)?;
     let protected = Protected::start(&[device.path()])?;
     protected.wait_for_points(1)?;
-    let machines = protected.site.cli(&["machines"])?;
-    let name = machines[0]["name"].as_str().unwrap_or_default().to_owned();
-    let hardware = protected.site.data().join("hardware");
-    fs::create_dir_all(&hardware)?;
-    let file = hardware.join(format!("{name}.toml"));
+    let machine = protected.machine.as_str();
     let settings = "memory_mib = 512\nfirmware = \"bios\"\nnetwork_model = \"e1000e\"\n";
-    fs::write(&file, format!("{settings}disk_model = \"sata\"\n"))?;
-    let ready = protected.site.cli(&["readiness", &protected.machine, "--now"])?;
+    protected.site.set_hardware(machine, &format!("{settings}disk_model = \"sata\"\n"))?;
+    let ready = protected.site.cli(&["readiness", machine, "--now"])?;
     ensure!(ready["verdict"] == "ready", "{ready}");
     ensure!(ready.to_string().contains("Windows Server 2022 Standard, build 20348"), "{ready}");
-    fs::write(&file, format!("{settings}disk_model = \"virtio\"\n"))?;
-    let unready = protected.site.cli(&["readiness", &protected.machine, "--now"])?;
+    protected.site.set_hardware(machine, &format!("{settings}disk_model = \"virtio\"\n"))?;
+    let unready = protected.site.cli(&["readiness", machine, "--now"])?;
     ensure!(unready["verdict"] == "not-ready" && unready.to_string().contains("viostor"), "{unready}");
     let status = protected.site.cli(&["status"])?["machines"][0].clone();
     ensure!(status["findings"].to_string().contains("will not boot at the target"), "{status}");

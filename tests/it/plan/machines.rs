@@ -38,12 +38,10 @@ pub(super) fn make_bootable_as(
         crowd.site.wait_for_new_point(machine, PATIENCE)?;
     }
     let name = crowd.site.cli(&["machines"])?[0]["name"].as_str().context("its name")?.to_owned();
-    let hardware = crowd.site.data().join("hardware");
-    fs::create_dir_all(&hardware)?;
-    let wanted =
-        "processors = 1\nmemory_mib = 64\ncpu = \"Westmere\"\ndisk_model = \"ide\"\nfirmware = \"bios\"\n";
-    fs::write(hardware.join(format!("{name}.toml")), wanted)?;
-    Ok(())
+    crowd.site.set_hardware(
+        &name,
+        "processors = 1\nmemory_mib = 64\ncpu = \"Westmere\"\ndisk_model = \"ide\"\nfirmware = \"bios\"\n",
+    )
 }
 
 pub(super) fn jobs(job: &Value) -> Result<Vec<&str>> {
