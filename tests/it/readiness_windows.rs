@@ -298,6 +298,56 @@ fn what_is_encrypted_or_damaged_is_said_to_be_so() -> Result<()> {
     )
 }
 
+/// Changes the first part of a folder's names that holds this one.
+fn change_names(disk: &mut [u8], of: &str, change: impl FnOnce(&mut [u8])) -> Result<()> {
+    let name: Vec<u8> = of.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let holds = |record: &&mut [u8]| {
+        record.starts_with(b"INDX") && record.windows(name.len()).any(|found| found == name)
+    };
+    let record = disk.chunks_exact_mut(4096).find(holds);
+    change(record.ok_or_else(|| anyhow::anyhow!("no folder's names with {of}"))?);
+    Ok(())
+}
+
+#[test]
+fn an_ntfs_that_its_reader_panics_on_or_goes_round_in_is_said_to_be_damaged() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let sound = changed(|_| {})?;
+    let field = |record: &[u8], at: usize| usize::from(u16::from_le_bytes([record[at], record[at + 1]]));
+    let mut panics = sound.clone();
+    change_names(&mut panics, "stornvme", |record| {
+        // The first entry has no length.
+        let first = 24 + field(record, 24);
+        record[first + 8..first + 10].fill(0);
+    })?;
+    let report = look(vec![panics], planned("sata", Firmware::Uefi));
+    check(
+        "no length",
+        &report,
+        Verdict::Unknown,
+        &["its drivers of disks: ", "its reader could not cope with"],
+    )?;
+    let mut circle = sound;
+    change_names(&mut circle, "stornvme", |record| {
+        // What comes before each entry is in this part again.
+        let number: Vec<u8> = record[16..24].to_vec();
+        let mut at = 24 + field(record, 24);
+        while record[at + 12] & 2 == 0 {
+            let next = at + field(record, at + 8);
+            // The ends of sectors are not what they seem: they hold numbers against torn writes.
+            if !(next - 8..next).chain([at + 12]).any(|byte| byte % 512 >= 510) {
+                record[at + 12] |= 1;
+                record[next - 8..next].copy_from_slice(&number);
+            }
+            at = next;
+        }
+    })?;
+    let report = look(vec![circle], planned("sata", Firmware::Uefi));
+    check("circle", &report, Verdict::Unknown, &["its drivers of disks: ", "more than any sound disk needs"])
+}
+
 /// Every look ends, with whatever it says.
 #[test]
 fn a_damaged_windows_is_looked_at_to_an_end() -> Result<()> {

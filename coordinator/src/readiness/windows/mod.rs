@@ -69,7 +69,7 @@ pub(super) fn look(disks: &[Disk], planned: &Planned, report: &mut Report) -> bo
         ("its network", network::look(&windows, planned, report)),
     ] {
         if let Err(error) = looked {
-            report.not_looked_into.push(format!("{what}: the registry is damaged: {error}"));
+            report.not_looked_into.push(format!("{what}: {error}"));
         }
     }
     true
