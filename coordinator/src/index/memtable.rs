@@ -18,8 +18,8 @@ const GROWTH_MIN: usize = 256;
 /// Below this many entries comparing is faster than counting digits.
 const RADIX_MIN: usize = 1024;
 
-/// Bits that one pass of the sort looks at.
-const DIGIT_BITS: u32 = 11;
+/// Bits that one pass of the sort looks at: the places that it writes to by turns fit a processor's nearest cache.
+const DIGIT_BITS: u32 = 8;
 
 /// A map of extents.
 #[derive(Debug, Default)]
