@@ -732,16 +732,17 @@ impl DiskIndex {
             None => self.at_cut(cut)?.runs,
         };
         let newer: Vec<Arc<Run>> = runs.into_iter().filter(|run| run.to() > after).collect();
-        let mut frames = FrameSet::new(after);
-        if newer.len() <= RUNS_MAX {
-            visible(&newer, &mut |sequence| frames.insert(sequence))?;
+        let mut frames = if newer.len() <= RUNS_MAX {
+            visible(&newer, after)?
         } else {
+            let mut frames = FrameSet::new(after);
             let layers: Vec<Layer<'_>> = newer.iter().map(|run| Layer::Run(run)).collect();
             merge(&layers, &mut |entry| {
                 frames.insert(entry.sequence);
                 Ok(())
             })?;
-        }
+            frames
+        };
         frames.insert(cut);
         Ok(frames)
     }

@@ -3,11 +3,15 @@
 //! Owns the walk over sorted runs from the newest to the oldest. Does not read frames. Pure but for the pages of runs.
 //! Invariant: a frame is named exactly if the state that the runs make takes a block from it. Cost: a step for each entry and
 //! for what newer runs cover beside it; an entry that was overwritten costs one comparison, however often it was.
-//! Limit: [`WINDOW_ENTRIES`] entries are looked at together, 16 bytes of memory for each, twice.
+//! Limit: [`WINDOW_ENTRIES`] entries are looked at together by each thread, 16 bytes of memory for each, twice; at most
+//! [`THREADS_MAX`] threads, which share the blocks.
+
+use std::{panic, thread};
 
 use holdfast_common::{ids::Sequence, units::BlockRange};
 
 use super::{lookup::IndexError, run::Run};
+use crate::store::FrameSet;
 
 /// Entries of all runs that are looked at together, about.
 const WINDOW_ENTRIES: u64 = 1 << 18;
@@ -15,25 +19,77 @@ const WINDOW_ENTRIES: u64 = 1 << 18;
 /// Up to so many runs this is the fastest way: a window costs a lookup in each of them.
 pub(super) const RUNS_MAX: usize = 64;
 
-/// Calls `found` with the frame of each entry that shows at least one block, newest runs first; with a frame again for each of its
-/// entries. `runs` are newest first.
+/// Most threads that work.
+const THREADS_MAX: u64 = 8;
+
+/// Entries for which one more thread is worth it.
+const THREAD_ENTRIES: u64 = 1 << 15;
+
+/// The frames behind `after` of entries that show at least one block. `runs` are newest first.
 ///
 /// # Errors
-/// A run is damaged or cannot be read; what was found so far is true.
-pub(super) fn visible<R: AsRef<Run>>(runs: &[R], found: &mut impl FnMut(Sequence)) -> Result<(), IndexError> {
-    visible_by(WINDOW_ENTRIES, runs, found)
+/// A run is damaged or cannot be read.
+pub(super) fn visible<R: AsRef<Run> + Sync>(runs: &[R], after: Sequence) -> Result<FrameSet, IndexError> {
+    let entries: u64 = runs.iter().map(|run| run.as_ref().len()).sum();
+    let processors = thread::available_parallelism().map_or(1, |count| count.get() as u64);
+    visible_on(processors.min(THREADS_MAX).min(entries / THREAD_ENTRIES).max(1), runs, after)
 }
 
-fn visible_by<R: AsRef<Run>>(
+/// Shares the blocks among so many threads, so that each has about as many entries of the largest run.
+fn visible_on<R: AsRef<Run> + Sync>(
+    threads: u64,
+    runs: &[R],
+    after: Sequence,
+) -> Result<FrameSet, IndexError> {
+    let largest = runs.iter().map(AsRef::as_ref).max_by_key(|run| run.len());
+    let Some(largest) = largest else { return Ok(FrameSet::new(after)) };
+    let (mut shares, mut from) = (Vec::new(), 0);
+    for number in 1..threads {
+        let entry = largest.entry(largest.len() * number / threads)?;
+        let to = entry.map_or(from, |entry| entry.start);
+        shares.push((from, to));
+        from = to;
+    }
+    let work = |(from, to)| {
+        let mut frames = FrameSet::new(after);
+        visible_in(WINDOW_ENTRIES, (from, to), runs, &mut |sequence| frames.insert(sequence))?;
+        Ok(frames)
+    };
+    thread::scope(|scope| {
+        let begin = |share| {
+            let thread = thread::Builder::new().name("index-visible".to_owned());
+            // Where there is no thread to be had, the caller does it.
+            thread.spawn_scoped(scope, move || work(share)).map_err(|_none| share)
+        };
+        let others: Vec<_> = shares.into_iter().map(begin).collect();
+        let mut frames = work((from, u64::MAX));
+        for other in others {
+            let found = match other {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| panic::resume_unwind(panic)),
+                Err(share) => work(share),
+            };
+            frames = frames.and_then(|mut frames| {
+                frames.unite(&found?);
+                Ok(frames)
+            });
+        }
+        frames
+    })
+}
+
+/// Calls `found` with the frame of each entry that shows at least one of these blocks, newest runs first; with a frame again for
+/// each of its entries.
+fn visible_in<R: AsRef<Run>>(
     entries_max: u64,
+    (first, end): (u64, u64),
     runs: &[R],
     found: &mut impl FnMut(Sequence),
 ) -> Result<(), IndexError> {
     let each = (entries_max / (runs.len() as u64).max(1)).max(1);
     let (mut covered, mut united) = (Vec::new(), Vec::new());
-    let mut from = 0;
-    while from < u64::MAX {
-        let to = window_end(runs, from, each)?;
+    let mut from = first;
+    while from < end {
+        let to = window_end(runs, from, each)?.min(end);
         covered.clear();
         for run in runs {
             Cover { covered: &covered, at: 0, united: &mut united }.with(run.as_ref(), from, to, found)?;

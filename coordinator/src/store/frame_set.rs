@@ -30,6 +30,14 @@ impl FrameSet {
         }
     }
 
+    /// Adds the frames of another set that begins behind the same frame.
+    pub fn unite(&mut self, other: &Self) {
+        if self.words.len() < other.words.len() {
+            self.words.resize(other.words.len(), 0);
+        }
+        self.words.iter_mut().zip(&other.words).for_each(|(word, more)| *word |= more);
+    }
+
     /// Takes a frame out.
     pub fn remove(&mut self, sequence: Sequence) {
         if let Some((word, bit)) = self.place(sequence)
