@@ -56,8 +56,11 @@ pub const NEWEST_RUNS_MAX: usize = 1024;
 /// Bytes of heads taken from the log at a time.
 const BATCH_BYTES: usize = 1 << 20;
 
+/// The same where one thread reads them and another takes them in: with small ones neither waits for long.
+const BATCH_BYTES_FAR: usize = 128 << 10;
+
 /// Batches of heads that wait while one is taken in.
-const BATCHES_AHEAD: usize = 2;
+const BATCHES_AHEAD: usize = 8;
 
 /// How far the index is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -268,12 +271,17 @@ impl DiskIndex {
     /// # Errors
     /// The journal cannot be read or a run cannot be written; what was indexed stays.
     pub fn advance(&self) -> Result<bool, IndexError> {
+        self.advance_by(BATCH_BYTES)
+    }
+
+    /// Like [`Self::advance`], with so many bytes of heads.
+    fn advance_by(&self, bytes: usize) -> Result<bool, IndexError> {
         let working = self.working();
         let processed = self.read().processed;
         if processed >= *self.log.durable().borrow() {
             return Ok(false);
         }
-        let batch = self.log.heads_after(processed, BATCH_BYTES)?;
+        let batch = self.log.heads_after(processed, bytes)?;
         self.take_in(&batch)?;
         drop(working);
         self.relieve()?;
@@ -305,25 +313,37 @@ impl DiskIndex {
     /// # Errors
     /// As [`Self::advance`].
     pub fn catch_up(&self) -> Result<Sequence, IndexError> {
-        while self.advance()? {
+        while self.advance_by(BATCH_BYTES_FAR)? {
             self.advance_far()?;
         }
         Ok(self.read().processed)
     }
 
-    /// Like [`Self::advance`] again and again, while another thread reads the next heads: reading and checking them takes
-    /// about as long as indexing them. Others may advance in between, and a rebuild ends it early.
+    /// Like [`Self::advance`] again and again, while another thread reads the next heads, and one more the tables of the segment
+    /// behind: reading and checking them takes about as long as indexing them. Others may advance in between, and a rebuild
+    /// ends it early.
     fn advance_far(&self) -> Result<(), IndexError> {
         let mut after = self.read().processed;
         thread::scope(|scope| {
             let (hand_over, batches) = mpsc::sync_channel(BATCHES_AHEAD);
             // What was taken in goes back, for its memory.
             let (give_back, spares) = mpsc::sync_channel(BATCHES_AHEAD + 2);
+            let (reached, places) = mpsc::sync_channel(1);
+            let read_ahead = move || {
+                for place in places {
+                    // Who comes there reads it again, and says what is wrong with it.
+                    let _failed = self.log.read_tables_ahead(place);
+                }
+            };
+            // Without that thread the other one reads them.
+            let _none = thread::Builder::new().name("index-ahead".to_owned()).spawn_scoped(scope, read_ahead);
             let read = move || {
                 let mut at = after;
                 while at < *self.log.durable().borrow() {
+                    // It is still at the place before otherwise, and hears of the next one.
+                    let _busy = reached.try_send(at);
                     let spare = spares.try_recv().unwrap_or_default();
-                    let batch = self.log.heads_after_into(at, BATCH_BYTES, spare);
+                    let batch = self.log.heads_after_into(at, BATCH_BYTES_FAR, spare);
                     let up_to = batch.as_ref().map_or(at, |batch| batch.up_to);
                     // Nobody takes them any more, or there is nothing behind.
                     if hand_over.send(batch).is_err() || up_to <= at {

@@ -160,8 +160,7 @@ impl SealedSegment {
 
     fn read_heads(&self, trailer: &Trailer) -> Result<SegmentTables, SegmentError> {
         let damaged = FormatError::Damaged { what: "segment footer" };
-        let end = self.file.length()?.saturating_sub(TRAILER_BYTES as u64);
-        let count = end.checked_sub(trailer.heads_offset).filter(|count| *count < SEGMENT_BYTES_MAX);
+        let count = self.footer_heads_bytes(trailer)?.filter(|count| *count < SEGMENT_BYTES_MAX);
         let count = count.and_then(|count| usize::try_from(count).ok()).ok_or_else(|| damaged.clone())?;
         let mut heads = vec![0; count];
         ReadAt::read_exact_at(&self.file, trailer.heads_offset, &mut heads)?;
@@ -174,6 +173,22 @@ impl SealedSegment {
             entries.extend_from_slice(&entry.offset.to_le_bytes());
         }
         SegmentTables::parse(self.first_sequence, &entries, heads).map_err(|_| damaged.into())
+    }
+
+    fn footer_heads_bytes(&self, trailer: &Trailer) -> io::Result<Option<u64>> {
+        let end = self.file.length()?.saturating_sub(TRAILER_BYTES as u64);
+        Ok(end.checked_sub(trailer.heads_offset))
+    }
+
+    /// Bytes of heads that [`Self::tables`] would read now; `None` if the footer does not say.
+    ///
+    /// # Errors
+    /// The file's size cannot be read.
+    pub fn heads_bytes(&self) -> io::Result<Option<u64>> {
+        match &self.heads {
+            Heads::Footer(trailer) => self.footer_heads_bytes(trailer),
+            Heads::Walked(_) => Ok(None),
+        }
     }
 
     /// Whether the footer is whole; if not, what is known was read from the frames.

@@ -489,6 +489,15 @@ impl DiskLog {
         Ok(batch)
     }
 
+    /// Reads the tables of the segment behind the one that accounts for `sequence`, so that [`Self::heads_after`] does not wait for
+    /// them there.
+    ///
+    /// # Errors
+    /// The segment cannot be read.
+    pub fn read_tables_ahead(&self, sequence: Sequence) -> Result<(), StoreError> {
+        self.segments.read().unwrap_or_else(PoisonError::into_inner).read_tables_ahead(sequence)
+    }
+
     /// Bytes in the log behind `after`; exact near the end, by proportion of files further back.
     #[must_use]
     pub fn bytes_after(&self, after: Sequence) -> u64 {

@@ -2,10 +2,11 @@
 //!
 //! Owns which segments there are, and a bounded set of open ones. Does not know the writer; it is told when a segment is
 //! begun and sealed. Invariant: a sequence is looked for in exactly one segment, the last that begins at or before it.
-//! Limit: `open_segments_max` sealed segments are open at a time.
+//! Limits: `open_segments_max` sealed segments are open at a time, and the tables of [`TABLES_MAX`] are in memory, of which one
+//! may have more than [`AHEAD_BYTES_MAX`] of heads.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     fs::File,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -23,6 +24,17 @@ use crate::journal::{
     tables::{FrameEntry, FrameHead, SegmentTables},
     writer::SharedTables,
 };
+
+/// Sealed segments whose tables are in memory: the one that is read, and the one that comes next.
+const TABLES_MAX: usize = 2;
+
+/// Heads are read ahead if a segment has at most so many bytes of them. A usual one has 1 MiB; one of frames that hold nothing but
+/// extents of zeroes can have as many as the segment has bytes.
+const AHEAD_BYTES_MAX: u64 = 8 << 20;
+
+fn is_large(tables: &SegmentTables) -> bool {
+    tables.heads().len() as u64 > AHEAD_BYTES_MAX
+}
 
 /// The segment that is being written.
 #[derive(Clone, Debug)]
@@ -42,6 +54,8 @@ pub(super) struct SegmentSet {
     sealed: BTreeMap<u64, u64>,
     active: Option<ActiveSegment>,
     cache: Mutex<Cache>,
+    /// One thread reads tables at a time: nobody reads the same ones at once.
+    reading_tables: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -49,7 +63,13 @@ struct Cache {
     tick: u64,
     open: BTreeMap<u64, (Arc<SealedSegment>, u64)>,
     /// The tables that were read last, because they are read in batches.
-    tables: Option<(u64, Arc<SegmentTables>)>,
+    tables: VecDeque<(u64, Arc<SegmentTables>)>,
+}
+
+impl Cache {
+    fn tables(&self, first: Sequence) -> Option<Arc<SegmentTables>> {
+        self.tables.iter().find(|(cached, _)| *cached == first.0).map(|(_, tables)| Arc::clone(tables))
+    }
 }
 
 /// Where a frame is to be looked for.
@@ -101,6 +121,7 @@ impl SegmentSet {
             sealed: BTreeMap::new(),
             active: None,
             cache: Mutex::new(Cache::default()),
+            reading_tables: Mutex::default(),
         }
     }
 
@@ -158,7 +179,7 @@ impl SegmentSet {
     fn forget(&mut self, first: Sequence) {
         let cache = self.cache.get_mut().unwrap_or_else(PoisonError::into_inner);
         cache.open.remove(&first.0);
-        cache.tables = cache.tables.take().filter(|(cached, _)| *cached != first.0);
+        cache.tables.retain(|(cached, _)| *cached != first.0);
     }
 
     /// The segment that holds `sequence` if any does.
@@ -298,18 +319,40 @@ impl SegmentSet {
         segment: &SealedSegment,
         first: Sequence,
     ) -> Result<Arc<SegmentTables>, SegmentError> {
-        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((cached, tables)) = &cache.tables
-            && *cached == first.0
-        {
-            return Ok(Arc::clone(tables));
+        let cached = || self.cache.lock().unwrap_or_else(PoisonError::into_inner).tables(first);
+        if let Some(tables) = cached() {
+            return Ok(tables);
         }
-        // Who reads frames of other segments does not wait for this.
-        drop(cache);
+        // Who reads frames does not wait for this.
+        let _reading = self.reading_tables.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tables) = cached() {
+            return Ok(tables);
+        }
         let tables = segment.tables()?;
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        cache.tables = Some((first.0, Arc::clone(&tables)));
+        if is_large(&tables) {
+            cache.tables.retain(|(_, other)| !is_large(other));
+        }
+        if cache.tables.len() >= TABLES_MAX {
+            cache.tables.pop_front();
+        }
+        cache.tables.push_back((first.0, Arc::clone(&tables)));
         Ok(tables)
+    }
+
+    /// Reads the tables of the sealed segment behind the one that accounts for `sequence`, for who comes there next.
+    pub(super) fn read_tables_ahead(&self, sequence: Sequence) -> Result<(), StoreError> {
+        let Some((first, _)) = self.sealed.range(sequence.0.saturating_add(1)..).next() else {
+            return Ok(());
+        };
+        let first = Sequence(*first);
+        let segment = self.open(first)?;
+        let failed = |source| StoreError::Segment { path: self.layout.segment(first), source };
+        let heads_bytes = segment.heads_bytes().map_err(|error| failed(error.into()))?;
+        if heads_bytes.is_some_and(|bytes| bytes <= AHEAD_BYTES_MAX) {
+            self.sealed_tables(&segment, first).map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// Bytes behind `after`: exact in the segment being written, by file size and proportion in the others.

@@ -62,6 +62,8 @@ fn check(log: &DiskLog, last: u64) {
     let mut seen = Vec::new();
     let mut at = Sequence(0);
     loop {
+        // What another thread does ahead of a reader.
+        log.read_tables_ahead(at).unwrap();
         let batch = log.heads_after(at, 500).unwrap();
         seen.extend(batch.heads.iter().map(|head| head.header.sequence.0));
         if batch.up_to == at {
