@@ -19,7 +19,10 @@ use holdfast_common::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    index::{CutHead, DiskIndex, Follower},
+    index::{
+        CutHead, DiskIndex, Follower,
+        room::{ROOM_BYTES, Room},
+    },
     journal::tables::FrameHead,
     points::{
         assembler::CutSeen,
@@ -63,6 +66,8 @@ pub(super) struct Logs {
     pub(super) store: Arc<Store>,
     points: Arc<PointCatalog>,
     follower: Follower,
+    /// Of the indexes of all disks, for what they have no files of yet.
+    room: Arc<Room>,
     disks: Mutex<HashMap<DiskId, Arc<Followed>>>,
     /// Set once the registry exists; it knows the clocks' differences. Until then cuts were found, not received.
     registry: OnceLock<Arc<Registry>>,
@@ -96,6 +101,7 @@ impl Logs {
             store,
             points,
             follower,
+            room: Room::new(ROOM_BYTES),
             disks: Mutex::default(),
             registry: OnceLock::new(),
             tasks: TaskTracker::new(),
@@ -141,9 +147,9 @@ impl Logs {
             return Ok(());
         }
         let Some(log) = self.store.disk(disk) else { return Ok(()) };
-        let opening = Arc::clone(&log);
+        let (opening, room) = (Arc::clone(&log), Arc::clone(&self.room));
         let index = tokio::task::spawn_blocking(move || {
-            let index = DiskIndex::open(opening)?;
+            let index = DiskIndex::open_in(opening, room)?;
             index.catch_up().map(|_processed| index)
         });
         let index = index.await?.with_context(|| format!("opening the index of disk {disk}"))?;

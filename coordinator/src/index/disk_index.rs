@@ -3,7 +3,8 @@
 //! Owns the memory table, the parts and the ladder, and the list of cuts. Does not know threads; [`super::follower`]
 //! drives it. Invariants: `processed` only grows; a cut is listed only when its run is written (after power loss it may be
 //! made again: see [`super::unsynced`]); readers never wait for file writing.
-//! Limits: [`SPILL_ENTRIES`] extents in memory, then they become a part; [`OPEN_RUNS_MAX`] runs are kept open, and about
+//! Limits: [`SPILL_ENTRIES`] extents of the open interval in memory, then they become a part; closed ones stay in memory as long
+//! as there is [`Room`] for them and their files are not written; [`OPEN_RUNS_MAX`] runs are kept open, and about
 //! [`NEWEST_RUNS_MAX`] of the newest cut.
 
 use std::{
@@ -28,9 +29,10 @@ use super::{
     memtable::Memtable,
     merge::{Layer, merge},
     records::{CutHead, Loss, RunRecords, ScanHead},
+    room::{ROOM_BYTES, Room, Share},
     run::Run,
     run_format::RunName,
-    run_writer::RunWriter,
+    run_writer::{RunWriter, WrittenRun},
     unsynced::{UNSYNCED_MAX, Unsynced},
     visible::{RUNS_MAX, visible},
 };
@@ -80,6 +82,7 @@ pub struct DiskIndex {
     folder: PathBuf,
     spill_entries: usize,
     fan: usize,
+    room: Arc<Room>,
     state: RwLock<State>,
     /// One thread takes frames in at a time.
     working: Mutex<()>,
@@ -133,19 +136,34 @@ impl DiskIndex {
     /// # Errors
     /// The folder cannot be used.
     pub fn open(log: Arc<DiskLog>) -> Result<Arc<Self>, IndexError> {
-        Self::open_with(log, SPILL_ENTRIES, FAN)
+        Self::open_in(log, Room::new(ROOM_BYTES))
     }
 
-    /// Like [`Self::open`], with another limit of extents in memory, and so many runs of a class becoming one, at least 2.
+    /// Like [`Self::open`], with room in memory that is shared with other disks.
     ///
     /// # Errors
     /// The folder cannot be used.
-    pub fn open_with(log: Arc<DiskLog>, spill_entries: usize, fan: usize) -> Result<Arc<Self>, IndexError> {
+    pub fn open_in(log: Arc<DiskLog>, room: Arc<Room>) -> Result<Arc<Self>, IndexError> {
+        Self::open_with(log, SPILL_ENTRIES, FAN, room)
+    }
+
+    /// Like [`Self::open_in`], with another limit of extents of the open interval, and so many runs of a class becoming one, at
+    /// least 2.
+    ///
+    /// # Errors
+    /// The folder cannot be used.
+    pub fn open_with(
+        log: Arc<DiskLog>,
+        spill_entries: usize,
+        fan: usize,
+        room: Arc<Room>,
+    ) -> Result<Arc<Self>, IndexError> {
         let index = Self {
             folder: log.layout().index(),
             log,
             spill_entries,
             fan: fan.max(2),
+            room,
             state: RwLock::default(),
             working: Mutex::default(),
             merging: Mutex::default(),
@@ -519,10 +537,50 @@ impl DiskIndex {
         }
     }
 
-    /// Closes the interval: memory table and parts become a run of level 0.
+    /// Closes the interval: memory table and parts become a run of level 0, in memory if there is room for it.
     fn close(&self, head: &FrameHead, record: CutRecord) -> Result<(), IndexError> {
-        self.write().memtable.settle();
-        // Only who has `working` changes anything; others may read while the run is written.
+        // First: if this fails, the interval stays open.
+        if self.unsynced.len() >= UNSYNCED_MAX {
+            self.settle_files()?;
+        }
+        let (name, cut, records) = self.closing(head, record)?;
+        let (mut state, run);
+        if let Some(share) = self.share() {
+            state = self.write();
+            run = Arc::new(Run::in_memory(name, state.memtable.take(), records, share));
+            self.unsynced.add_table(Arc::clone(&run));
+        } else {
+            run = self.close_in_file(name, &records)?;
+            state = self.write();
+        }
+        state.ladder.add(name);
+        state.newest.insert(0, run);
+        state.cuts.push(cut);
+        state.last_cut = name.last_cut;
+        state.memtable.clear();
+        state.records = RunRecords::default();
+        state.stored = name.to;
+        state.processed = name.to;
+        let parts = std::mem::take(&mut state.parts);
+        drop(state);
+        for part in parts {
+            self.delete(part.name());
+        }
+        Ok(())
+    }
+
+    /// Room for the open interval as a run in memory, if there is some and nothing of the interval is in a file.
+    fn share(&self) -> Option<Share> {
+        let state = self.read();
+        if state.parts.is_empty() { self.room.take(state.memtable.memory_bytes()) } else { None }
+    }
+
+    /// What closes the interval: its run's name and records, and the cut.
+    fn closing(
+        &self,
+        head: &FrameHead,
+        record: CutRecord,
+    ) -> Result<(RunName, Arc<CutHead>, RunRecords), IndexError> {
         let state = self.read();
         let cut = Arc::new(CutHead {
             sequence: head.header.sequence,
@@ -542,26 +600,19 @@ impl DiskIndex {
         records = records.followed_by(state.records_now());
         records.cuts.push(Arc::clone(&cut));
         records.end.frames += 1;
+        Ok((name, cut, records))
+    }
+
+    /// Writes the run of memory table and parts.
+    fn close_in_file(&self, name: RunName, records: &RunRecords) -> Result<Arc<Run>, IndexError> {
+        self.write().memtable.settle();
+        // Only who has `working` changes anything; others may read while the run is written.
+        let state = self.read();
         let layers = state.layers_since_cut();
-        self.write_run(name, &layers, &records)?;
+        self.write_run(name, &layers, records)?;
         drop(layers);
         drop(state);
-        let run = self.run(name)?;
-        let mut state = self.write();
-        state.ladder.add(name);
-        state.newest.insert(0, run);
-        state.cuts.push(cut);
-        state.last_cut = last_cut;
-        state.memtable.clear();
-        state.records = RunRecords::default();
-        state.stored = name.to;
-        state.processed = name.to;
-        let parts = std::mem::take(&mut state.parts);
-        drop(state);
-        for part in parts {
-            self.delete(part.name());
-        }
-        Ok(())
+        self.run(name)
     }
 
     /// Does one merge of the ladder that is due; if none is, syncs new runs and gives `false`. Frames are taken in meanwhile.
@@ -572,7 +623,7 @@ impl DiskIndex {
         let _merging = self.merging();
         let merged = self.merge_due()?;
         if !merged {
-            self.sync()?;
+            self.settle_files()?;
         }
         Ok(merged)
     }
@@ -643,25 +694,53 @@ impl DiskIndex {
 
     /// Writes a run, which can be used at once. If that fails, nothing of it stays.
     fn write_run(&self, name: RunName, layers: &[Layer<'_>], records: &RunRecords) -> Result<(), IndexError> {
+        let written = self.write_file(name, layers, records)?;
+        let opened = Run::open_at(written.temporary().to_owned(), self.log.disk(), name);
+        let run = opened.inspect_err(|_error| drop(fs::remove_file(written.temporary())))?;
+        self.unsynced.add(Arc::new(run), written);
+        if self.unsynced.len() >= UNSYNCED_MAX { self.sync() } else { Ok(()) }
+    }
+
+    fn write_file(
+        &self,
+        name: RunName,
+        layers: &[Layer<'_>],
+        records: &RunRecords,
+    ) -> Result<WrittenRun, IndexError> {
         let path = name.path(&self.folder);
         let io = |source| IndexError::Io { path: path.clone(), source };
         let mut writer = RunWriter::create(&self.folder, self.log.disk(), name).map_err(io)?;
         let temporary = writer.temporary().to_owned();
         let merged = merge(layers, &mut |entry| writer.push(entry).map_err(io));
-        let written = merged.and_then(|()| {
-            let written = writer.finish(records).map_err(io)?;
-            let run = Run::open_at(written.temporary().to_owned(), self.log.disk(), name)?;
-            Ok((Arc::new(run), written))
-        });
+        let written = merged.and_then(|()| writer.finish(records).map_err(io));
         // On a full disk the space is wanted back.
-        let (run, written) = written.inspect_err(|_error| drop(fs::remove_file(&temporary)))?;
-        self.unsynced.add(run, written);
-        if self.unsynced.len() >= UNSYNCED_MAX { self.sync() } else { Ok(()) }
+        written.inspect_err(|_error| drop(fs::remove_file(&temporary)))
     }
 
-    /// Syncs all runs that are not yet, and gives them their names.
+    /// Writes and syncs all runs that are not yet, and gives them their names.
     fn sync(&self) -> Result<(), IndexError> {
-        self.unsynced.sync().map_err(|source| IndexError::Unsynced { path: self.folder.clone(), source })
+        let write = |run: &Run| self.write_file(run.name(), &[Layer::Run(run)], &run.records()?);
+        let failed = |source| IndexError::Unsynced { path: self.folder.clone(), source };
+        self.unsynced.sync(&write, &failed)
+    }
+
+    /// Like [`Self::sync`], and gives back the memory of runs that have a file now. The caller holds no lock of the state.
+    fn settle_files(&self) -> Result<(), IndexError> {
+        self.sync()?;
+        for name in self.unsynced.take_filed() {
+            self.open.lock().unwrap_or_else(PoisonError::into_inner).runs.remove(&name);
+            let run = match self.run(name) {
+                Ok(run) => run,
+                Err(error) if self.read().ladder.has(name) => return Err(error),
+                // It is needed no more.
+                Err(_) => continue,
+            };
+            let mut state = self.write();
+            if let Some(place) = state.newest.iter_mut().find(|run| run.name() == name) {
+                *place = run;
+            }
+        }
+        Ok(())
     }
 
     /// A run, opened if need be.
@@ -843,6 +922,17 @@ impl DiskIndex {
     #[cfg(test)]
     pub(super) fn newest_runs(&self) -> Vec<RunName> {
         self.read().newest.iter().map(|run| run.name()).collect()
+    }
+
+    /// Number of the newest cut's runs that are in memory.
+    #[cfg(test)]
+    pub(super) fn tables(&self) -> usize {
+        self.read().newest.iter().filter(|run| run.table().is_some()).count()
+    }
+
+    #[cfg(test)]
+    pub(super) fn room(&self) -> &Room {
+        &self.room
     }
 
     /// The runs that the ladder names for the newest cut, newest first.

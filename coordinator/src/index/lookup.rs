@@ -13,7 +13,7 @@ use holdfast_common::{ids::Sequence, units::BlockRange};
 use super::{
     entry::{IndexEntry, Packed},
     merge::Layer,
-    run::Run,
+    run::{Run, overlapping, position},
 };
 
 /// Entries of one layer that one resolution looks at before it stops short.
@@ -181,20 +181,13 @@ fn window_end(layers: &[Layer<'_>], range: BlockRange) -> Result<u64, IndexError
     Ok(end)
 }
 
-/// Position of the first entry of a table that ends behind `block`.
-fn position(table: &[Packed], block: u64) -> usize {
-    table.partition_point(|entry| entry.end() <= block)
-}
-
 impl Layer<'_> {
     /// Calls `found` with each entry that shares blocks with `range`, ascending.
     fn overlapping(&self, range: BlockRange, found: &mut dyn FnMut(IndexEntry)) -> Result<(), IndexError> {
         match self {
             Self::Run(run) => run.overlapping(range, found),
             Self::Table(table) => {
-                let from = position(table, range.start.0);
-                let entries = table.iter().skip(from).take_while(|entry| entry.start() < range.end().0);
-                entries.map(Packed::unpack).for_each(found);
+                overlapping(table, range, found);
                 Ok(())
             }
         }

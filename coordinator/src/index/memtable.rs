@@ -63,6 +63,16 @@ impl Memtable {
         }
     }
 
+    /// Takes everything out as one table.
+    pub fn take(&mut self) -> Vec<Packed> {
+        if self.tables.is_empty() {
+            // It is kept as it is: copying it to fit costs more than the room to grow.
+            return sorted(std::mem::take(&mut self.fresh));
+        }
+        self.shrink();
+        self.tables.pop().unwrap_or_default()
+    }
+
     /// Whether [`Self::layers`] gives all.
     #[must_use]
     pub const fn is_settled(&self) -> bool {

@@ -15,6 +15,7 @@ use super::{
     lookup::IndexError,
     page::Page,
     run::Run,
+    run_file::RunFile,
 };
 
 /// Entries that ascend by start; those of one layer do not overlap.
@@ -70,7 +71,7 @@ pub fn merge(
 
 /// Where a merge is in a layer.
 struct Cursor<'a> {
-    run: Option<&'a Run>,
+    file: Option<&'a RunFile>,
     /// Number of the next page.
     next_page: usize,
     page: Page<'a>,
@@ -81,25 +82,26 @@ struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     fn new(layer: Layer<'a>) -> Self {
-        let (run, table) = match layer {
-            Layer::Table(table) => (None, table.iter()),
-            Layer::Run(run) => (Some(run), [].iter()),
+        let (file, table) = match layer {
+            Layer::Table(table) => (None, table),
+            Layer::Run(run) => (run.file(), run.table().unwrap_or_default()),
         };
-        Self { run, next_page: 0, page: Page::Fixed(&[]), at: 0, table }
+        let table = table.iter();
+        Self { file, next_page: 0, page: Page::Fixed(&[]), at: 0, table }
     }
 
     fn next(&mut self) -> Result<Option<IndexEntry>, IndexError> {
-        let Some(run) = self.run else { return Ok(self.table.next().map(Packed::unpack)) };
+        let Some(file) = self.file else { return Ok(self.table.next().map(Packed::unpack)) };
         loop {
             if let Some(entry) = self.page.get(self.at) {
                 self.at += 1;
                 return Ok(Some(entry));
             }
-            if self.next_page >= run.page_count() {
+            if self.next_page >= file.page_count() {
                 return Ok(None);
             }
-            run.expect(self.next_page);
-            self.page = run.page(self.next_page)?;
+            file.expect(self.next_page);
+            self.page = file.page(self.next_page)?;
             self.at = 0;
             self.next_page += 1;
         }

@@ -5,7 +5,8 @@
 //! journal; what is looked up at a cut is exactly the frames up to that cut, newest first; runs never change.
 //! Limits: an extent takes about 5.5 bytes in a run if it is one block anywhere (`page`), and lies in its tile and in about one run
 //! for each class of sizes above it (`ladder`), so that 24 bytes per extent are enough for 20,000 cuts; in memory it takes
-//! [`entry::ENTRY_BYTES`], at most 24 with room to grow, for [`disk_index::SPILL_ENTRIES`] extents per disk.
+//! [`entry::ENTRY_BYTES`], at most 24 with room to grow, for [`disk_index::SPILL_ENTRIES`] extents per disk, and
+//! [`room::ROOM_BYTES`] for the runs of all disks that have no file yet.
 //! Merges hold up neither taking frames in nor looking up.
 
 // One extent of the index, and its 16 bytes.
@@ -20,9 +21,13 @@ pub mod page;
 pub mod run_writer;
 // Mapping a run's file.
 mod map;
+// Memory for runs that have no file yet.
+pub mod room;
 // Runs that are used before they are synced.
 pub mod unsynced;
-// A run opened for looking up.
+// A run's file opened for looking up.
+mod run_file;
+// A run: a file's, or one in memory.
 pub mod run;
 // Newest wins.
 pub mod merge;

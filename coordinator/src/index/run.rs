@@ -1,16 +1,10 @@
-//! A run opened for looking up.
+//! An immutable sorted run, for looking up: a file's, or one that is in memory until its file is written.
 //!
-//! Owns the mapping and which pages were verified. Does not know other runs. Invariants: header, firsts and records were
-//! verified when it was opened, a page is before its first use; a run never changes.
-//! Limit: one bit of memory per page besides the firsts, which take 16 bytes per 512 entries.
+//! Owns the choice between the two. Does not know other runs. Invariant: a run never changes; both kinds answer alike.
+//! Limit: a run in memory takes 16 bytes per entry, at most half as much again as room to grow, for which it has a share of a
+//! [`Room`](super::room::Room).
 
-use std::{
-    fs::File,
-    path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
-};
-
-use memmap2::Mmap;
+use std::path::{Path, PathBuf};
 
 use holdfast_common::{
     ids::{DiskId, Sequence},
@@ -18,35 +12,40 @@ use holdfast_common::{
 };
 
 use super::{
-    entry::{ENTRY_BYTES, IndexEntry},
+    entry::{IndexEntry, Packed},
     lookup::IndexError,
-    map::map,
-    page::{self, PackedPage, Page},
     records::RunRecords,
-    run_format::{
-        FIRST_BYTES, FIXED_BYTES, FIXED_HEAD_BYTES, RUN_HEADER_BYTES, RUN_VERSION_FIXED, RunHeader, RunName,
-        fixed_check, fixed_seed,
-    },
+    room::Share,
+    run_file::RunFile,
+    run_format::{RUN_HEADER_BYTES, RunName},
 };
 
-/// Pages that are asked for ahead of a reader of all.
-const PAGES_AHEAD: usize = 128;
+/// Bytes that an entry takes in a file, about.
+const ENTRY_FILE_BYTES: u64 = 6;
 
-/// An immutable sorted run.
+/// A run.
 #[derive(Debug)]
-pub struct Run {
-    map: Mmap,
-    path: PathBuf,
-    header: RunHeader,
-    firsts: Vec<u64>,
-    /// Where each page ends, counted from the end of the header; empty for fixed pages.
-    ends: Vec<u64>,
-    verified: Vec<AtomicU64>,
-    damaged: AtomicBool,
+pub struct Run(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    File(RunFile),
+    Table(Table),
+}
+
+/// A run that has no file yet.
+#[derive(Debug)]
+struct Table {
+    name: RunName,
+    entries: Vec<Packed>,
+    records: RunRecords,
+    record_bytes: u64,
+    /// Given back with the run.
+    _share: Share,
 }
 
 impl Run {
-    /// Opens and verifies all but the pages.
+    /// Opens a file, and verifies what a lookup begins with.
     ///
     /// # Errors
     /// The run is damaged, newer, another disk's, or cannot be read.
@@ -59,65 +58,77 @@ impl Run {
     /// # Errors
     /// As those of [`Self::open`].
     pub fn open_at(path: PathBuf, disk: DiskId, name: RunName) -> Result<Self, IndexError> {
-        let io = |source| IndexError::Io { path: path.clone(), source };
-        let map = map(&File::open(&path).map_err(io)?).map_err(io)?;
-        let damaged = || IndexError::Damaged { path: path.clone() };
-        let header = RunHeader::parse(&map).ok_or_else(damaged)?;
-        let (firsts_at, records_at) = sections(&header, &map).ok_or_else(damaged)?;
-        let firsts = map.get(firsts_at..records_at).ok_or_else(damaged)?;
-        let records = map.get(records_at..).ok_or_else(damaged)?;
-        let intact = header.disk == disk
-            && header.name == name
-            && blake3::hash(firsts).as_bytes() == &header.firsts_digest
-            && blake3::hash(records).as_bytes() == &header.records_digest;
-        if !intact {
-            return Err(damaged());
+        RunFile::open(path, disk, name).map(|file| Self(Kind::File(file)))
+    }
+
+    /// A run of sorted entries without overlaps, for whose memory there is a share.
+    #[must_use]
+    pub fn in_memory(name: RunName, entries: Vec<Packed>, records: RunRecords, share: Share) -> Self {
+        // Who writes it says what is wrong with them.
+        let record_bytes = records.to_bytes().map_or(0, |bytes| bytes.len() as u64);
+        Self(Kind::Table(Table { name, entries, records, record_bytes, _share: share }))
+    }
+
+    /// The entries, if the run is in memory.
+    #[must_use]
+    pub fn table(&self) -> Option<&[Packed]> {
+        match &self.0 {
+            Kind::File(_) => None,
+            Kind::Table(table) => Some(&table.entries),
         }
-        let (firsts, ends) = split(firsts, header.version);
-        let verified = (0..firsts.len().div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Ok(Self { map, path, header, firsts, ends, verified, damaged: AtomicBool::new(false) })
+    }
+
+    /// The file's, if it is not.
+    pub(super) const fn file(&self) -> Option<&RunFile> {
+        match &self.0 {
+            Kind::File(file) => Some(file),
+            Kind::Table(_) => None,
+        }
     }
 
     /// What the run covers.
     #[must_use]
     pub const fn name(&self) -> RunName {
-        self.header.name
+        match &self.0 {
+            Kind::File(file) => file.name(),
+            Kind::Table(table) => table.name,
+        }
     }
 
     /// Last frame covered.
     #[must_use]
     pub const fn to(&self) -> Sequence {
-        self.header.name.to
+        self.name().to
     }
 
     /// Whether a page was found damaged when it was used.
     #[must_use]
     pub fn is_damaged(&self) -> bool {
-        self.damaged.load(Ordering::Relaxed)
+        self.file().is_some_and(RunFile::is_damaged)
     }
 
     /// Number of entries.
     #[must_use]
     pub const fn len(&self) -> u64 {
-        self.header.entry_count
+        match &self.0 {
+            Kind::File(file) => file.len(),
+            Kind::Table(table) => table.entries.len() as u64,
+        }
     }
 
     /// Whether there is no entry.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.header.entry_count == 0
+        self.len() == 0
     }
 
-    /// Size of the file.
-    #[must_use]
-    pub fn file_bytes(&self) -> u64 {
-        self.map.len() as u64
-    }
-
-    /// Size of the file without its header.
+    /// Size of the file without its header; about, as long as there is none.
     #[must_use]
     pub fn payload_bytes(&self) -> u64 {
-        self.file_bytes().saturating_sub(RUN_HEADER_BYTES as u64)
+        match &self.0 {
+            Kind::File(file) => file.file_bytes().saturating_sub(RUN_HEADER_BYTES as u64),
+            Kind::Table(table) => self.len() * ENTRY_FILE_BYTES + table.record_bytes,
+        }
     }
 
     /// The records.
@@ -125,8 +136,10 @@ impl Run {
     /// # Errors
     /// They are damaged.
     pub fn records(&self) -> Result<RunRecords, IndexError> {
-        let at = self.map.len().saturating_sub(self.header.record_bytes as usize);
-        RunRecords::parse(self.map.get(at..).unwrap_or_default()).ok_or_else(|| self.damaged())
+        match &self.0 {
+            Kind::File(file) => file.records(),
+            Kind::Table(table) => Ok(table.records.clone()),
+        }
     }
 
     /// Position of the first entry that ends behind `block`.
@@ -134,9 +147,10 @@ impl Run {
     /// # Errors
     /// A page is damaged.
     pub fn position(&self, block: u64) -> Result<u64, IndexError> {
-        let page = self.firsts.partition_point(|first| *first <= block);
-        let Some(page) = page.checked_sub(1) else { return Ok(0) };
-        Ok((page * self.header.page_entries() + self.page(page)?.position(block)) as u64)
+        match &self.0 {
+            Kind::File(file) => file.position(block),
+            Kind::Table(table) => Ok(position(&table.entries, block) as u64),
+        }
     }
 
     /// The entry at a position; `None` behind the end.
@@ -144,12 +158,13 @@ impl Run {
     /// # Errors
     /// Its page is damaged.
     pub fn entry(&self, position: u64) -> Result<Option<IndexEntry>, IndexError> {
-        if position >= self.header.entry_count {
-            return Ok(None);
+        match &self.0 {
+            Kind::File(file) => file.entry(position),
+            Kind::Table(table) => {
+                let position = usize::try_from(position).unwrap_or(usize::MAX);
+                Ok(table.entries.get(position).map(Packed::unpack))
+            }
         }
-        let position = usize::try_from(position).map_err(|_| self.damaged())?;
-        let page = self.page(position / self.header.page_entries())?;
-        page.get(position % self.header.page_entries()).map(Some).ok_or_else(|| self.damaged())
     }
 
     /// Calls `found` with each entry that shares blocks with `range`, ascending.
@@ -161,104 +176,25 @@ impl Run {
         range: BlockRange,
         found: &mut dyn FnMut(IndexEntry),
     ) -> Result<(), IndexError> {
-        let number = self.firsts.partition_point(|first| *first <= range.start.0).saturating_sub(1);
-        let mut skip =
-            if number < self.firsts.len() { self.page(number)?.position(range.start.0) } else { 0 };
-        for number in number..self.firsts.len() {
-            let page = self.page(number)?;
-            while let Some(entry) = page.get(skip) {
-                if entry.start >= range.end().0 {
-                    return Ok(());
-                }
-                found(entry);
-                skip += 1;
+        match &self.0 {
+            Kind::File(file) => file.overlapping(range, found),
+            Kind::Table(table) => {
+                overlapping(&table.entries, range, found);
+                Ok(())
             }
-            skip = 0;
         }
-        Ok(())
-    }
-
-    /// Number of pages.
-    pub(super) const fn page_count(&self) -> usize {
-        self.firsts.len()
-    }
-
-    /// Whoever reads all pages says which one is next: the system reads the pages behind it meanwhile.
-    pub(super) fn expect(&self, page: usize) {
-        if page.is_multiple_of(PAGES_AHEAD) {
-            let (from, to) = (self.page_at(page).0, self.page_at(page + 2 * PAGES_AHEAD).0);
-            let bytes = to.min(self.map.len()).saturating_sub(from);
-            // Only an advice.
-            let _refused = self.map.advise_range(memmap2::Advice::WillNeed, from, bytes);
-        }
-    }
-
-    /// Where a page begins and ends in the file; behind the last one, where it ends.
-    fn page_at(&self, number: usize) -> (usize, usize) {
-        if self.header.version == RUN_VERSION_FIXED {
-            let start = RUN_HEADER_BYTES + number * FIXED_BYTES;
-            let before = (number * self.header.page_entries()) as u64;
-            let count = self.header.entry_count.saturating_sub(before).min(self.header.page_entries() as u64);
-            return (start, start + FIXED_HEAD_BYTES + usize::try_from(count).unwrap_or(0) * ENTRY_BYTES);
-        }
-        let end = |number: usize| {
-            let end = self.ends.get(number).copied().unwrap_or(self.header.pages_bytes);
-            RUN_HEADER_BYTES.saturating_add(usize::try_from(end).unwrap_or(usize::MAX))
-        };
-        (number.checked_sub(1).map_or(RUN_HEADER_BYTES, end), end(number))
-    }
-
-    /// The entries of a page, verified.
-    pub(super) fn page(&self, number: usize) -> Result<Page<'_>, IndexError> {
-        let (start, end) = self.page_at(number);
-        let bytes = self.map.get(start..end).ok_or_else(|| self.damaged())?;
-        let first = self.firsts.get(number).ok_or_else(|| self.damaged())?;
-        let bit = 1u64 << (number % 64);
-        let word = self.verified.get(number / 64).ok_or_else(|| self.damaged())?;
-        if word.load(Ordering::Relaxed) & bit == 0 {
-            if !self.is_intact(number as u64, bytes) {
-                self.damaged.store(true, Ordering::Relaxed);
-                return Err(self.damaged());
-            }
-            word.fetch_or(bit, Ordering::Relaxed);
-        }
-        if self.header.version == RUN_VERSION_FIXED {
-            let (entries, _) = bytes.get(FIXED_HEAD_BYTES..).unwrap_or_default().as_chunks::<ENTRY_BYTES>();
-            return Ok(Page::Fixed(entries));
-        }
-        PackedPage::parse(bytes, *first).map(Page::Packed).ok_or_else(|| self.damaged())
-    }
-
-    fn is_intact(&self, number: u64, bytes: &[u8]) -> bool {
-        if self.header.version != RUN_VERSION_FIXED {
-            return page::is_intact(number, self.to(), bytes);
-        }
-        let Some((head, body)) = bytes.split_at_checked(FIXED_HEAD_BYTES) else { return false };
-        let seeded = [fixed_seed(number, self.to()).as_slice(), body].concat();
-        head.get(8..) == Some(&fixed_check(&seeded))
-    }
-
-    fn damaged(&self) -> IndexError {
-        IndexError::Damaged { path: self.path.clone() }
     }
 }
 
-/// Where firsts and records begin, if all sections fit the file exactly.
-fn sections(header: &RunHeader, map: &[u8]) -> Option<(usize, usize)> {
-    let firsts = (RUN_HEADER_BYTES as u64).checked_add(header.pages_bytes)?;
-    let records = firsts.checked_add(header.firsts_bytes())?;
-    let end = records.checked_add(u64::from(header.record_bytes))?;
-    let fits = end == map.len() as u64;
-    fits.then_some((usize::try_from(firsts).ok()?, usize::try_from(records).ok()?))
+/// Position of the first entry of a table that ends behind `block`.
+#[must_use]
+pub fn position(table: &[Packed], block: u64) -> usize {
+    table.partition_point(|entry| entry.end() <= block)
 }
 
-/// The first blocks of the pages, and where these end.
-fn split(firsts: &[u8], version: u16) -> (Vec<u64>, Vec<u64>) {
-    let (words, _) = firsts.as_chunks::<8>();
-    let words = words.iter().map(|word| u64::from_le_bytes(*word));
-    if version == RUN_VERSION_FIXED {
-        return (words.collect(), Vec::new());
-    }
-    let each = FIRST_BYTES / 8;
-    (words.clone().step_by(each).collect(), words.skip(1).step_by(each).collect())
+/// Calls `found` with each entry of a table that shares blocks with `range`, ascending.
+pub fn overlapping(table: &[Packed], range: BlockRange, found: &mut dyn FnMut(IndexEntry)) {
+    let from = position(table, range.start.0);
+    let entries = table.iter().skip(from).take_while(|entry| entry.start() < range.end().0);
+    entries.map(Packed::unpack).for_each(found);
 }

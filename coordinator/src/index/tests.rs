@@ -20,6 +20,7 @@ use super::{
     disk_index::NEWEST_RUNS_MAX,
     entry::IndexEntry,
     ladder::{FAN, Ladder, due, merged_name},
+    room::Room,
     run_format::RunName,
 };
 use crate::{
@@ -86,6 +87,9 @@ struct World {
 /// So many runs of a class become one, so that a few cuts make some merges.
 const FEW: usize = 2;
 
+/// Bytes for runs in memory: of some intervals, so that others go into files at once.
+const ROOM: usize = 16 << 10;
+
 fn settings() -> StoreSettings {
     StoreSettings { segment_bytes: 2_000, reserve_bytes: 0, ..StoreSettings::default() }
 }
@@ -95,7 +99,7 @@ fn open(folder: &TempDir, spill: usize) -> (Arc<Store>, Arc<DiskLog>, Arc<LogSin
     let manifest = DiskManifest { disk: DISK, machine: MachineId::from_bytes([1; 16]), size_bytes: SIZE };
     let log = store.create_disk(&manifest).unwrap();
     let sink = log.sink().unwrap();
-    let index = DiskIndex::open_with(Arc::clone(&log), spill, FEW).unwrap();
+    let index = DiskIndex::open_with(Arc::clone(&log), spill, FEW, Room::new(ROOM)).unwrap();
     (store, log, sink, index)
 }
 
@@ -536,7 +540,10 @@ fn a_run_takes_few_bytes_per_extent() {
     // Header, a page's head and end, one first, and the records (the cut) are what is not per extent.
     let records = run.records().unwrap().to_bytes().unwrap().len() as u64;
     // All are of one frame; starts are below 256, places below 128.
-    assert_eq!(run.file_bytes(), 192 + 32 + (100 * (8 + 7_u64)).div_ceil(8) + 15 + 16 + records);
+    world.index.compact().unwrap();
+    let cut = world.index.at_cut(world.identity.sequence).unwrap();
+    let file = cut.runs[0].file().unwrap();
+    assert_eq!(file.file_bytes(), 192 + 32 + (100 * (8 + 7_u64)).div_ceil(8) + 15 + 16 + records);
 }
 
 #[test]
@@ -584,6 +591,81 @@ fn the_newest_state_stands_on_few_runs_after_each_merge() {
     let left = world.index.newest_runs().len();
     assert!(left < 10, "{left} runs");
     world.check();
+}
+
+#[test]
+fn a_cut_can_be_had_before_its_run_has_a_file_and_afterwards() {
+    let mut world = World::new(1000);
+    for round in 1..=3u8 {
+        world.write(&[(u64::from(round), 20, round), (7, 3, 0)]);
+        world.cut();
+    }
+    world.check();
+    assert_eq!(index_files(&world), [] as [std::path::PathBuf; 0]);
+    assert_eq!(world.index.tables(), 3);
+    // What a crash takes of it is made again.
+    world = world.restart();
+    world.check();
+    let before = PointView::at_cut(&world.index, Arc::clone(&world.cache), world.cuts[0].0).unwrap();
+    while world.index.compact().unwrap() {}
+    assert!(index_files(&world).len() >= 3);
+    world.check();
+    // Nobody but the view keeps memory, and that counts as long as it does.
+    assert_eq!(world.index.tables(), 0);
+    assert!(world.index.room().free_bytes() < ROOM);
+    check_view(&before, &world.cuts[0].1);
+    drop(before);
+    assert_eq!(world.index.room().free_bytes(), ROOM);
+    world = world.restart();
+    world.check();
+}
+
+#[test]
+fn runs_without_a_file_take_no_more_than_some_memory() {
+    let mut world = World::new(5);
+    for round in 0..30u64 {
+        // Apart from each other.
+        world.write(&[(round, 1, 1), (3, 1, 2), (3, 1, 3)]);
+        world.cut();
+        world.index.catch_up().unwrap();
+    }
+    // Room is made for 256 entries at least.
+    assert_eq!(world.index.tables(), ROOM / 4096);
+    assert_eq!(world.index.room().free_bytes(), 0);
+    assert!(!index_files(&world).is_empty());
+    world.check();
+    while world.index.compact().unwrap() {}
+    assert_eq!((world.index.tables(), world.index.room().free_bytes()), (0, ROOM));
+    world.check();
+}
+
+/// Several runs are written and synced together; power may fail at any moment of that.
+#[test]
+fn whatever_a_crash_leaves_of_runs_that_were_in_memory_is_made_up_for() {
+    let mut world = World::new(1000);
+    for round in 1..=4u8 {
+        world.write(&[(u64::from(round), 20, round), (7, 3, 0)]);
+        world.cut();
+    }
+    world.index.catch_up().unwrap();
+    assert_eq!((world.index.tables(), index_files(&world).len()), (4, 0));
+    while world.index.compact().unwrap() {}
+    let written: Vec<_> =
+        index_files(&world).into_iter().map(|path| (std::fs::read(&path).unwrap(), path)).collect();
+    assert!(written.len() > 4);
+    for left in 0..1 << written.len() {
+        for (number, (bytes, path)) in written.iter().enumerate() {
+            if left >> number & 1 == 1 {
+                std::fs::write(path, bytes).unwrap();
+            } else {
+                // It has not got its name yet.
+                std::fs::write(path.with_extension("new"), bytes).unwrap();
+                let _was_not_there = std::fs::remove_file(path);
+            }
+        }
+        world = world.restart();
+        world.check();
+    }
 }
 
 #[test]
@@ -838,14 +920,23 @@ fn a_full_disk_holds_the_index_up_and_harms_nothing() {
     let name = RunName { part: false, level: 0, last_cut: 2, from: Sequence(2), to: Sequence(4) };
     let temporary = name.path(&world.index.log().layout().index()).with_extension("new");
     std::os::unix::fs::symlink("/dev/full", &temporary).unwrap();
-    let error = world.index.catch_up().unwrap_err();
+    // The cut is there, from memory.
+    world.check();
+    let error = loop {
+        match world.index.compact() {
+            Ok(more) => assert!(more, "the file was written"),
+            Err(error) => break error,
+        }
+    };
     let full = matches!(&error, super::IndexError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull);
     assert!(full && !error.is_damage(), "{error:?}");
     assert!(temporary.symlink_metadata().is_err(), "what was half written takes space");
-    let (first, model) = world.cuts.first().unwrap();
-    check_view(&PointView::at_cut(&world.index, FrameCache::new(1 << 20), *first).unwrap(), model);
-    // There is space again.
     world.check();
+    // There is space again.
+    while world.index.compact().unwrap() {}
+    assert_eq!(world.index.tables(), 0);
+    world.check();
+    world.restart().check();
 }
 
 #[test]

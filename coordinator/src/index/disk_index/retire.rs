@@ -214,7 +214,7 @@ impl DiskIndex {
         }
         let _merging = self.merging();
         let _working = self.working();
-        self.sync()?;
+        self.settle_files()?;
         self.delete_needless()?;
         Ok(false)
     }
