@@ -14,6 +14,7 @@ use holdfast_common::{ids::PointId, units::BlockRange};
 use holdfast_coordinator::{
     compute::{
         branch::{Branch, Origin},
+        nbd::client::ExportView,
         nbd::server::{DamageSink, ExportHandle, Listening, NbdServer, Settings},
     },
     points::view::{BlockView as _, ViewError},
@@ -328,4 +329,34 @@ fn read_request(cookie: u64, offset: u64, bytes: u32) -> Vec<u8> {
     header.extend_from_slice(&offset.to_be_bytes());
     header.extend_from_slice(&bytes.to_be_bytes());
     header
+}
+
+#[test]
+fn a_client_of_our_own_reads_what_is_served_and_which_parts_are_holes() {
+    let served = Served::start(MemoryView::patchy(7, (4 << 20) + 512).with_damage(BlockRange::new(9, 1)));
+    assert!(ExportView::open(&served.socket(), "sdb", None).is_err(), "there is no such export");
+    assert!(ExportView::open(&served.socket(), "sda", Some("qemu:dirty-bitmap:none")).is_err());
+    let view = ExportView::open(&served.socket(), "sda", Some("base:allocation")).unwrap();
+    assert_eq!(view.size_bytes(), served.view.size_bytes());
+    let mut bytes = vec![0; usize::try_from(view.size_bytes()).unwrap()];
+    assert!(view.read(8 * 4096, &mut bytes[..8192]).is_err(), "a damaged block is no bytes");
+    // An answer that was an error says nothing of what follows it.
+    assert!(view.read(0, &mut bytes[..4096]).is_err());
+    let view = ExportView::open(&served.socket(), "sda", Some("base:allocation")).unwrap();
+    view.read(10 * 4096, &mut bytes[10 * 4096..]).unwrap();
+    assert!(bytes[10 * 4096..] == served.view.bytes()[10 * 4096..]);
+    let blocks = view.size_bytes().div_ceil(4096);
+    let mut holes = Vec::new();
+    let mut at = 0;
+    while at < blocks {
+        for extent in served.view.extents(BlockRange::new(at, blocks - at)).unwrap() {
+            at = extent.range.end().0;
+            if extent.hole {
+                holes.extend(extent.range.start.0..at);
+            }
+        }
+    }
+    let marked: Vec<u64> =
+        view.marked().unwrap().iter().flat_map(|range| range.start.0..range.end().0).collect();
+    assert!(!holes.is_empty() && marked == holes, "{marked:?} is not {holes:?}");
 }

@@ -19,5 +19,7 @@ mod worker;
 pub mod server;
 // A minimal client that proves that an export serves.
 mod probe;
+// A client that reads what another program exports.
+pub mod client;
 // `Attach` over all this: one socket per job.
 pub mod attach;
