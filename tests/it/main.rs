@@ -35,3 +35,5 @@ mod machine_power;
 mod machine_uefi;
 mod machine_life;
 mod machine_way_back;
+mod machine_images;
+mod machine_streamed;

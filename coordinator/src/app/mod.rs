@@ -55,7 +55,7 @@ use crate::{
     catalog::{Catalog, SqliteCatalog, record::MachineState},
     compute::{
         image::writer::ImageWriter,
-        machines::Machines,
+        machines::{Machines, OwnImages},
         nbd::{
             attach::NbdAttach,
             server::{DamageSink, Settings as NbdSettings},
@@ -242,17 +242,19 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
         })
     };
     let desk = Arc::new(Desk::new(Arc::new(is_fenced), Arc::clone(&clock)));
+    let qemu = Arc::new(QemuMachines::new(machine_settings(settings, data)));
     let reverse = Reverse::new(ReverseParts {
         registry: Arc::clone(&registry),
         logs: Arc::clone(&logs),
         points: Arc::clone(&points),
         source: Arc::clone(&source) as Arc<dyn PointSource>,
         branches: Arc::clone(&attach) as Arc<dyn Branches>,
+        images: Arc::clone(&qemu) as Arc<dyn OwnImages>,
         desk: Arc::clone(&desk),
         clock: Arc::clone(&clock),
         entropy: Arc::clone(&entropy),
     });
-    let machines: Arc<dyn Machines> = Arc::new(QemuMachines::new(machine_settings(settings, data)));
+    let machines: Arc<dyn Machines> = qemu;
     let running_machines = Arc::clone(&machines);
     let readiness = readiness::Readiness::new(
         Arc::clone(&source),

@@ -22,7 +22,11 @@ use tokio_util::sync::CancellationToken;
 use super::{logs::Logs, sources::RegistryLifecycles};
 use crate::{
     catalog::record::PointRecord,
-    compute::port::{BoxFuture, Branches, Task},
+    compute::{
+        branch::Branch,
+        machines::OwnImages,
+        port::{BoxFuture, Branches, ComputeError, Task},
+    },
     failover::{
         port::{Lifecycles as _, PointSource, PointsError, WayBack, WayBackError},
         runner::{Command, JobError, JobView, Jobs},
@@ -31,7 +35,7 @@ use crate::{
     registry::{Registry, lifecycle::Stage},
     reverse::{
         desk::{Apart, Desk, RoundDisk, RoundEnd},
-        follow::{FollowError, Follower, TargetDisk},
+        follow::{FollowError, Follower, Target, TargetDisk},
     },
 };
 
@@ -84,9 +88,25 @@ pub(super) struct ReverseParts {
     pub(super) points: Arc<PointCatalog>,
     pub(super) source: Arc<dyn PointSource>,
     pub(super) branches: Arc<dyn Branches>,
+    pub(super) images: Arc<dyn OwnImages>,
     pub(super) desk: Arc<Desk>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) entropy: Arc<dyn Entropy>,
+}
+
+/// What a failover's machine writes to, and the disks in the order of that.
+#[derive(Debug)]
+enum Writes {
+    Branches(Vec<DiskId>, Vec<Arc<Branch>>),
+    Images(Vec<DiskId>),
+}
+
+impl Writes {
+    fn disks(&self) -> &[DiskId] {
+        match self {
+            Self::Branches(disks, _) | Self::Images(disks) => disks,
+        }
+    }
 }
 
 fn refused(text: impl Into<String>) -> WayBackError {
@@ -159,20 +179,41 @@ impl Reverse {
         if followed.released {
             return;
         }
-        let served = self.parts.branches.served(failover.to_string()).await;
-        if served.is_empty() {
-            // Its job's devices come back some moments after a start.
-            self.due().insert(machine, Instant::now() + LOOK);
-            return;
-        }
-        // Once sealed, its last point is the failback's.
-        if served.iter().any(|served| served.branch.is_sealed()) {
-            return;
+        let sealed = match self.writes(failover).await {
+            Ok(None) => {
+                // Its job's devices come back some moments after a start.
+                self.due().insert(machine, Instant::now() + LOOK);
+                return;
+            }
+            Ok(Some(Writes::Branches(_, branches))) => Ok(branches.iter().any(|branch| branch.is_sealed())),
+            Ok(Some(Writes::Images(_))) => self.parts.images.is_sealed(failover.to_string()).await,
+            Err(error) => Err(error),
+        };
+        match sealed {
+            // Its last point is the failback's.
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(%machine, error = &error as &dyn std::error::Error, "no point of the machine at its target");
+                self.due().insert(machine, Instant::now() + FAILED_PAUSE.max(interval));
+                return;
+            }
         }
         if let Err(error) = self.make(machine, failover, Arc::default(), &mut followed).await {
             tracing::warn!(%machine, error = &error as &dyn std::error::Error, "no point of the machine at its target");
             self.due().insert(machine, Instant::now() + FAILED_PAUSE.max(interval));
         }
+    }
+
+    /// What a failover's machine writes to; `None` if nothing is known of that (yet).
+    async fn writes(&self, failover: JobId) -> Result<Option<Writes>, ComputeError> {
+        let served = self.parts.branches.served(failover.to_string()).await;
+        if !served.is_empty() {
+            let (disks, branches) = served.into_iter().map(|served| (served.disk, served.branch)).unzip();
+            return Ok(Some(Writes::Branches(disks, branches)));
+        }
+        let disks = self.parts.images.own_disks(failover.to_string()).await?;
+        Ok((!disks.is_empty()).then_some(Writes::Images(disks)))
     }
 
     fn followed(&self, machine: MachineId) -> Arc<tokio::sync::Mutex<Followed>> {
@@ -193,13 +234,17 @@ impl Reverse {
         }
         let mut follower = match followed.follower.take() {
             Some(follower) => follower,
-            None => Follower::new(
-                machine,
-                self.target(machine, failover).await?,
-                Arc::clone(&self.cache),
-                Arc::clone(&self.parts.clock),
-                Arc::clone(&self.parts.entropy),
-            ),
+            None => {
+                let (disks, target) = self.target(machine, failover).await?;
+                Follower::new(
+                    machine,
+                    disks,
+                    target,
+                    Arc::clone(&self.cache),
+                    Arc::clone(&self.parts.clock),
+                    Arc::clone(&self.parts.entropy),
+                )
+            }
         };
         let runtime = Handle::current();
         let made = tokio::task::spawn_blocking(move || {
@@ -225,30 +270,34 @@ impl Reverse {
     }
 
     /// The disks of a target, as they are followed.
-    async fn target(&self, machine: MachineId, failover: JobId) -> Result<Vec<TargetDisk>, WayBackError> {
-        let served = self.parts.branches.served(failover.to_string()).await;
-        if served.is_empty() {
-            return Err(refused(
-                "the failover's disks are not served for writing, so nothing is known of what was written to them: only failovers \
-                 with `--attach --writable` or `--vm` (without --stream) can be protected at the target",
-            ));
-        }
+    async fn target(
+        &self,
+        machine: MachineId,
+        failover: JobId,
+    ) -> Result<(Vec<TargetDisk>, Target), WayBackError> {
+        let writes = self.writes(failover).await;
+        let writes = writes.map_err(|error| failed("look at the target's disks")(error.into()))?;
+        let writes = writes.ok_or_else(|| {
+            refused(
+                "the failover made nothing that is written to and can be seen from here, so nothing is known of what was written: \
+                 only failovers with `--attach --writable` or `--vm` can be protected at the target",
+            )
+        })?;
         let stage = RegistryLifecycles(Arc::clone(&self.parts.registry))
             .now(machine)
             .map(|lifecycle| lifecycle.stage);
         let point = stage.and_then(Stage::point).ok_or_else(|| refused("the machine is not failed over"))?;
         let record = self.record(point).await?;
         let protected = self.parts.registry.protected_disks(machine);
-        if protected.len() != served.len() {
+        if protected.len() != writes.disks().len() {
             return Err(refused(format!(
                 "the machine has {} protected disks and {} at the target; protect or unprotect disks so that they are the same",
                 protected.len(),
-                served.len()
+                writes.disks().len()
             )));
         }
-        let mut disks = Vec::with_capacity(served.len());
-        for served in served {
-            let disk = served.disk;
+        let mut disks = Vec::with_capacity(protected.len());
+        for disk in writes.disks().iter().copied() {
             let known = protected.iter().find(|known| known.record.id == disk);
             let cut = record.disks.iter().find(|member| member.disk == disk).map(|member| member.sequence);
             let (Some(known), Some(cut), Some(index)) = (known, cut, self.parts.logs.index(disk)) else {
@@ -257,17 +306,21 @@ impl Reverse {
                 )));
             };
             let generation = known.record.generation;
-            disks.push(TargetDisk {
-                disk,
-                branch: served.branch,
-                begins: HistoryPlace { point, cut },
-                index,
-                generation,
-            });
+            disks.push(TargetDisk { disk, begins: HistoryPlace { point, cut }, index, generation });
         }
-        // Held in one order always.
-        disks.sort_by_key(|disk| disk.disk);
-        Ok(disks)
+        match writes {
+            Writes::Branches(_, branches) => {
+                // Held in one order always.
+                let mut both: Vec<_> = disks.into_iter().zip(branches).collect();
+                both.sort_by_key(|(disk, _)| disk.disk);
+                let (disks, branches) = both.into_iter().unzip();
+                Ok((disks, Target::Branches(branches)))
+            }
+            Writes::Images(_) => {
+                let (images, owner) = (Arc::clone(&self.parts.images), failover.to_string());
+                Ok((disks, Target::Images { images, owner }))
+            }
+        }
     }
 
     /// What the source's agent is told of the disks, and what they are to hold.
@@ -362,7 +415,12 @@ impl WayBack for Reverse {
 
     fn seal(&self, failover: JobId, sealed: bool) -> BoxFuture<'_, Result<(), WayBackError>> {
         Box::pin(async move {
-            let done = self.parts.branches.seal(failover.to_string(), sealed).await;
+            let owner = failover.to_string();
+            let done = match self.parts.images.own_disks(owner.clone()).await {
+                Ok(disks) if disks.is_empty() => self.parts.branches.seal(owner, sealed).await,
+                Ok(_) => self.parts.images.seal(owner, sealed).await,
+                Err(error) => Err(error),
+            };
             done.map_err(|error| failed("end the writing to the target's disks")(error.into()))
         })
     }

@@ -251,7 +251,7 @@ Examples:
     /// go back to its source
     #[command(
         after_help = "What the machine writes at its target goes into the same history as what it wrote at its source: every \
-        older point stays. Failovers with `--attach --writable` or `--vm` (without --stream) can be protected."
+        older point stays. Failovers with `--attach --writable` or `--vm` (also with --stream) can be protected."
     )]
     Reprotect {
         /// Name or id

@@ -11,15 +11,18 @@
 //!                                            \--stream--> running, from its own images
 //! ```
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use holdfast_common::{
-    ids::{MachineId, PointId},
+    ids::{DiskId, MachineId, PointId},
+    units::BlockRange,
     wire::{Firmware, Inventory},
 };
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::port::{BoxFuture, ComputeError, Endpoint, Task};
+use crate::points::view::BlockView;
 
 /// A machine to be made.
 #[derive(Clone, Debug)]
@@ -153,4 +156,68 @@ pub trait Machines: fmt::Debug + Send + Sync {
 
     /// Ends it and removes everything that was made for it. Nothing there is success.
     fn destroy(&self, owner: String) -> BoxFuture<'_, Result<(), ComputeError>>;
+}
+
+/// An instant of a machine that what is written afterwards is counted from. Means something to who made it only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark(pub String);
+
+/// What a machine's disks hold at one instant.
+#[derive(Debug)]
+pub struct MachineInstant {
+    /// When it was, or a little before.
+    pub at: Instant,
+    /// The machine's writes waited no longer for it.
+    pub hold: Duration,
+    /// For asking at a later instant what was written since this one; `None` if that cannot be known.
+    pub mark: Option<Mark>,
+    /// All its disks.
+    pub disks: Vec<InstantDisk>,
+}
+
+/// A disk at an instant.
+#[derive(Debug)]
+pub struct InstantDisk {
+    /// The disk.
+    pub disk: DiskId,
+    /// What it holds; readable until the instant is ended.
+    pub view: Arc<dyn BlockView>,
+    /// What was written to it by then.
+    pub written: Written,
+}
+
+/// What is known of the blocks that were written. Blocks that were not may be among them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// Those of after the mark that was asked for.
+    SinceMark(Vec<BlockRange>),
+    /// Those of after the point that the machine was made of.
+    SincePoint(Vec<BlockRange>),
+    /// It was lost: any block may have been.
+    Unknown,
+}
+
+/// What machines write to images of their own, for following it while they run. Invariants: an instant is the same one for all
+/// disks of a machine, and its writes wait no longer for it than it takes to begin; whatever becomes of the coordinator, the machine
+/// goes on; what is not known to be unwritten counts as written.
+pub trait OwnImages: fmt::Debug + Send + Sync {
+    /// The disks of a machine that writes to images of its own; empty if there is none, or it writes to what is served.
+    fn own_disks(&self, owner: String) -> BoxFuture<'_, Result<Vec<DiskId>, ComputeError>>;
+
+    /// Takes an instant of the machine, running or not. One that was not ended is over. Asking with the mark of the newest instant
+    /// tells what was written since; one with none, or with another, makes all marks void.
+    fn instant(
+        &self,
+        owner: String,
+        since: Option<Mark>,
+    ) -> BoxFuture<'_, Result<MachineInstant, ComputeError>>;
+
+    /// Ends an instant: it costs the machine nothing any more. None there is success.
+    fn end_instant(&self, owner: String) -> BoxFuture<'_, Result<(), ComputeError>>;
+
+    /// A sealed machine is not [started](Machines::start) any more, which is success all the same; with `false` it is again. Durable.
+    fn seal(&self, owner: String, sealed: bool) -> BoxFuture<'_, Result<(), ComputeError>>;
+
+    /// Whether it is sealed.
+    fn is_sealed(&self, owner: String) -> BoxFuture<'_, Result<bool, ComputeError>>;
 }

@@ -1,14 +1,18 @@
 //! A machine at its target becomes points in its disks' logs.
 //!
 //! Owns the passes over what the target has written, and the instant of a cut. Does not know when a point is due.
-//! Invariants: at a cut, the newest state of each log is what its branch held at that instant, all disks at the same one;
+//! Invariants: at a cut, the newest state of each log is what its disk held at that instant, all disks at the same one;
 //! what failed half-way is looked at again from the beginning.
-//! Limits: [`RESIDUE_BYTES_MAX`] are read while writes are held; [`PASSES_MAX`] passes before that.
 //!
-//! A first pass brings the logs from whatever they end with to the branches: every block that either line of history has
-//! written since the point where the branches begin is compared, and appended where it differs. So
+//! A first pass brings the logs from whatever they end with to the target's disks: every block that either line of history has
+//! written since the point where the target begins is compared, and appended where it differs. So
 //! the source's writes behind that point are taken back in the log by the same frames that bring the target's. After that
-//! only what the branches say was written is appended.
+//! only what is said to have been written is appended.
+//!
+//! - What is written to **branches** is read while it is written; then writes are held for what is left of it.
+//!   Limits: [`RESIDUE_BYTES_MAX`] are read while writes are held; [`PASSES_MAX`] passes before that.
+//! - What is written to **images** of the machine's own is read as it was at one instant, while the machine runs on
+//!   ([`OwnImages`]).
 
 use std::sync::Arc;
 
@@ -27,12 +31,16 @@ use super::{
     read_blocks,
 };
 use crate::{
-    compute::{branch::Branch, port::Task},
+    compute::{
+        branch::Branch,
+        machines::{InstantDisk, MachineInstant, Mark, OwnImages, Written},
+        port::{ComputeError, Task},
+    },
     index::{DiskIndex, IndexError},
     points::{
         frame_cache::FrameCache,
         point_view::PointView,
-        view::{BlockView as _, HistoryPlace, ViewError},
+        view::{BlockView, HistoryPlace, ViewError},
     },
     store::error::StoreError,
 };
@@ -75,6 +83,12 @@ pub enum FollowError {
     /// The index cannot be used.
     #[error("a disk's index cannot be used")]
     Index(#[from] IndexError),
+    /// The machine's own images cannot be read.
+    #[error("the machine's own images cannot be read")]
+    Images(#[from] ComputeError),
+    /// The machine has other disks than those that are followed.
+    #[error("disk {0} is not among the machine's own images")]
+    NoImage(DiskId),
 }
 
 /// A disk of a target.
@@ -82,14 +96,26 @@ pub enum FollowError {
 pub struct TargetDisk {
     /// The disk.
     pub disk: DiskId,
-    /// What the target has made of it.
-    pub branch: Arc<Branch>,
-    /// Where the branch begins.
+    /// Where the target begins.
     pub begins: HistoryPlace,
     /// Its log's index.
     pub index: Arc<DiskIndex>,
     /// The generation to write under.
     pub generation: Generation,
+}
+
+/// What a target writes to.
+#[derive(Debug)]
+pub enum Target {
+    /// Branches, in the order of the disks.
+    Branches(Vec<Arc<Branch>>),
+    /// Images of the machine's own.
+    Images {
+        /// Where they are.
+        images: Arc<dyn OwnImages>,
+        /// Of which machine.
+        owner: String,
+    },
 }
 
 /// A point that was made.
@@ -108,11 +134,14 @@ pub struct MadePoint {
 pub struct Follower {
     machine: MachineId,
     disks: Vec<TargetDisk>,
+    target: Target,
     cache: Arc<FrameCache>,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     /// Whether the logs have all but what the branches say was written.
     caught_up: bool,
+    /// The logs have all but what was written to images since this.
+    mark: Option<Mark>,
 }
 
 impl Follower {
@@ -121,11 +150,12 @@ impl Follower {
     pub fn new(
         machine: MachineId,
         disks: Vec<TargetDisk>,
+        target: Target,
         cache: Arc<FrameCache>,
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
     ) -> Self {
-        Self { machine, disks, cache, clock, entropy, caught_up: false }
+        Self { machine, disks, target, cache, clock, entropy, caught_up: false, mark: None }
     }
 
     /// Makes a point of what the target's disks hold now; durable when it returns. Reports the first pass to `task`. Blocks, on a
@@ -138,56 +168,135 @@ impl Follower {
         for disk in &self.disks {
             writers.push(LogWriter::open(disk.index.log(), disk.generation, runtime.clone())?);
         }
-        let was_caught_up = std::mem::replace(&mut self.caught_up, false);
-        if !was_caught_up {
-            self.catch_up(&mut writers, task)?;
+        match &self.target {
+            Target::Branches(branches) => {
+                let branches = branches.clone();
+                let was_caught_up = std::mem::replace(&mut self.caught_up, false);
+                if !was_caught_up {
+                    self.catch_up(&branches, &mut writers, task)?;
+                }
+                let made = self.cut(&branches, &mut writers, task)?;
+                self.caught_up = true;
+                Ok(made)
+            }
+            Target::Images { images, owner } => {
+                let (images, owner) = (Arc::clone(images), owner.clone());
+                let instant = runtime.block_on(images.instant(owner.clone(), self.mark.take()))?;
+                let made = self.instant(&instant, &mut writers, task);
+                if let Err(error) = runtime.block_on(images.end_instant(owner)) {
+                    // The next one ends it.
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(machine = %self.machine, error, "what was read of a machine's images is still kept");
+                }
+                let made = made?;
+                self.mark = instant.mark;
+                Ok(made)
+            }
         }
-        let made = self.cut(&mut writers, task)?;
-        self.caught_up = true;
-        Ok(made)
     }
 
-    /// The first pass.
-    fn catch_up(&self, writers: &mut [LogWriter], task: &Task) -> Result<(), FollowError> {
-        let mut candidates = Vec::with_capacity(self.disks.len());
+    /// A point of what a machine's own images held at an instant.
+    fn instant(
+        &self,
+        instant: &MachineInstant,
+        writers: &mut [LogWriter],
+        task: &Task,
+    ) -> Result<MadePoint, FollowError> {
+        let mut work = Vec::with_capacity(self.disks.len());
         for disk in &self.disks {
-            disk.branch.track();
-            let ranges = self.candidates(disk)?;
+            let found = instant.disks.iter().find(|found| found.disk == disk.disk);
+            let InstantDisk { view, written, .. } = found.ok_or(FollowError::NoImage(disk.disk))?;
+            let blocks = BlockCount::covering(view.size_bytes()).0;
+            let (ranges, compares) = match written {
+                Written::SinceMark(written) => (joined(blocks, written.clone()), false),
+                Written::SincePoint(written) => (self.candidates(disk, blocks, written.clone())?, true),
+                Written::Unknown => (vec![BlockRange::new(0, blocks)], true),
+            };
             task.add_total_bytes(ranges.iter().map(|range| range.bytes()).sum());
-            candidates.push(ranges);
+            work.push((disk, view, ranges, compares));
         }
-        for ((disk, writer), ranges) in self.disks.iter().zip(writers).zip(candidates) {
-            let newest = PointView::newest(&disk.index, Arc::clone(&self.cache));
+        for ((disk, view, ranges, compares), writer) in work.into_iter().zip(writers.iter_mut()) {
+            if compares {
+                self.compare(disk, &**view, ranges, writer, task)?;
+                continue;
+            }
             for piece in pieces(ranges) {
                 if task.is_cancelled() {
                     return Err(FollowError::Cancelled);
                 }
-                let here = read_blocks(&*disk.branch, piece)?;
-                // What cannot be read is not what the target has.
-                let there = read_blocks(&newest, piece).ok();
-                for (number, block) in (piece.start.0..piece.end().0).enumerate() {
-                    let place = number * BLOCK_BYTES..(number + 1) * BLOCK_BYTES;
-                    let bytes = here.get(place.clone()).unwrap_or_default();
-                    if there.as_ref().and_then(|there| there.get(place)) != Some(bytes) {
-                        writer.put(BlockIndex(block), bytes)?;
-                    }
-                }
+                put_all(writer, piece, &read_blocks(&**view, piece)?)?;
                 task.add_done_bytes(piece.bytes());
             }
-            let scan = disk.index.newest_scan().filter(|scan| scan.generation == disk.generation);
-            if !scan.is_some_and(|scan| scan.record.complete) {
-                let blocks = BlockCount::covering(disk.branch.size_bytes()).0;
-                writer.compared(BlockIndex(blocks))?;
-            }
+        }
+        let since = i64::try_from(instant.at.elapsed().as_micros()).unwrap_or(0);
+        let at = Timestamp(self.clock.wall().0.saturating_sub(since));
+        self.end_interval(writers, at, u64::try_from(instant.hold.as_micros()).unwrap_or(u64::MAX))
+    }
+
+    /// The first pass over branches.
+    fn catch_up(
+        &self,
+        branches: &[Arc<Branch>],
+        writers: &mut [LogWriter],
+        task: &Task,
+    ) -> Result<(), FollowError> {
+        let mut candidates = Vec::with_capacity(self.disks.len());
+        for (disk, branch) in self.disks.iter().zip(branches) {
+            branch.track();
+            let blocks = BlockCount::covering(branch.size_bytes()).0;
+            let ranges = self.candidates(disk, blocks, branch.written())?;
+            task.add_total_bytes(ranges.iter().map(|range| range.bytes()).sum());
+            candidates.push(ranges);
+        }
+        for (((disk, branch), writer), ranges) in self.disks.iter().zip(branches).zip(writers).zip(candidates)
+        {
+            self.compare(disk, &**branch, ranges, writer, task)?;
         }
         Ok(())
     }
 
-    /// Every block in which the log's newest state can differ from the branch.
-    fn candidates(&self, disk: &TargetDisk) -> Result<Vec<BlockRange>, FollowError> {
+    /// Appends the blocks of these ranges in which a disk differs from its log's newest state.
+    fn compare(
+        &self,
+        disk: &TargetDisk,
+        target: &dyn BlockView,
+        ranges: Vec<BlockRange>,
+        writer: &mut LogWriter,
+        task: &Task,
+    ) -> Result<(), FollowError> {
         disk.index.catch_up()?;
-        let mut ranges = disk.branch.written();
-        let blocks = BlockCount::covering(disk.branch.size_bytes()).0;
+        let newest = PointView::newest(&disk.index, Arc::clone(&self.cache));
+        for piece in pieces(ranges) {
+            if task.is_cancelled() {
+                return Err(FollowError::Cancelled);
+            }
+            let here = read_blocks(target, piece)?;
+            // What cannot be read is not what the target has.
+            let there = read_blocks(&newest, piece).ok();
+            for (number, block) in (piece.start.0..piece.end().0).enumerate() {
+                let place = number * BLOCK_BYTES..(number + 1) * BLOCK_BYTES;
+                let bytes = here.get(place.clone()).unwrap_or_default();
+                if there.as_ref().and_then(|there| there.get(place)) != Some(bytes) {
+                    writer.put(BlockIndex(block), bytes)?;
+                }
+            }
+            task.add_done_bytes(piece.bytes());
+        }
+        let scan = disk.index.newest_scan().filter(|scan| scan.generation == disk.generation);
+        if !scan.is_some_and(|scan| scan.record.complete) {
+            writer.compared(BlockIndex(BlockCount::covering(target.size_bytes()).0))?;
+        }
+        Ok(())
+    }
+
+    /// Every block in which the log's newest state can differ from the target, which has written `ranges` since it began.
+    fn candidates(
+        &self,
+        disk: &TargetDisk,
+        blocks: u64,
+        mut ranges: Vec<BlockRange>,
+    ) -> Result<Vec<BlockRange>, FollowError> {
+        disk.index.catch_up()?;
         let newest_cut = disk.index.cuts().last().map_or(disk.begins.cut, |cut| cut.sequence);
         let view = PointView::at_cut(&disk.index, Arc::clone(&self.cache), newest_cut)?;
         match view.changes_from(disk.begins)? {
@@ -214,34 +323,49 @@ impl Follower {
         Ok(joined(blocks, ranges))
     }
 
-    fn cut(&self, writers: &mut [LogWriter], task: &Task) -> Result<MadePoint, FollowError> {
+    /// A point of what branches hold.
+    fn cut(
+        &self,
+        branches: &[Arc<Branch>],
+        writers: &mut [LogWriter],
+        task: &Task,
+    ) -> Result<MadePoint, FollowError> {
         for _ in 0..PASSES_MAX {
             if task.is_cancelled() {
                 return Err(FollowError::Cancelled);
             }
-            let changed: Vec<Vec<BlockRange>> =
-                self.disks.iter().map(|disk| disk.branch.take_changed()).collect();
+            let changed: Vec<Vec<BlockRange>> = branches.iter().map(|branch| branch.take_changed()).collect();
             let bytes: u64 = changed.iter().flatten().map(|range| range.bytes()).sum();
-            for ((disk, writer), ranges) in self.disks.iter().zip(writers.iter_mut()).zip(changed) {
+            for ((branch, writer), ranges) in branches.iter().zip(writers.iter_mut()).zip(changed) {
                 for piece in pieces(ranges) {
-                    put_all(writer, piece, &read_blocks(&*disk.branch, piece)?)?;
+                    put_all(writer, piece, &read_blocks(&**branch, piece)?)?;
                 }
             }
             if bytes <= RESIDUE_BYTES_GOOD {
                 break;
             }
         }
-        let held = self.hold()?;
+        let held = self.hold(branches)?;
         for (writer, residue) in writers.iter_mut().zip(&held.residue) {
             for (piece, bytes) in residue {
                 put_all(writer, *piece, bytes)?;
             }
         }
+        self.end_interval(writers, held.at, held.hold_us)
+    }
+
+    /// Makes the point: the logs have what the target held at this time.
+    fn end_interval(
+        &self,
+        writers: &mut [LogWriter],
+        at: Timestamp,
+        hold_us: u64,
+    ) -> Result<MadePoint, FollowError> {
         let record = CutRecord {
-            point: PointId(self.entropy.uuid(held.at)),
+            point: PointId(self.entropy.uuid(at)),
             machine: self.machine,
-            at: held.at,
-            hold_us: held.hold_us,
+            at,
+            hold_us,
             method: CutMethod::Held,
             consistency: Consistency::Crash,
             members: self
@@ -260,24 +384,24 @@ impl Follower {
             writer.settle()?;
         }
         let blocks = writers.iter().map(LogWriter::blocks).sum();
-        Ok(MadePoint { point: record.point, hold_us: held.hold_us, blocks })
+        Ok(MadePoint { point: record.point, hold_us, blocks })
     }
 
     /// Holds the writes of all disks and reads what is left.
-    fn hold(&self) -> Result<HeldResidue, FollowError> {
+    fn hold(&self, branches: &[Arc<Branch>]) -> Result<HeldResidue, FollowError> {
         let began = self.clock.monotonic();
-        let guards: Vec<_> = self.disks.iter().map(|disk| disk.branch.hold()).collect();
+        let guards: Vec<_> = branches.iter().map(|branch| branch.hold()).collect();
         let at = self.clock.wall();
-        let left: Vec<_> = self.disks.iter().map(|disk| (disk, disk.branch.take_changed())).collect();
+        let left: Vec<_> = branches.iter().map(|branch| (branch, branch.take_changed())).collect();
         let left_bytes: u64 = left.iter().flat_map(|(_, ranges)| ranges).map(|range| range.bytes()).sum();
         if left_bytes > RESIDUE_BYTES_MAX {
             return Err(FollowError::TooFast { left_bytes });
         }
         let mut residue = Vec::with_capacity(left.len());
-        for (disk, ranges) in left {
+        for (branch, ranges) in left {
             let mut read_pieces = Vec::new();
             for piece in pieces(ranges) {
-                read_pieces.push((piece, read_blocks(&*disk.branch, piece)?));
+                read_pieces.push((piece, read_blocks(&**branch, piece)?));
             }
             residue.push(read_pieces);
         }

@@ -10,7 +10,10 @@ use std::{
     slice,
 };
 
-use holdfast_common::wire::{DiskInventory, Firmware, Inventory};
+use holdfast_common::{
+    ids::DiskId,
+    wire::{DiskInventory, Firmware, Inventory},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::compute::{machines::MachineRequest, port::Endpoint};
@@ -140,6 +143,9 @@ pub struct Definition {
 /// A disk: what the coordinator serves, or an overlay over it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
+    /// The protected disk that it is made of; `None` in what was made before this was noted.
+    #[serde(default)]
+    pub disk: Option<DiskId>,
     /// Its name for people.
     pub name: String,
     /// Serial number.
@@ -198,6 +204,36 @@ impl Files {
     #[must_use]
     pub fn process_id(&self) -> PathBuf {
         self.folder.join("qemu.pid")
+    }
+
+    /// What a disk has held at an instant and was written over since, while the instant is read.
+    #[must_use]
+    pub fn fleece(&self, number: usize) -> PathBuf {
+        self.folder.join(format!("disk{number}.instant.qcow2"))
+    }
+
+    /// Where the disks of an instant are read.
+    #[must_use]
+    pub fn instant_socket(&self) -> PathBuf {
+        self.control.with_extension("nbd")
+    }
+
+    /// Control channel of who reads the images of a machine that does not run.
+    #[must_use]
+    pub fn reader_control(&self) -> PathBuf {
+        self.control.with_extension("read")
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn reader_id(&self) -> PathBuf {
+        self.folder.join("reader.pid")
+    }
+
+    /// Is there if the machine is not to be started.
+    #[must_use]
+    pub fn sealed(&self) -> PathBuf {
+        self.folder.join("sealed")
     }
 
     /// Variables of its UEFI.
@@ -415,23 +451,26 @@ impl Definition {
                 self.device_arguments(number, disk, arguments);
                 continue;
             }
-            let backing = if backed.get(number).copied().unwrap_or(true) {
-                let served = serde_json::json!({
-                    "driver": "raw", "node-name": format!("base{number}"), "read-only": true,
-                    "file": served_node(&disk.served),
-                });
-                arguments.pair("-blockdev", served.to_string());
-                serde_json::Value::from(format!("base{number}"))
-            } else {
-                serde_json::Value::Null
-            };
-            let overlay = serde_json::json!({
-                "driver": "qcow2", "node-name": format!("disk{number}"), "discard": "unmap", "backing": backing,
-                "file": {"driver": "file", "filename": files.overlay(number), "discard": "unmap"},
-            });
-            arguments.pair("-blockdev", overlay.to_string());
+            overlay_arguments(files, number, disk, backed, false, arguments);
             self.device_arguments(number, disk, arguments);
         }
+    }
+
+    /// Arguments of a QEMU without a machine, which only reads the overlays.
+    #[must_use]
+    pub fn reader_arguments(&self, files: &Files, backed: &[bool]) -> Vec<String> {
+        let mut arguments = Arguments::default();
+        arguments.pair("-machine", "none");
+        for flag in ["-nodefaults", "-no-user-config", "-daemonize"] {
+            arguments.one(flag);
+        }
+        arguments.pair("-display", "none");
+        arguments.pair("-pidfile", files.reader_id().display().to_string());
+        arguments.pair("-qmp", format!("unix:{},server=on,wait=off", escaped(&files.reader_control())));
+        for (number, disk) in self.disks.iter().enumerate() {
+            overlay_arguments(files, number, disk, backed, true, &mut arguments);
+        }
+        arguments.0
     }
 
     fn device_arguments(&self, number: usize, disk: &Disk, arguments: &mut Arguments) {
@@ -453,6 +492,35 @@ impl Definition {
             format!("{device},drive=disk{number},serial={serial},bootindex={}{errors}", number + 1),
         );
     }
+}
+
+/// An overlay, and what it needs of what is served.
+fn overlay_arguments(
+    files: &Files,
+    number: usize,
+    disk: &Disk,
+    backed: &[bool],
+    read_only: bool,
+    arguments: &mut Arguments,
+) {
+    let backing = if backed.get(number).copied().unwrap_or(true) {
+        let served = serde_json::json!({
+            "driver": "raw", "node-name": format!("base{number}"), "read-only": true,
+            "file": served_node(&disk.served),
+        });
+        arguments.pair("-blockdev", served.to_string());
+        serde_json::Value::from(format!("base{number}"))
+    } else {
+        serde_json::Value::Null
+    };
+    let mut overlay = serde_json::json!({
+        "driver": "qcow2", "node-name": format!("disk{number}"), "discard": "unmap", "backing": backing,
+        "file": {"driver": "file", "filename": files.overlay(number), "discard": "unmap"},
+    });
+    if let Some(overlay) = overlay.as_object_mut().filter(|_| read_only) {
+        overlay.insert("read-only".to_owned(), true.into());
+    }
+    arguments.pair("-blockdev", overlay.to_string());
 }
 
 /// Network without a way out.
@@ -488,7 +556,7 @@ fn served(disk: &Endpoint, inventory: &Inventory, model: DiskModel) -> Disk {
         serial.truncate(VIRTIO_SERIAL_MAX);
     }
     let (name, served, size_bytes) = (disk.name.clone(), disk.uri.clone(), disk.size_bytes);
-    Disk { name, serial, served, size_bytes, writable: false }
+    Disk { disk: Some(disk.disk), name, serial, served, size_bytes, writable: false }
 }
 
 fn cards(

@@ -11,11 +11,16 @@
 //! FOLDER/OWNER/machine.json           what it is made of, and of which point; written last: without it there is no machine
 //! FOLDER/OWNER/disk0.qcow2 ...        what it has written, and what was copied
 //! FOLDER/OWNER/console.log, qemu.pid, uefi-variables.fd
+//! FOLDER/OWNER/sealed                 it is not started any more
+//! FOLDER/OWNER/disk0.instant.qcow2 ..., reader.pid       while an instant of it is read ([`instant`])
 //! SOCKETS/vm-OWNER.qmp, .qmp2, .console      while it runs; the second control channel is for who must not wait for the first
+//! SOCKETS/vm-OWNER.nbd, .read         while an instant of it is read
 //! ```
 //! Limits: paths of sockets are short (about 100 bytes); what is asked of QEMU's programs takes [`TOOL_MAX`] at most.
 
 pub mod definition;
+// What a machine has written to its overlays, at one instant.
+mod instant;
 mod planned;
 mod screen;
 pub mod qmp;
@@ -192,6 +197,7 @@ impl QemuMachines {
                 let create =
                     ["create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", &disk.served, &overlay, &size];
                 tool(QEMU_IMG, &create).await?;
+                instant::begin_record(&files.overlay(number), disk.size_bytes).await?;
             }
             if let Some((_, variables)) = host.uefi.filter(|_| definition.uefi_code.is_some()) {
                 let to = files.uefi_variables();
@@ -211,7 +217,12 @@ impl QemuMachines {
         let made =
             read_made(&files)?.ok_or_else(|| invalid(format!("there is no machine of job {owner}")))?;
         let definition = made.definition;
+        if is_sealed(&files)? {
+            let remarks = vec!["it is on its way back to its source, and is not started".to_owned()];
+            return Ok(StartedMachine { remarks, ..StartedMachine::default() });
+        }
         if process(&files).is_none() {
+            instant::end_reader(&files).await?;
             for stale in [&files.control, &files.second_control(), &files.console, &files.process_id()] {
                 let _none_is_fine = fs::remove_file(stale);
             }
@@ -292,11 +303,7 @@ impl QemuMachines {
                 return Ok(());
             }
         }
-        if process(&files) == Some(id)
-            && let Some(id) = i32::try_from(id).ok().and_then(rustix::process::Pid::from_raw)
-        {
-            let _ended_just_now = rustix::process::kill_process(id, rustix::process::Signal::KILL);
-        }
+        kill(&files.process_id(), id);
         if ends(&files, END_MAX).await {
             return Ok(());
         }
@@ -325,7 +332,8 @@ impl QemuMachines {
     async fn remove(&self, owner: &str) -> Result<(), ComputeError> {
         self.end(owner.to_owned(), Stop::PowerOff).await?;
         let files = self.files(owner)?;
-        for socket in [&files.control, &files.second_control(), &files.console] {
+        instant::end_reader(&files).await?;
+        for socket in [&files.control, &files.second_control(), &files.console, &files.instant_socket()] {
             let _none_is_fine = fs::remove_file(socket);
         }
         match fs::remove_dir_all(&files.folder) {
@@ -438,11 +446,21 @@ fn read_made(files: &Files) -> Result<Option<Made>, ComputeError> {
     Ok(Some(made))
 }
 
-/// The process of a machine, if it runs: the one that has the file of its id among its arguments. One that was started just
-/// before the coordinator was killed has not written that file yet, and is found by its arguments alone.
+/// Whether a machine is not to be started.
+fn is_sealed(files: &Files) -> Result<bool, ComputeError> {
+    let path = files.sealed();
+    path.try_exists().map_err(|source| ComputeError::Io { action: "look for", path, source })
+}
+
+/// The process of a machine, if it runs.
 fn process(files: &Files) -> Option<u32> {
-    let path = files.process_id();
-    let known = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
+    process_of(&files.process_id())
+}
+
+/// The process that has this file of its id among its arguments. One that was started just before the coordinator was killed has
+/// not written that file yet, and is found by its arguments alone.
+fn process_of(path: &Path) -> Option<u32> {
+    let known = fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok());
     let path = path.display().to_string();
     let is_it = |id: &u32| {
         // The name first: it can be had of every process, while the arguments of one that hangs in its end are waited for, for ever.
@@ -460,10 +478,23 @@ fn process(files: &Files) -> Option<u32> {
     known.filter(is_it).or_else(|| numbers.find(is_it))
 }
 
+/// Kills a process of ours, if it is still the one that has this file of its id.
+fn kill(path: &Path, id: u32) {
+    if process_of(path) == Some(id)
+        && let Some(id) = i32::try_from(id).ok().and_then(rustix::process::Pid::from_raw)
+    {
+        let _ended_just_now = rustix::process::kill_process(id, rustix::process::Signal::KILL);
+    }
+}
+
 /// Whether the machine ends within this time.
 async fn ends(files: &Files, limit: Duration) -> bool {
+    ends_of(&files.process_id(), limit).await
+}
+
+async fn ends_of(path: &Path, limit: Duration) -> bool {
     let deadline = Instant::now() + limit;
-    while process(files).is_some() {
+    while process_of(path).is_some() {
         if Instant::now() >= deadline {
             return false;
         }

@@ -30,8 +30,7 @@ impl Services {
     }
 }
 
-/// Whether what the target writes goes to branches of the point, which can be protected and lead back. A machine that is moved to
-/// images of its own writes there.
+/// Whether what the target writes goes to branches of the point. A machine that is moved to images of its own writes there.
 pub(super) fn is_branch(context: &Context) -> Result<bool, StepError> {
     Ok(matches!(spec(context)?.target, Target::Branch | Target::Machine { stream: false }))
 }

@@ -1,6 +1,10 @@
 //! A target in branches of real logs: what a follower leaves in the logs is what the branches hold, whatever the source wrote.
 
-use std::sync::Arc;
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
 
 use holdfast_common::{
     clock::{SystemClock, Timestamp},
@@ -13,17 +17,18 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 use tokio::runtime::{Handle, Runtime};
 
-use super::{FollowError, Follower, TargetDisk, joined};
+use super::{FollowError, Follower, Target, TargetDisk, joined};
 use crate::{
     compute::{
         branch::{Branch, Origin},
-        port::Task,
+        machines::{InstantDisk, MachineInstant, Mark, OwnImages, Written},
+        port::{BoxFuture, ComputeError, Task},
     },
     index::DiskIndex,
     points::{
         frame_cache::FrameCache,
         point_view::PointView,
-        view::{BlockView as _, HistoryPlace},
+        view::{BlockView, HistoryPlace, ViewError, ViewExtent},
     },
     reverse::log_writer::LogWriter,
     store::{DiskLog, DiskManifest, Store, StoreSettings},
@@ -75,7 +80,7 @@ impl World {
     }
 
     /// Branches that begin at the newest cuts; those that are there go on.
-    fn targets(&self, begins: PointId, at: &[Sequence]) -> Vec<TargetDisk> {
+    fn targets(&self, begins: PointId, at: &[Sequence]) -> Vec<(TargetDisk, Arc<Branch>)> {
         let target = |(index, cut): (&Arc<DiskIndex>, &Sequence)| {
             let cache = FrameCache::new(1 << 20);
             let base = Arc::new(PointView::at_cut(index, cache, *cut).unwrap());
@@ -84,7 +89,7 @@ impl World {
             let origin = Origin { point: begins, turn: Some(0) };
             let branch = Arc::new(Branch::open(&path, origin, base, "boot").unwrap());
             let (begins, generation) = (HistoryPlace { point: begins, cut: *cut }, Generation(2));
-            TargetDisk { disk, branch, begins, index: Arc::clone(index), generation }
+            (TargetDisk { disk, begins, index: Arc::clone(index), generation }, branch)
         };
         self.indexes.iter().zip(at).map(target).collect()
     }
@@ -127,28 +132,242 @@ fn record(point: PointId) -> CutRecord {
     }
 }
 
-fn follower(disks: Vec<TargetDisk>) -> Follower {
-    let (clock, entropy) = (Arc::new(SystemClock::new()), Arc::new(SystemEntropy::new()));
-    Follower::new(MACHINE, disks, FrameCache::new(1 << 20), clock, entropy)
+fn follower(targets: Vec<(TargetDisk, Arc<Branch>)>) -> Follower {
+    let (disks, branches) = targets.into_iter().unzip();
+    following(disks, Target::Branches(branches))
 }
 
-fn branches(disks: &[TargetDisk]) -> Vec<Vec<u8>> {
-    disks
+fn following(disks: Vec<TargetDisk>, target: Target) -> Follower {
+    let (clock, entropy) = (Arc::new(SystemClock::new()), Arc::new(SystemEntropy::new()));
+    Follower::new(MACHINE, disks, target, FrameCache::new(1 << 20), clock, entropy)
+}
+
+fn branches(targets: &[(TargetDisk, Arc<Branch>)]) -> Vec<Vec<u8>> {
+    targets
         .iter()
-        .map(|disk| {
+        .map(|(_, branch)| {
             let mut bytes = vec![0; usize::try_from(SIZE).unwrap()];
-            disk.branch.read(0, &mut bytes).unwrap();
+            branch.read(0, &mut bytes).unwrap();
             bytes
         })
         .collect()
 }
 
-fn write(disks: &[TargetDisk], block: u64, byte: u8) {
-    for disk in disks {
+fn write(targets: &[(TargetDisk, Arc<Branch>)], block: u64, byte: u8) {
+    for (_, branch) in targets {
         let offset = block * BLOCK_BYTES as u64;
         let bytes = usize::try_from((SIZE - offset).min(BLOCK_BYTES as u64)).unwrap();
-        disk.branch.write(offset, &vec![byte; bytes]).unwrap();
+        branch.write(offset, &vec![byte; bytes]).unwrap();
     }
+}
+
+/// A machine's own images, in memory. Each goes wrong where it is told to.
+#[derive(Debug)]
+struct Images {
+    ids: Vec<DiskId>,
+    state: Mutex<ImagesState>,
+}
+
+#[derive(Debug, Default)]
+struct ImagesState {
+    bytes: Vec<Vec<u8>>,
+    /// Blocks written since the machine was made, and since the newest instant; of all disks.
+    since_point: BTreeSet<u64>,
+    since_mark: BTreeSet<u64>,
+    mark: Option<Mark>,
+    marks: u32,
+    /// The machine was killed: nothing is known.
+    lost: bool,
+    /// Bytes of the next instant that can be read; all if `None`.
+    breaks_at: Option<u64>,
+    open: u32,
+}
+
+/// What an image held, up to where it breaks.
+#[derive(Debug)]
+struct Held(Vec<u8>, Option<u64>);
+
+impl BlockView for Held {
+    fn size_bytes(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ViewError> {
+        if self.1.is_some_and(|breaks_at| offset >= breaks_at) {
+            let source = std::io::ErrorKind::ConnectionReset.into();
+            return Err(ViewError::Io { place: "an image".into(), source });
+        }
+        let start = usize::try_from(offset).unwrap();
+        buffer.copy_from_slice(&self.0[start..start + buffer.len()]);
+        Ok(())
+    }
+
+    fn extents(&self, range: BlockRange) -> Result<Vec<ViewExtent>, ViewError> {
+        Ok(vec![ViewExtent { range, hole: false }])
+    }
+}
+
+impl Images {
+    /// Images that begin as the newest cuts of both logs.
+    fn new(world: &World, begins: PointId) -> Arc<Self> {
+        let ids = world.indexes.iter().map(|index| index.log().disk()).collect();
+        let state = ImagesState { bytes: world.content(begins), ..ImagesState::default() };
+        Arc::new(Self { ids, state: Mutex::new(state) })
+    }
+
+    fn state(&self) -> MutexGuard<'_, ImagesState> {
+        self.state.lock().unwrap()
+    }
+
+    fn write(&self, block: u64, byte: u8) {
+        let mut state = self.state();
+        let start = usize::try_from(block * BLOCK_BYTES as u64).unwrap();
+        let end = (start + BLOCK_BYTES).min(usize::try_from(SIZE).unwrap());
+        state.bytes.iter_mut().for_each(|bytes| bytes[start..end].fill(byte));
+        state.since_point.insert(block);
+        state.since_mark.insert(block);
+    }
+
+    fn follower(self: &Arc<Self>, disks: Vec<TargetDisk>) -> Follower {
+        let images: Arc<dyn OwnImages> = Arc::clone(self) as Arc<dyn OwnImages>;
+        following(disks, Target::Images { images, owner: "job".to_owned() })
+    }
+}
+
+impl OwnImages for Images {
+    fn own_disks(&self, _owner: String) -> BoxFuture<'_, Result<Vec<DiskId>, ComputeError>> {
+        Box::pin(async { Ok(self.ids.clone()) })
+    }
+
+    fn instant(
+        &self,
+        _owner: String,
+        since: Option<Mark>,
+    ) -> BoxFuture<'_, Result<MachineInstant, ComputeError>> {
+        Box::pin(async move {
+            let mut state = self.state();
+            let ranges =
+                |blocks: &BTreeSet<u64>| blocks.iter().map(|block| BlockRange::new(*block, 1)).collect();
+            let known = since.is_some() && since == state.mark && !state.lost;
+            let written = match () {
+                () if known => Written::SinceMark(ranges(&state.since_mark)),
+                () if state.lost => Written::Unknown,
+                () => Written::SincePoint(ranges(&state.since_point)),
+            };
+            state.since_mark.clear();
+            state.marks += 1;
+            state.open += 1;
+            state.mark = (!state.lost).then(|| Mark(state.marks.to_string()));
+            let breaks_at = state.breaks_at.take();
+            let disk = |(disk, bytes): (&DiskId, &Vec<u8>)| InstantDisk {
+                disk: *disk,
+                view: Arc::new(Held(bytes.clone(), breaks_at)),
+                written: written.clone(),
+            };
+            // In another order than the logs'.
+            let disks = self.ids.iter().zip(&state.bytes).rev().map(disk).collect();
+            let (at, hold) = (tokio::time::Instant::now(), Duration::from_millis(1));
+            Ok(MachineInstant { at, hold, mark: state.mark.clone(), disks })
+        })
+    }
+
+    fn end_instant(&self, _owner: String) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(async {
+            self.state().open = 0;
+            Ok(())
+        })
+    }
+
+    fn seal(&self, _owner: String, _sealed: bool) -> BoxFuture<'_, Result<(), ComputeError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn is_sealed(&self, _owner: String) -> BoxFuture<'_, Result<bool, ComputeError>> {
+        Box::pin(async { Ok(false) })
+    }
+}
+
+#[test]
+fn a_point_of_own_images_is_their_instant_and_takes_what_was_written_since_the_one_before() {
+    let world = World::new();
+    let handle: Handle = world.runtime.handle().clone();
+    world.source_writes(&[(0, 1), (5, 1), (39, 1)], Some(1));
+    let (begins, cuts) = (PointId::from_bytes([1; 16]), world.newest_cuts());
+    let images = Images::new(&world, begins);
+    world.source_writes(&[(5, 2), (6, 2), (7, 2)], Some(2));
+    let disks = || world.targets(begins, &cuts).into_iter().map(|(disk, _)| disk).collect::<Vec<_>>();
+    images.write(7, 2);
+    images.write(20, 9);
+    let mut follower = images.follower(disks());
+    let made = follower.point(&handle, &Task::default()).unwrap();
+    // Of each disk: 5 and 6 are taken back, 20 is new; 7 is the same on both sides.
+    assert_eq!((made.blocks, made.hold_us), (2 * 3, 1000));
+    assert_eq!(world.content(made.point), images.state().bytes);
+    assert_eq!(images.state().open, 0, "the instant was not ended");
+    let scan = world.indexes[0].newest_scan().unwrap();
+    assert!(scan.record.complete && scan.generation == Generation(2));
+
+    // Only what was written since, and without looking whether it differs.
+    images.write(39, 7);
+    images.write(20, 9);
+    let made = follower.point(&handle, &Task::default()).unwrap();
+    assert_eq!((made.blocks, world.content(made.point)), (2 * 2, images.state().bytes.clone()));
+
+    // An instant that cannot be read to its end is no point, and nothing of it is missed by the next.
+    let known = world.newest_cuts();
+    images.write(1, 3);
+    images.write(30, 3);
+    images.state().breaks_at = Some(20 * BLOCK_BYTES as u64);
+    let broken = follower.point(&handle, &Task::default());
+    assert!(matches!(broken, Err(FollowError::View(_))), "{broken:?}");
+    assert_eq!((world.newest_cuts(), images.state().open), (known, 0));
+    let made = follower.point(&handle, &Task::default()).unwrap();
+    assert_eq!(world.content(made.point), images.state().bytes);
+
+    // The coordinator is started again: another follower has no mark, and finds nothing new.
+    let mut follower = images.follower(disks());
+    let made = follower.point(&handle, &Task::default()).unwrap();
+    assert_eq!((made.blocks, world.content(made.point)), (0, images.state().bytes.clone()));
+}
+
+#[test]
+fn where_nothing_is_known_of_what_was_written_to_images_every_block_is_compared() {
+    let world = World::new();
+    let handle: Handle = world.runtime.handle().clone();
+    world.source_writes(&[(0, 1), (5, 1)], Some(1));
+    let (begins, cuts) = (PointId::from_bytes([1; 16]), world.newest_cuts());
+    let images = Images::new(&world, begins);
+    let disks: Vec<_> = world.targets(begins, &cuts).into_iter().map(|(disk, _)| disk).collect();
+    let mut follower = images.follower(disks);
+    follower.point(&handle, &Task::default()).unwrap();
+    // Killed, with all that it knew.
+    images.write(11, 4);
+    {
+        let mut state = images.state();
+        (state.lost, state.mark) = (true, None);
+        state.since_point.clear();
+        state.since_mark.clear();
+    }
+    let made = follower.point(&handle, &Task::default()).unwrap();
+    assert_eq!((made.blocks, world.content(made.point)), (2, images.state().bytes.clone()));
+}
+
+#[test]
+fn images_that_lack_a_disk_are_not_followed() {
+    let world = World::new();
+    world.source_writes(&[(0, 1)], Some(1));
+    let begins = PointId::from_bytes([1; 16]);
+    let images = Images::new(&world, begins);
+    let disks = world.targets(begins, &world.newest_cuts()).into_iter().map(|(disk, _)| disk).collect();
+    let one = Arc::new(Images {
+        ids: images.ids[..1].to_vec(),
+        state: Mutex::new(ImagesState {
+            bytes: images.state().bytes[..1].to_vec(),
+            ..ImagesState::default()
+        }),
+    });
+    let refused = one.follower(disks).point(world.runtime.handle(), &Task::default());
+    assert!(matches!(refused, Err(FollowError::NoImage(_))), "{refused:?}");
 }
 
 #[test]

@@ -140,6 +140,31 @@ virtio-net-pci,netdev=net0,mac=52:54:00:12:34:56,romfile=";
 }
 
 #[test]
+fn golden_arguments_of_who_reads_images() {
+    let definition = of(&["virtio_blk", "virtio_net"], "virtio_net");
+    let said = definition.reader_arguments(&files(), &[false, true]).join("\n");
+    let expected = "\
+-machine
+none
+-nodefaults
+-no-user-config
+-daemonize
+-display
+none
+-pidfile
+/vm/job-1/reader.pid
+-qmp
+unix:/s/vm.read,server=on,wait=off
+-blockdev
+{\"backing\":null,\"discard\":\"unmap\",\"driver\":\"qcow2\",\"file\":{\"discard\":\"unmap\",\"driver\":\"file\",\"filename\":\"/vm/job-1/disk0.qcow2\"},\"node-name\":\"disk0\",\"read-only\":true}
+-blockdev
+{\"driver\":\"raw\",\"file\":{\"driver\":\"nbd\",\"export\":\"sdb\",\"reconnect-delay\":3600,\"server\":{\"path\":\"/run/holdfast/sdb,1.sock\",\"type\":\"unix\"}},\"node-name\":\"base1\",\"read-only\":true}
+-blockdev
+{\"backing\":\"base1\",\"discard\":\"unmap\",\"driver\":\"qcow2\",\"file\":{\"discard\":\"unmap\",\"driver\":\"file\",\"filename\":\"/vm/job-1/disk1.qcow2\"},\"node-name\":\"disk1\",\"read-only\":true}";
+    assert_eq!(said, expected);
+}
+
+#[test]
 fn disks_hang_on_what_the_guest_booted_from() {
     for (drivers, model, device) in [
         (&["nvme"][..], DiskModel::Nvme, "nvme,drive=disk1"),
