@@ -17,7 +17,7 @@ use holdfast_common::{
 };
 use holdfast_coordinator::{
     compute::{
-        machines::{MachineInstant, MachineRequest, Machines, Mark, OwnImages as _, Stop, Written},
+        machines::{MachineInstant, MachineRequest, Machines, Mark, OwnImages as _, Stop, Suited, Written},
         nbd::server::{DamageSink, ExportHandle, Listening, NbdServer, Settings},
         port::{Endpoint, Task},
         vm::{MachineSettings, QemuMachines, definition::Accelerator, qmp::Qmp},
@@ -131,6 +131,7 @@ impl World {
             point: PointId::from_bytes([8; 16]),
             name: "small".to_owned(),
             inventory: inventory(),
+            suited: Suited::default(),
             disks,
             writable: false,
             isolated: true,

@@ -75,19 +75,20 @@ fn a_failed_over_machine_boots_from_its_point_outlives_the_coordinator_and_becom
     let overlays = protected.site.data().join("vm");
     let _remains = Remains(overlays.clone());
 
-    // The inventory is that of this host, and its disk is another machine's: what that one needs is said by hand.
+    // The inventory is that of this host, and its disk is another machine's: what that one starts on is told from the
+    // replica, how large it is by hand.
     protected.site.set_hardware(&machine, "processors = 1\nmemroy_mib = 512\n")?;
     let test = ["test-failover", &machine, "--point", "latest", "--vm"];
     let refused = protected.site.cli(&test).unwrap_err().to_string();
     ensure!(refused.contains("line 2") && refused.contains("memroy_mib"), "{refused}");
     let job = protected.site.cli(&["jobs"])?[0]["id"].as_str().context("a job")?.to_owned();
-    let sound = "processors = 1\nmemory_mib = 512\ncpu = \"Westmere\"\ndisk_model = \"virtio\"\nfirmware = \"bios\"\n";
+    let sound = "processors = 1\nmemory_mib = 512\ncpu = \"Westmere\"\n";
     protected.site.set_hardware(&machine, sound)?;
 
     // Told from the replica, without starting anything.
     let ready = protected.site.cli(&["readiness", &machine, "--now"])?;
     ensure!(ready["verdict"] == "ready", "{ready}");
-    protected.site.set_hardware(&machine, &sound.replace("virtio", "pvscsi"))?;
+    protected.site.set_hardware(&machine, &format!("{sound}disk_model = \"pvscsi\"\n"))?;
     let unready = protected.site.cli(&["readiness", &machine, "--now"])?;
     ensure!(
         unready["verdict"] == "not-ready" && unready.to_string().contains("lacks vmw_pvscsi"),

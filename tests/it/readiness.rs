@@ -8,7 +8,7 @@ use holdfast_common::{
     wire::{Firmware, Inventory, NetworkCard},
 };
 use holdfast_coordinator::{
-    compute::machines::{Planned, PlannedCard},
+    compute::machines::{Controller, Planned, PlannedCard},
     points::view::BlockView,
     readiness::{self, Report, Subject, Verdict, initramfs},
 };
@@ -47,7 +47,17 @@ fn virtio(firmware: Firmware) -> Planned {
 fn look(disk: Vec<u8>, planned: Planned) -> Report {
     let view: Arc<dyn BlockView> = Arc::new(MemoryView::from_bytes(disk));
     let disks = vec![("/dev/sda".to_owned(), view)];
-    readiness::look(&Subject { inventory: inventory(), planned: Ok(planned), disks })
+    let controllers = [
+        ("virtio", ["virtio_pci", "virtio_blk"]),
+        ("sata", ["ahci", "sd_mod"]),
+        ("pvscsi", ["vmw_pvscsi", "sd_mod"]),
+    ];
+    let controllers = controllers.map(|(model, drivers)| Controller {
+        model: model.to_owned(),
+        drivers: drivers.map(str::to_owned).to_vec(),
+    });
+    let controllers = controllers.to_vec();
+    readiness::look(&Subject { inventory: inventory(), planned: Ok(planned), controllers, disks })
 }
 
 fn check(what: &str, disk: &SystemDisk, planned: Planned, verdict: Verdict, says: &[&str]) -> Result<()> {
@@ -183,6 +193,27 @@ fn what_cannot_be_looked_into_is_said_to_be_so() -> Result<()> {
     // Data without a system is nobody's fault.
     let report = look(vec![0; 4 << 20], virtio(Firmware::Bios));
     ensure!(report.verdict == Verdict::Unknown && report.against().is_none(), "{report:#?}");
+    Ok(())
+}
+
+#[test]
+fn what_a_system_starts_on_is_told_whatever_is_planned() -> Result<()> {
+    let (bios, uefi) = (Firmware::Bios, Firmware::Uefi);
+    let sound = SystemDisk::default();
+    let vmware = SystemDisk { early: vec!["vmw_pvscsi", "sd_mod"], ..sound.clone() };
+    let by_uefi = SystemDisk { efi: Some(true), ..sound.clone() };
+    let no_loader = SystemDisk { efi: Some(false), ..sound.clone() };
+    for (what, disk, firmware, models) in [
+        ("sound", &sound, &[bios][..], &["virtio", "pvscsi"][..]),
+        ("as on VMware", &vmware, &[bios], &["pvscsi"]),
+        ("by UEFI", &by_uefi, &[uefi], &["virtio", "pvscsi"]),
+        ("by nothing", &no_loader, &[], &["virtio", "pvscsi"]),
+    ] {
+        for planned in [virtio(bios), planned("sata", &["ahci", "sd_mod"], "sd", uefi)] {
+            let suited = look(disk.make()?, planned).suited;
+            ensure!(suited.firmware == firmware && suited.disk_models == models, "{what}: {suited:?}");
+        }
+    }
     Ok(())
 }
 

@@ -275,6 +275,7 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
             points: Arc::clone(&points),
             catalog: Arc::clone(&shared),
             clock: Arc::clone(&clock),
+            looks: Arc::clone(&readiness) as Arc<dyn api::readiness::Looks>,
         }),
         scripts: Arc::new(scripts::HostScripts),
         way_back: Arc::clone(&reverse) as Arc<dyn WayBack>,

@@ -19,7 +19,7 @@ use crate::{
     api::readiness::Looks,
     catalog::record::{PointRecord, PointState},
     compute::{
-        machines::{MachineRequest, Machines, Planned},
+        machines::{MachineRequest, Machines, Planned, Suited},
         port::{BoxFuture, Endpoint},
     },
     points::view::BlockView,
@@ -95,11 +95,16 @@ impl Readiness {
         }
         let Some(record) = self.record(machine.record.id) else { return true };
         let age = self.clock.wall().since(holdfast_common::clock::Timestamp(record.at_us));
-        let planned = self.planned(machine, inventory);
+        let planned = self.planned(machine, inventory, &record.report.suited);
         age > GOOD_FOR || (age > APART && record.basis != basis(inventory, &planned))
     }
 
-    fn planned(&self, machine: &MachineStatus, inventory: &Inventory) -> Result<Planned, String> {
+    fn planned(
+        &self,
+        machine: &MachineStatus,
+        inventory: &Inventory,
+        suited: &Suited,
+    ) -> Result<Planned, String> {
         let disks = self.source.registry.protected_disks(machine.record.id);
         let disks = disks.into_iter().map(|disk| Endpoint {
             disk: disk.record.id,
@@ -113,6 +118,7 @@ impl Readiness {
             point: holdfast_common::ids::PointId(uuid::Uuid::nil()),
             name: machine.record.name.clone(),
             inventory: inventory.clone(),
+            suited: suited.clone(),
             disks: disks.collect(),
             isolated: false,
             writable: false,
@@ -137,9 +143,16 @@ impl Readiness {
         if !self.source.points.lease(point.id, holder.clone()).await.map_err(words)? {
             return Err("the point was removed meanwhile; try again".to_owned());
         }
-        let planned = self.planned(&machine, &inventory);
+        let known = self.record(id).map(|record| record.report.suited).unwrap_or_default();
+        let mut planned = self.planned(&machine, &inventory, &known);
+        let mut report = self.report(&point, &inventory, &planned, known).await;
+        let again = self.planned(&machine, &inventory, &report.suited);
+        if again != planned {
+            // What was found changes what it will be made of.
+            planned = again;
+            report = self.report(&point, &inventory, &planned, report.suited).await;
+        }
         let basis = basis(&inventory, &planned);
-        let report = self.report(&point, Inventory::clone(&inventory), planned).await;
         self.source.points.release(holder).await.map_err(words)?;
         let record = ReadinessRecord::new(self.clock.wall(), point.id.to_string(), basis, report);
         let path = self.folder.join(format!("{id}.json"));
@@ -156,11 +169,12 @@ impl Readiness {
     async fn report(
         &self,
         point: &PointRecord,
-        inventory: Inventory,
-        planned: Result<Planned, String>,
+        inventory: &Inventory,
+        planned: &Result<Planned, String>,
+        known: Suited,
     ) -> Report {
         let failed = |reason: String| {
-            let mut report = Report::default();
+            let mut report = Report { suited: known, ..Report::default() };
             report.not_looked_into.push(reason);
             report.sealed()
         };
@@ -171,7 +185,12 @@ impl Readiness {
         let path = |disk| self.source.registry.disk(disk).map(|disk| disk.record.path).unwrap_or_default();
         let disks =
             views.into_iter().map(|view| (path(view.disk), view.view as Arc<dyn BlockView>)).collect();
-        let subject = Subject { inventory, planned, disks };
+        let subject = Subject {
+            inventory: inventory.clone(),
+            planned: planned.clone(),
+            controllers: self.machines.controllers(),
+            disks,
+        };
         match tokio::task::spawn_blocking(move || readiness::look(&subject)).await {
             Ok(report) => report,
             Err(_) => failed(

@@ -12,6 +12,7 @@ use holdfast_common::{
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
+    api::readiness::Looks,
     catalog::{Catalog, CatalogError},
     compute::port::BoxFuture,
     failover::port::{LifecycleError, Lifecycles, ScriptRequest, SourceError, SourceFacts, Sources},
@@ -76,6 +77,7 @@ pub(super) struct AgentSources {
     pub(super) points: Arc<PointCatalog>,
     pub(super) catalog: Arc<dyn Catalog>,
     pub(super) clock: Arc<dyn Clock>,
+    pub(super) looks: Arc<dyn Looks>,
 }
 
 impl AgentSources {
@@ -135,6 +137,7 @@ impl Sources for AgentSources {
             name: status.record.name,
             connected,
             inventory: status.inventory.map(Arc::unwrap_or_clone),
+            suited: self.looks.record(machine).map(|record| record.report.suited).unwrap_or_default(),
         })
     }
 

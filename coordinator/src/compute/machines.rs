@@ -37,6 +37,8 @@ pub struct MachineRequest {
     pub name: String,
     /// What it is, as its agent told last: processors, memory, firmware, network cards, order of disks.
     pub inventory: Inventory,
+    /// What a look into its replica has found that it starts on.
+    pub suited: Suited,
     /// Its disks in the order of the point, served for as long as the machine exists or until it was
     /// [streamed](Machines::stream). A restart of the coordinator interrupts that for some seconds.
     pub disks: Vec<Endpoint>,
@@ -48,6 +50,26 @@ pub struct MachineRequest {
     /// Networks of its cards by the names that they have at the source, `*` for any other: "user", "isolated" or a bridge's
     /// name. They go before everything else that is said about networks.
     pub networks: BTreeMap<String, String>,
+}
+
+/// Hardware on which what lies on a machine's disks starts, as far as that is known. Persisted in records of readiness: fields are
+/// only ever added, with a default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Suited {
+    /// Firmware that finds something to start; empty if that is not known.
+    pub firmware: Vec<Firmware>,
+    /// Controllers that it has drivers for at boot, by their names in hardware files; empty if that is not known.
+    pub disk_models: Vec<String>,
+}
+
+/// A controller that a hypervisor has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Controller {
+    /// Its name in hardware files.
+    pub model: String,
+    /// Drivers of Linux that it takes to find a file system on its disks.
+    pub drivers: Vec<String>,
 }
 
 /// What a machine would be made of, for looking whether its system has the drivers.
@@ -111,6 +133,11 @@ pub trait Machines: fmt::Debug + Send + Sync {
     /// Whether machines can run here at all; asked before anything is begun.
     fn ready(&self) -> BoxFuture<'_, Result<(), ComputeError>> {
         Box::pin(async { Ok(()) })
+    }
+
+    /// The controllers that disks can hang on here.
+    fn controllers(&self) -> Vec<Controller> {
+        Vec::new()
     }
 
     /// What the machine would be made of if it were defined now. Makes nothing.

@@ -32,7 +32,7 @@ use super::{
 use crate::{
     compute::{
         branch::Origin,
-        machines::{MachineRequest, Machines, StartedMachine, Stop},
+        machines::{MachineRequest, Machines, StartedMachine, Stop, Suited},
         port::{
             Attach, BoxFuture, ComputeError, DiskView, Endpoint, ImageFile, ImageRequest, Task, WriteImage,
         },
@@ -597,7 +597,12 @@ impl Sources for World {
             disks: Vec::new(),
             drivers: Vec::new(),
         };
-        Some(SourceFacts { name: "web-1".into(), connected, inventory: Some(inventory) })
+        Some(SourceFacts {
+            name: "web-1".into(),
+            connected,
+            inventory: Some(inventory),
+            suited: Suited::default(),
+        })
     }
 
     fn cut(&self, machine: MachineId, _limit: Duration) -> BoxFuture<'_, Result<PointId, SourceError>> {

@@ -13,7 +13,10 @@ use holdfast_common::{
 use thiserror::Error;
 
 use crate::{
-    compute::port::{BoxFuture, DiskView, Task},
+    compute::{
+        machines::Suited,
+        port::{BoxFuture, DiskView, Task},
+    },
     points::selection::Candidate,
     registry::lifecycle::{Lifecycle, LifecycleEvent, LifecycleRefusal},
 };
@@ -189,6 +192,8 @@ pub struct SourceFacts {
     pub connected: bool,
     /// What it is, as its agent told last.
     pub inventory: Option<Inventory>,
+    /// What it starts on, as a look into its replica has found last.
+    pub suited: Suited,
 }
 
 /// Why a source did not do what was asked.

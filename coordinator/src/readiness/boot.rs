@@ -5,7 +5,11 @@
 
 use holdfast_common::wire::Firmware;
 
-use super::{Report, fat::Fat, volumes::Disk};
+use super::{
+    Report,
+    fat::{Entry, Fat},
+    volumes::{Disk, Volume},
+};
 
 pub(super) fn look(disks: &[Disk], firmware: Option<Firmware>, report: &mut Report) {
     if disks.iter().all(|disk| disk.table.is_err()) {
@@ -16,6 +20,35 @@ pub(super) fn look(disks: &[Disk], firmware: Option<Firmware>, report: &mut Repo
         Some(Firmware::Bios) => bios(disks, report),
         None => {}
     }
+}
+
+/// The firmware that finds something to start. A boot sector with a GPT and no place for GRUB's core is what UEFI systems
+/// have there too, and counts if there is nothing else.
+pub(super) fn firmware(disks: &[Disk]) -> Vec<Firmware> {
+    let tables =
+        || disks.iter().filter_map(|disk| disk.table.as_ref().ok()).filter(|table| table.has_boot_code);
+    let has_core =
+        tables().any(|table| table.kind != "gpt" || table.partitions.iter().any(|found| found.is_bios_boot));
+    let by_uefi = systems(disks).iter().any(|volume| {
+        let names = Fat::open(&volume.part).and_then(|fat| fat.list(&["EFI", "BOOT"]));
+        names.is_ok_and(|names| names.is_some_and(|names| names.iter().any(is_loader)))
+    });
+    let by_bios = has_core || (!by_uefi && tables().next().is_some());
+    [(by_bios, Firmware::Bios), (by_uefi, Firmware::Uefi)]
+        .into_iter()
+        .filter_map(|(starts, firmware)| starts.then_some(firmware))
+        .collect()
+}
+
+/// EFI system partitions.
+fn systems(disks: &[Disk]) -> Vec<&Volume> {
+    let volumes = disks.iter().flat_map(|disk| &disk.volumes);
+    volumes.filter(|volume| volume.partition.as_ref().is_some_and(|found| found.is_efi)).collect()
+}
+
+/// The loader that firmware starts without stored variables.
+fn is_loader(entry: &Entry) -> bool {
+    entry.name == "BOOTX64.EFI"
 }
 
 fn bios(disks: &[Disk], report: &mut Report) {
@@ -43,9 +76,7 @@ fn bios(disks: &[Disk], report: &mut Report) {
 }
 
 fn uefi(disks: &[Disk], report: &mut Report) {
-    let volumes = disks.iter().flat_map(|disk| &disk.volumes);
-    let systems: Vec<_> =
-        volumes.filter(|volume| volume.partition.as_ref().is_some_and(|found| found.is_efi)).collect();
+    let systems = systems(disks);
     if systems.is_empty() {
         report.critical(
             "it boots by UEFI, and no protected disk has an EFI system partition",
@@ -69,7 +100,7 @@ fn uefi(disks: &[Disk], report: &mut Report) {
             );
             return;
         };
-        if found.iter().any(|entry| entry.name == "BOOTX64.EFI") {
+        if found.iter().any(is_loader) {
             report.seen.push(format!("the loader \\EFI\\BOOT\\BOOTX64.EFI on {}", volume.path));
             return;
         }

@@ -42,7 +42,7 @@ use holdfast_common::wire::Inventory;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    compute::machines::Planned,
+    compute::machines::{Controller, Planned, Suited},
     points::view::BlockView,
     registry::health::{Finding, Level},
 };
@@ -56,6 +56,8 @@ pub struct Subject {
     pub inventory: Inventory,
     /// The devices that it will have, or why it cannot be run here.
     pub planned: Result<Planned, String>,
+    /// What its disks could hang on instead.
+    pub controllers: Vec<Controller>,
     /// Disks of the point, by their names on the source, in their order.
     pub disks: Vec<(String, Arc<dyn BlockView>)>,
 }
@@ -87,6 +89,8 @@ pub struct Report {
     pub seen: Vec<String>,
     /// What matters and was not looked into, and why.
     pub not_looked_into: Vec<String>,
+    /// What it would start on. Does not depend on what was planned.
+    pub suited: Suited,
 }
 
 impl Report {
@@ -166,6 +170,7 @@ pub fn look(subject: &Subject) -> Report {
         report.note(remark.clone(), "set it in the machine's hardware file if it should be otherwise");
     }
     boot::look(&disks, planned.firmware, &mut report);
+    report.suited.firmware = boot::firmware(&disks);
     let Some(root) = root(&disks) else {
         if !windows::look(&disks, &planned, &mut report) {
             no_root(&disks, &mut report);
@@ -174,7 +179,7 @@ pub fn look(subject: &Subject) -> Report {
     };
     report.seen.push(format!("root file system on {}", root.path));
     let Ok(files) = &root.files else { return report.sealed() };
-    let found = System { inventory: &subject.inventory, planned: &planned, disks: &disks, root: files };
+    let found = System { subject, planned: &planned, disks: &disks, root: files };
     system::look(&found, &mut report);
     fstab::look(&found, &mut report);
     network::look(&found, &mut report);
@@ -183,7 +188,7 @@ pub fn look(subject: &Subject) -> Report {
 
 /// A system that can be looked into.
 struct System<'a> {
-    inventory: &'a Inventory,
+    subject: &'a Subject,
     planned: &'a Planned,
     disks: &'a [Disk],
     root: &'a Files,

@@ -18,7 +18,7 @@ const PLACES: [(&str, &str); 6] = [
 ];
 
 pub(super) fn look(system: &System<'_>, report: &mut Report) {
-    let cards = &system.inventory.network_cards;
+    let cards = &system.subject.inventory.network_cards;
     let mut names = BTreeSet::new();
     let (mut fixed, mut dynamic, mut by_mac, mut files) = (false, false, false, 0);
     for (folder, ending) in PLACES {

@@ -10,6 +10,7 @@ use super::{
     initramfs::{self, Modules},
     volumes::Files,
 };
+use crate::compute::machines::Controller;
 
 /// Where boot loaders keep what they hand to the kernel.
 const LOADERS: [&str; 6] = [
@@ -23,7 +24,7 @@ const LOADERS: [&str; 6] = [
 
 pub(super) fn look(system: &System<'_>, report: &mut Report) {
     let kernels = kernels(system);
-    let running = &system.inventory.kernel;
+    let running = &system.subject.inventory.kernel;
     let kernel = kernels.iter().find(|kernel| kernel.release == *running).or_else(|| kernels.last());
     let Some(kernel) = kernel else {
         report.not_looked_into.push("no kernel was found in a /boot that can be read".to_owned());
@@ -127,6 +128,9 @@ fn disk_drivers(
     let where_it_is = if kernel.initramfs.is_some() { "its initramfs" } else { "a kernel without initramfs" };
     let planned = system.planned;
     if !built_in.is_empty() {
+        let suits = |controller: &&Controller| controller.drivers.iter().all(|driver| has(driver));
+        let suited = system.subject.controllers.iter().filter(suits);
+        report.suited.disk_models = suited.map(|controller| controller.model.clone()).collect();
         let missing: Vec<&str> =
             planned.disk_drivers.iter().map(String::as_str).filter(|driver| !has(driver)).collect();
         if missing.is_empty() {

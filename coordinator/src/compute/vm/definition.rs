@@ -1,8 +1,9 @@
 //! What a machine is made of, and the command line that says so to QEMU.
 //!
 //! Pure. Owns the choice of devices from the inventory, the operator's overrides, and QEMU's arguments. Does not start anything.
-//! Invariant: the devices are those that the guest had a driver for when its agent told of it last, so that no conversion is needed
-//! before it boots; what could not be kept is in the remarks.
+//! Invariant: the devices are those that the guest has a driver for, so that no conversion is needed before it boots: what its agent
+//! told of last, unless a look into its replica has found that what lies there does not start on that (the agent may run on the host
+//! of a guest, and tells of the host). What could not be kept is in the remarks.
 //! Format: options of qemu-system-x86_64 7.2 and later.
 
 use std::{
@@ -18,6 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::compute::{machines::MachineRequest, port::Endpoint};
 
+/// An IDE controller has no more disks.
+const IDE_DISKS_MAX: usize = 4;
 /// Longest time that the guest's reads wait for the coordinator to serve its disks again, in seconds.
 const RECONNECT_SECONDS: u32 = 3600;
 /// Serial numbers of virtio disks have no more bytes.
@@ -244,6 +247,10 @@ impl Files {
 }
 
 impl DiskModel {
+    /// All of them, the faster ones first.
+    pub(super) const ALL: [Self; 7] =
+        [Self::Virtio, Self::VirtioScsi, Self::Nvme, Self::Sata, Self::Pvscsi, Self::Lsi, Self::Ide];
+
     /// Its name in hardware files.
     pub(super) const fn name(self) -> &'static str {
         match self {
@@ -333,7 +340,7 @@ impl Definition {
                  memory_mib in the machine's hardware file to less"
             ));
         }
-        let uefi_code = match overrides.firmware.unwrap_or(inventory.firmware) {
+        let uefi_code = match firmware(request, overrides, &mut remarks) {
             Firmware::Bios => None,
             Firmware::Uefi => {
                 let (code, _) = host
@@ -343,15 +350,7 @@ impl Definition {
                 Some(code.clone())
             }
         };
-        let disk_model = overrides.disk_model.or_else(|| DiskModel::of_first(request));
-        let disk_model = disk_model.unwrap_or_else(|| {
-            remarks.push(
-                "no driver of a controller that QEMU has was in use; disks hang on virtio (disk_model in its \
-                 hardware file changes that)"
-                    .to_owned(),
-            );
-            DiskModel::Virtio
-        });
+        let disk_model = disk_model(request, overrides, uefi_code.is_some(), &mut remarks);
         if uefi_code.is_some() && overrides.disk_model.is_none() && !disk_model.is_read_by_uefi() {
             return Err(format!(
                 "the machine boots by UEFI from {}, whose disks the UEFI of this host is not known to read (Debian's does not); set \
@@ -359,7 +358,7 @@ impl Definition {
                 disk_model.name()
             ));
         }
-        if disk_model == DiskModel::Ide && request.disks.len() > 4 {
+        if disk_model == DiskModel::Ide && request.disks.len() > IDE_DISKS_MAX {
             return Err(
                 "an IDE controller has four disks at most; set disk_model in its hardware file".to_owned()
             );
@@ -491,6 +490,64 @@ impl Definition {
             "-device",
             format!("{device},drive=disk{number},serial={serial},bootindex={}{errors}", number + 1),
         );
+    }
+}
+
+/// What it boots by: what was told, unless nothing on its disks starts by that and something does otherwise.
+fn firmware(request: &MachineRequest, overrides: &Overrides, remarks: &mut Vec<String>) -> Firmware {
+    let (told, suited) = (request.inventory.firmware, &request.suited.firmware);
+    let name = |firmware| if firmware == Firmware::Uefi { "UEFI" } else { "BIOS" };
+    match (overrides.firmware, suited.first()) {
+        (Some(wanted), _) => wanted,
+        (None, Some(other)) if !suited.contains(&told) => {
+            remarks.push(format!(
+                "it boots by {}: its disks have nothing that {}, which was told of its source, would start",
+                name(*other),
+                name(told)
+            ));
+            *other
+        }
+        _ => told,
+    }
+}
+
+/// What its disks hang on: what was told, unless the system on them has no driver for that and has one for another.
+fn disk_model(
+    request: &MachineRequest,
+    overrides: &Overrides,
+    by_uefi: bool,
+    remarks: &mut Vec<String>,
+) -> DiskModel {
+    let works = |model: &DiskModel| {
+        (!by_uefi || model.is_read_by_uefi())
+            && (*model != DiskModel::Ide || request.disks.len() <= IDE_DISKS_MAX)
+    };
+    let suits = |model: &DiskModel| {
+        works(model) && request.suited.disk_models.iter().any(|name| name == model.name())
+    };
+    let told = DiskModel::of_first(request);
+    match (overrides.disk_model, told, DiskModel::ALL.into_iter().find(suits)) {
+        (Some(model), ..) | (None, Some(model), None) => model,
+        (None, Some(told), Some(_)) if suits(&told) => told,
+        (None, told, Some(other)) => {
+            let told = told.map_or_else(
+                || "no driver of a controller that QEMU has was in use at its source".to_owned(),
+                |told| format!("{} was told of its source, which they could not boot from here", told.name()),
+            );
+            remarks.push(format!(
+                "disks hang on {}, which the system on them has a driver for at boot ({told})",
+                other.name()
+            ));
+            other
+        }
+        (None, None, None) => {
+            remarks.push(
+                "no driver of a controller that QEMU has was in use; disks hang on virtio (disk_model in its \
+                 hardware file changes that)"
+                    .to_owned(),
+            );
+            DiskModel::Virtio
+        }
     }
 }
 

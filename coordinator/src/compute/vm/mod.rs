@@ -46,7 +46,7 @@ use self::{
     qmp::Qmp,
 };
 use super::{
-    machines::{MachineRequest, Machines, Planned, StartedMachine, Stop},
+    machines::{Controller, MachineRequest, Machines, Planned, StartedMachine, Stop},
     port::{BoxFuture, ComputeError, Task},
 };
 
@@ -348,6 +348,10 @@ impl QemuMachines {
 impl Machines for QemuMachines {
     fn ready(&self) -> BoxFuture<'_, Result<(), ComputeError>> {
         Box::pin(Self::ready(self))
+    }
+
+    fn controllers(&self) -> Vec<Controller> {
+        planned::controllers()
     }
 
     fn plan(&self, request: &MachineRequest) -> Result<Planned, ComputeError> {

@@ -5,7 +5,7 @@
 use holdfast_common::wire::Firmware;
 
 use super::definition::{Definition, DiskModel, NetworkModel};
-use crate::compute::machines::{Planned, PlannedCard};
+use crate::compute::machines::{Controller, Planned, PlannedCard};
 
 impl DiskModel {
     /// Drivers that find a disk on this controller, and how Linux names it.
@@ -31,6 +31,15 @@ impl NetworkModel {
             Self::Vmxnet3 => &["vmxnet3"],
         }
     }
+}
+
+/// What disks can hang on.
+pub(super) fn controllers() -> Vec<Controller> {
+    let controller = |model: DiskModel| {
+        let drivers = model.drivers().0.iter().map(|name| (*name).to_owned()).collect();
+        Controller { model: model.name().to_owned(), drivers }
+    };
+    DiskModel::ALL.into_iter().map(controller).collect()
 }
 
 impl Definition {

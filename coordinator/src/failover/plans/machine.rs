@@ -27,8 +27,8 @@ impl DefineMachine {
     async fn define(&self, context: &Context) -> Result<(), StepError> {
         let machine = spec(context)?.machine;
         let facts = self.0.sources.facts(machine);
-        let (name, inventory) = facts
-            .and_then(|facts| facts.inventory.map(|inventory| (facts.name, inventory)))
+        let (name, inventory, suited) = facts
+            .and_then(|facts| facts.inventory.map(|inventory| (facts.name, inventory, facts.suited)))
             .ok_or_else(|| StepError {
                 message:
                     "nothing is known of the machine's hardware; cancel, and fail over to devices or images"
@@ -46,6 +46,7 @@ impl DefineMachine {
             point: chosen(context)?,
             name,
             inventory,
+            suited,
             disks: self.0.serve(context, true).await?,
             networks: spec(context)?.networks.clone(),
             writable: super::devices::is_branch(context)?,

@@ -63,6 +63,11 @@ pub(super) fn look(windows: &Windows<'_>, planned: &Planned, report: &mut Report
     }
     let all = if starting.is_empty() { "none that is known here".to_owned() } else { starting.join(", ") };
     report.seen.push(format!("drivers of disks that start at boot: {all}"));
+    let suits = |controller: &&Controller| {
+        controller.services.iter().all(|names| names.iter().any(|name| starting.contains(name)))
+    };
+    report.suited.disk_models =
+        CONTROLLERS.iter().filter(suits).map(|controller| controller.model.to_owned()).collect();
     let Some(controller) = CONTROLLERS.iter().find(|controller| controller.model == planned.disk_model)
     else {
         if !planned.disk_model.is_empty() {
@@ -71,9 +76,6 @@ pub(super) fn look(windows: &Windows<'_>, planned: &Planned, report: &mut Report
                 .push(format!("which driver Windows needs for disks on {}", planned.disk_model));
         }
         return Ok(());
-    };
-    let suits = |controller: &&Controller| {
-        controller.services.iter().all(|names| names.iter().any(|name| starting.contains(name)))
     };
     if suits(&controller) {
         report

@@ -8,6 +8,7 @@ use holdfast_common::{
 };
 
 use super::*;
+use crate::compute::machines::Suited;
 
 fn inventory(drivers: &[&str], card: &str) -> Inventory {
     Inventory {
@@ -59,6 +60,7 @@ fn request(inventory: Inventory) -> MachineRequest {
         point: PointId::from_bytes([3; 16]),
         name: "web-1".into(),
         inventory,
+        suited: Suited::default(),
         disks: vec![disk("sda"), disk("sdb")],
         networks: BTreeMap::new(),
         writable: false,
@@ -184,6 +186,80 @@ fn disks_hang_on_what_the_guest_booted_from() {
         );
         assert_eq!(definition.remarks, ["4 processors cannot be emulated on this host; it has 2"]);
     }
+}
+
+#[test]
+fn what_the_system_on_the_disks_starts_on_goes_before_what_was_told() {
+    let suited = |firmware: &[Firmware], models: &[&str]| Suited {
+        firmware: firmware.to_vec(),
+        disk_models: models.iter().map(ToString::to_string).collect(),
+    };
+    let (bios, uefi) = (Firmware::Bios, Firmware::Uefi);
+    for (told, drivers, suited, model, by_uefi, says) in [
+        // What was told is kept where it is among them, or nothing is known.
+        (
+            bios,
+            &["sd_mod", "ahci"][..],
+            suited(&[bios, uefi], &["virtio", "sata"]),
+            DiskModel::Sata,
+            false,
+            "",
+        ),
+        (uefi, &["ahci"], suited(&[], &[]), DiskModel::Sata, true, ""),
+        // An agent that runs on the host of a guest tells of the host.
+        (
+            bios,
+            &["virtio_blk"],
+            suited(&[bios], &["nvme", "sata"]),
+            DiskModel::Nvme,
+            false,
+            "virtio was told",
+        ),
+        (bios, &["virtio_blk"], suited(&[uefi], &["virtio"]), DiskModel::Virtio, true, "it boots by UEFI"),
+        (uefi, &["ahci"], suited(&[bios], &["lsi"]), DiskModel::Lsi, false, "it boots by BIOS"),
+        (
+            bios,
+            &["hv_storvsc"],
+            suited(&[bios], &["ide"]),
+            DiskModel::Ide,
+            false,
+            "no driver of a controller",
+        ),
+        // UEFI does not read from there, and the system has drivers for more.
+        (
+            uefi,
+            &["vmw_pvscsi"],
+            suited(&[uefi], &["sata", "pvscsi"]),
+            DiskModel::Sata,
+            true,
+            "pvscsi was told",
+        ),
+    ] {
+        let mut request = request(inventory(drivers, "e1000"));
+        request.inventory.firmware = told;
+        request.suited = suited;
+        let made = Definition::of(&request, &Overrides::default(), &host()).unwrap();
+        let remarks = made.remarks.join("; ");
+        assert_eq!((made.disk_model, made.uefi_code.is_some()), (model, by_uefi), "{drivers:?} {remarks}");
+        assert!(
+            remarks.contains(says)
+                && remarks.contains("told") != (says.is_empty() || says.starts_with("no driver")),
+            "{remarks}"
+        );
+        // The operator has the last word.
+        let wanted = Overrides {
+            disk_model: Some(DiskModel::VirtioScsi),
+            firmware: Some(bios),
+            ..Overrides::default()
+        };
+        let made = Definition::of(&request, &wanted, &host()).unwrap();
+        assert_eq!((made.disk_model, made.uefi_code), (DiskModel::VirtioScsi, None));
+    }
+    let mut five = request(inventory(&["virtio_blk"], "e1000"));
+    five.disks = vec![five.disks[0].clone(); 5];
+    five.suited = suited(&[bios], &["ide"]);
+    let made = Definition::of(&five, &Overrides::default(), &host()).unwrap();
+    assert_eq!(made.disk_model, DiskModel::Virtio, "an IDE controller has no room for five");
 }
 
 #[test]
