@@ -174,7 +174,7 @@ impl Run {
     pub fn overlapping(
         &self,
         range: BlockRange,
-        found: &mut dyn FnMut(IndexEntry),
+        found: &mut (impl FnMut(IndexEntry) + ?Sized),
     ) -> Result<(), IndexError> {
         match &self.0 {
             Kind::File(file) => file.overlapping(range, found),
@@ -193,7 +193,7 @@ pub fn position(table: &[Packed], block: u64) -> usize {
 }
 
 /// Calls `found` with each entry of a table that shares blocks with `range`, ascending.
-pub fn overlapping(table: &[Packed], range: BlockRange, found: &mut dyn FnMut(IndexEntry)) {
+pub fn overlapping(table: &[Packed], range: BlockRange, found: &mut (impl FnMut(IndexEntry) + ?Sized)) {
     let from = position(table, range.start.0);
     let entries = table.iter().skip(from).take_while(|entry| entry.start() < range.end().0);
     entries.map(Packed::unpack).for_each(found);

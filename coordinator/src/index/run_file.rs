@@ -135,7 +135,7 @@ impl RunFile {
     pub(super) fn overlapping(
         &self,
         range: BlockRange,
-        found: &mut dyn FnMut(IndexEntry),
+        found: &mut (impl FnMut(IndexEntry) + ?Sized),
     ) -> Result<(), IndexError> {
         let number = self.firsts.partition_point(|first| *first <= range.start.0).saturating_sub(1);
         let mut skip =

@@ -10,7 +10,7 @@ use std::{panic, thread};
 
 use holdfast_common::{ids::Sequence, units::BlockRange};
 
-use super::{lookup::IndexError, run::Run};
+use super::{entry::IndexEntry, lookup::IndexError, run::Run};
 use crate::store::FrameSet;
 
 /// Entries of all runs that are looked at together, about.
@@ -92,9 +92,11 @@ fn visible_in<R: AsRef<Run>>(
         let to = window_end(runs, from, each)?.min(end);
         covered.clear();
         for run in runs {
-            Cover { covered: &covered, at: 0, united: &mut united }.with(run.as_ref(), from, to, found)?;
-            std::mem::swap(&mut covered, &mut united);
-            united.clear();
+            let cover = Cover { covered: &covered, at: 0, adds: false, united: &mut united };
+            if cover.with(run.as_ref(), from, to, found)? {
+                std::mem::swap(&mut covered, &mut united);
+                united.clear();
+            }
         }
         from = to;
     }
@@ -121,38 +123,54 @@ struct Cover<'a> {
     covered: &'a [(u64, u64)],
     /// Place of the first stretch that may still matter.
     at: usize,
-    /// The same with the run's entries.
+    /// Whether the run has a block that no newer one has.
+    adds: bool,
+    /// If so, the same with the run's entries.
     united: &'a mut Vec<(u64, u64)>,
 }
 
 impl Cover<'_> {
+    /// Calls `found` with what the run shows. Says whether it shows anything: otherwise `united` is not made.
     fn with(
         mut self,
         run: &Run,
         from: u64,
         to: u64,
         found: &mut impl FnMut(Sequence),
-    ) -> Result<(), IndexError> {
-        run.overlapping(BlockRange::new(from, to - from), &mut |entry| {
+    ) -> Result<bool, IndexError> {
+        run.overlapping(BlockRange::new(from, to - from), &mut |entry: IndexEntry| {
             let (start, end) = (entry.start.max(from), entry.end().min(to));
             if !self.is_covered(start, end) {
                 found(entry.sequence);
             }
-            self.unite(start, end);
+            if self.adds {
+                self.unite(start, end);
+            }
         })?;
-        let rest = self.covered.get(self.at..).unwrap_or_default();
-        rest.iter().for_each(|stretch| self.unite(stretch.0, stretch.1));
-        Ok(())
+        if self.adds {
+            let rest = self.covered.get(self.at..).unwrap_or_default();
+            rest.iter().for_each(|stretch| self.unite(stretch.0, stretch.1));
+        }
+        Ok(self.adds)
     }
 
     /// Whether newer runs have all of these blocks. Takes over the stretches in front of them.
     fn is_covered(&mut self, start: u64, end: u64) -> bool {
         while let Some(stretch) = self.covered.get(self.at).filter(|stretch| stretch.1 <= start) {
-            self.unite(stretch.0, stretch.1);
+            if self.adds {
+                self.unite(stretch.0, stretch.1);
+            }
             self.at += 1;
         }
         // Stretches are apart, so several never cover what one does not.
         let covered = self.covered.get(self.at).is_some_and(|stretch| stretch.0 <= start && end <= stretch.1);
+        if !covered && !self.adds {
+            self.adds = true;
+            self.united.extend_from_slice(self.covered.get(..self.at).unwrap_or_default());
+        }
+        if !self.adds {
+            return covered;
+        }
         // What begins in front of the entry must come before it.
         if let Some(stretch) = self.covered.get(self.at).filter(|stretch| stretch.0 <= start) {
             self.unite(stretch.0, stretch.1);
