@@ -10,16 +10,11 @@ use super::{
     entry::{IndexEntry, Packed},
     lookup::IndexError,
     merge::{Layer, Sweep, merge},
+    sort::sort,
 };
 
 /// Entries for which room is made at least.
 const GROWTH_MIN: usize = 256;
-
-/// Below this many entries comparing is faster than counting digits.
-const RADIX_MIN: usize = 1024;
-
-/// Bits that one pass of the sort looks at: the places that it writes to by turns fit a processor's nearest cache.
-const DIGIT_BITS: u32 = 8;
 
 /// A map of extents.
 #[derive(Debug, Default)]
@@ -146,60 +141,6 @@ fn sorted(mut entries: Vec<Packed>) -> Vec<Packed> {
     }
     let Ok(()) = sweep.finish(&mut take);
     table
-}
-
-/// Sorts by start: a radix sort from the lowest digit up that leaves out digits in which no two entries differ. All digits are
-/// counted in one pass.
-fn sort(entries: &mut Vec<Packed>) {
-    if entries.is_sorted_by_key(Packed::start) {
-        return;
-    }
-    if entries.len() < RADIX_MIN {
-        entries.sort_unstable_by_key(Packed::start);
-        return;
-    }
-    let first = entries.first().map_or(0, Packed::start);
-    let differing = entries.iter().fold(0, |bits, entry| bits | (entry.start() ^ first));
-    let lowest = differing.trailing_zeros();
-    let digits = (u64::BITS - differing.leading_zeros() - lowest).div_ceil(DIGIT_BITS);
-    let mut counts = vec![[0usize; 1 << DIGIT_BITS]; digits as usize];
-    for entry in entries.iter() {
-        let mut rest = entry.start() >> lowest;
-        for counts in &mut counts {
-            if let Some(count) = counts.get_mut(digit(rest)) {
-                *count += 1;
-            }
-            rest >>= DIGIT_BITS;
-        }
-    }
-    let mut target = vec![Packed::default(); entries.len()];
-    for (number, mut places) in (0..).zip(counts) {
-        let mut next = 0;
-        for place in &mut places {
-            let count = *place;
-            *place = next;
-            next += count;
-        }
-        pass(entries, &mut target, lowest + number * DIGIT_BITS, &mut places);
-        std::mem::swap(entries, &mut target);
-    }
-}
-
-/// The lowest digit.
-fn digit(rest: u64) -> usize {
-    usize::try_from(rest & ((1 << DIGIT_BITS) - 1)).unwrap_or(0)
-}
-
-/// Moves entries to where their digit belongs, keeping the order of equal ones. `places` says where the first of each goes.
-fn pass(entries: &[Packed], target: &mut [Packed], shift: u32, places: &mut [usize; 1 << DIGIT_BITS]) {
-    for entry in entries {
-        if let Some(place) = places.get_mut(digit(entry.start() >> shift)) {
-            if let Some(slot) = target.get_mut(*place) {
-                *slot = *entry;
-            }
-            *place += 1;
-        }
-    }
 }
 
 #[cfg(test)]
