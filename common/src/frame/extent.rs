@@ -105,28 +105,28 @@ impl Extent {
 /// [`FrameError::Extent`] names the first entry that is invalid, [`FrameError::Torn`] a length that is no multiple
 /// of an entry.
 pub fn parse_table(table: &[u8]) -> Result<Vec<Extent>, FrameError> {
-    let mut extents = Vec::new();
-    parse_table_into(table, &mut extents)?;
+    let mut extents = Vec::with_capacity(table.len() / EXTENT_BYTES);
+    for extent in extents_of(table)? {
+        extents.push(extent?);
+    }
     Ok(extents)
 }
 
-/// Like [`parse_table`], into memory that is there already; whatever was in it goes.
+/// The extents of a table one by one, without memory for them. The first that is invalid is an error; what comes behind it then
+/// means nothing.
 ///
 /// # Errors
-/// Those of [`parse_table`]; what is in `extents` then is undefined.
-pub fn parse_table_into(table: &[u8], extents: &mut Vec<Extent>) -> Result<(), FrameError> {
+/// Those of [`parse_table`].
+pub fn extents_of(table: &[u8]) -> Result<impl Iterator<Item = Result<Extent, FrameError>> + '_, FrameError> {
     let raw = <[RawExtent]>::ref_from_bytes(table).map_err(|_| FrameError::Torn {
         have: table.len(),
         need: table.len().next_multiple_of(EXTENT_BYTES),
     })?;
-    extents.clear();
-    extents.reserve(raw.len());
     let mut end = 0;
-    for (index, raw) in raw.iter().enumerate() {
+    Ok(raw.iter().enumerate().map(move |(index, raw)| {
         let extent = Extent::from_raw(raw).filter(|extent| extent.range.start.0 >= end);
         let extent = extent.ok_or(FrameError::Extent { index })?;
         end = extent.range.end().0;
-        extents.push(extent);
-    }
-    Ok(())
+        Ok(extent)
+    }))
 }

@@ -23,7 +23,8 @@ use holdfast_common::{
 };
 
 use super::{
-    entry::{SEQUENCE_MAX, entries_of},
+    batch::{BATCH_BYTES, Batch, Frames},
+    entry::{Packed, SEQUENCE_MAX},
     ladder::{FAN, Ladder, due, merged_name},
     lookup::{BlockMap, CutMap, IndexError, Piece, resolve},
     memtable::Memtable,
@@ -38,7 +39,7 @@ use super::{
 };
 use crate::{
     journal::tables::FrameHead,
-    store::{DiskLog, FrameSet, HeadBatch},
+    store::{DiskLog, FrameSet},
 };
 
 /// Extents of an open interval that are kept in memory: 4 MiB, and as much again twice while they are sorted.
@@ -55,13 +56,7 @@ pub const OPEN_RUNS_MAX: usize = 128;
 /// process 65,530, and cuts may be pending by the ten thousand.
 pub const NEWEST_RUNS_MAX: usize = 1024;
 
-/// Bytes of heads taken from the log at a time.
-const BATCH_BYTES: usize = 1 << 20;
-
-/// The same where one thread reads them and another takes them in: with small ones neither waits for long.
-const BATCH_BYTES_FAR: usize = 128 << 10;
-
-/// Batches of heads that wait while one is taken in.
+/// Batches that wait while one is taken in.
 const BATCHES_AHEAD: usize = 8;
 
 /// How far the index is.
@@ -283,23 +278,19 @@ impl DiskIndex {
         Ok(damaged)
     }
 
-    /// Indexes the next frames, about a megabyte of heads. `true` if there may be more. Reads no payload. Blocks; any
-    /// thread may call it, also several.
+    /// Indexes the next frames: a few thousand extents, or a megabyte of heads. `true` if there may be more. Reads no payload. Blocks;
+    /// any thread may call it, also several.
     ///
     /// # Errors
     /// The journal cannot be read or a run cannot be written; what was indexed stays.
     pub fn advance(&self) -> Result<bool, IndexError> {
-        self.advance_by(BATCH_BYTES)
-    }
-
-    /// Like [`Self::advance`], with so many bytes of heads.
-    fn advance_by(&self, bytes: usize) -> Result<bool, IndexError> {
         let working = self.working();
         let processed = self.read().processed;
         if processed >= *self.log.durable().borrow() {
             return Ok(false);
         }
-        let batch = self.log.heads_after(processed, bytes)?;
+        let mut batch = Batch::default();
+        batch.read(&self.log, processed)?;
         self.take_in(&batch)?;
         drop(working);
         self.relieve()?;
@@ -307,37 +298,58 @@ impl DiskIndex {
     }
 
     /// Indexes a batch that begins right behind the frames that are indexed, or earlier. The caller has `working`.
-    fn take_in(&self, batch: &HeadBatch) -> Result<(), IndexError> {
+    pub(super) fn take_in(&self, batch: &Batch) -> Result<(), IndexError> {
         let processed = self.read().processed;
-        let known = batch.heads.partition_point(|head| head.header.sequence <= processed);
-        let mut heads = batch.heads.get(known..).unwrap_or_default();
-        while let Some((head, rest)) = heads.split_first() {
-            let simple = self.index_simple(heads);
-            if simple > 0 {
-                heads = heads.get(simple..).unwrap_or_default();
-                continue;
+        for frames in batch.steps_behind(processed) {
+            match frames {
+                Frames::Data { generation, entries } => self.take_in_data(generation, entries)?,
+                Frames::Other(head) => {
+                    let lost_to = Sequence(head.header.sequence.0.saturating_sub(1));
+                    self.account(lost_to, Some(head.header.generation));
+                    self.index(head)?;
+                }
             }
-            heads = rest;
-            let lost_to = Sequence(head.header.sequence.0.saturating_sub(1));
-            self.account(lost_to, Some(head.header.generation));
-            self.index(head)?;
         }
         self.account(batch.up_to, None);
         Ok(())
     }
 
-    /// Indexes everything that is durable now. Far behind, a second thread reads the log meanwhile.
+    /// Indexes data frames that follow each other without a gap; the first is of this generation. Frames are small, so that locks
+    /// for each would cost as much as the work.
+    fn take_in_data(&self, generation: Generation, entries: &[Packed]) -> Result<(), IndexError> {
+        let Some(first) = entries.first() else { return Ok(()) };
+        self.account(Sequence(first.sequence().0.saturating_sub(1)), Some(generation));
+        let mut left = entries;
+        while !left.is_empty() {
+            let mut state = self.write();
+            // A frame's entries stay together.
+            let room = self.spill_entries.saturating_sub(state.memtable.len());
+            let Some(last) = left.get(..room.min(left.len())).and_then(<[Packed]>::last) else {
+                drop(state);
+                self.make_room()?;
+                continue;
+            };
+            let up_to = last.sequence();
+            let (these, behind) = left.split_at(left.partition_point(|entry| entry.sequence() <= up_to));
+            state.memtable.insert(these);
+            state.seen(up_to);
+            left = behind;
+        }
+        Ok(())
+    }
+
+    /// Indexes everything that is durable now. Far behind, other threads read the log meanwhile.
     ///
     /// # Errors
     /// As [`Self::advance`].
     pub fn catch_up(&self) -> Result<Sequence, IndexError> {
-        while self.advance_by(BATCH_BYTES_FAR)? {
+        while self.advance()? {
             self.advance_far()?;
         }
         Ok(self.read().processed)
     }
 
-    /// Like [`Self::advance`] again and again, while another thread reads the next heads, and one more the tables of the segment
+    /// Like [`Self::advance`] again and again, while another thread makes the next batches, and one more reads the tables of the segment
     /// behind: reading and checking them takes about as long as indexing them. Others may advance in between, and a rebuild
     /// ends it early.
     fn advance_far(&self) -> Result<(), IndexError> {
@@ -345,7 +357,7 @@ impl DiskIndex {
         thread::scope(|scope| {
             let (hand_over, batches) = mpsc::sync_channel(BATCHES_AHEAD);
             // What was taken in goes back, for its memory.
-            let (give_back, spares) = mpsc::sync_channel(BATCHES_AHEAD + 2);
+            let (give_back, spares) = mpsc::sync_channel::<Batch>(BATCHES_AHEAD + 2);
             let (reached, places) = mpsc::sync_channel(1);
             let read_ahead = move || {
                 for place in places {
@@ -360,11 +372,11 @@ impl DiskIndex {
                 while at < *self.log.durable().borrow() {
                     // It is still at the place before otherwise, and hears of the next one.
                     let _busy = reached.try_send(at);
-                    let spare = spares.try_recv().unwrap_or_default();
-                    let batch = self.log.heads_after_into(at, BATCH_BYTES_FAR, spare);
-                    let up_to = batch.as_ref().map_or(at, |batch| batch.up_to);
+                    let mut batch = spares.try_recv().unwrap_or_default();
+                    let read = batch.read(&self.log, at);
+                    let up_to = read.as_ref().map_or(at, |()| batch.up_to);
                     // Nobody takes them any more, or there is nothing behind.
-                    if hand_over.send(batch).is_err() || up_to <= at {
+                    if hand_over.send(read.map(|()| batch)).is_err() || up_to <= at {
                         return;
                     }
                     at = up_to;
@@ -386,7 +398,7 @@ impl DiskIndex {
                 drop(working);
                 self.relieve()?;
                 // Who does not want it any more has ended.
-                let _ended = give_back.try_send(batch.heads);
+                let _ended = give_back.try_send(batch);
             }
             Ok(())
         })
@@ -410,14 +422,15 @@ impl DiskIndex {
         }
     }
 
-    /// Indexes one frame.
+    /// Indexes a frame that holds no data.
     fn index(&self, head: &FrameHead) -> Result<(), IndexError> {
         let sequence = head.header.sequence;
         if sequence.0 > SEQUENCE_MAX {
             return Err(IndexError::Sequence(sequence));
         }
         match head.header.kind {
-            FrameKind::Data => return self.index_data(head),
+            // Its batch has made entries of it.
+            FrameKind::Data => {}
             FrameKind::Scan => match codec::decode(&head.record) {
                 Ok(record) => {
                     let scan = ScanHead { sequence, generation: head.header.generation, record };
@@ -443,42 +456,6 @@ impl DiskIndex {
     /// A frame that passed its digest, yet holds no record: its writer is at fault. It makes no point and no progress.
     fn unreadable(&self, sequence: Sequence, error: &codec::CodecError) {
         tracing::error!(disk = %self.log.disk(), %sequence, error = %error, "a record in the log cannot be read");
-    }
-
-    /// Indexes data frames that follow each other without a gap, as far as memory has room for them. Gives how many it were:
-    /// frames are small, so that locks for each would cost as much as the work.
-    fn index_simple(&self, heads: &[FrameHead]) -> usize {
-        let mut state = self.write();
-        let mut count = 0;
-        for head in heads {
-            let sequence = head.header.sequence;
-            let simple = head.header.kind == FrameKind::Data
-                && sequence == state.processed.next()
-                && sequence.0 <= SEQUENCE_MAX
-                && !state.loss_open
-                && state.memtable.len() < self.spill_entries;
-            if !simple {
-                break;
-            }
-            for entry in entries_of(sequence, &head.extents) {
-                state.memtable.insert(entry);
-            }
-            state.seen(sequence);
-            count += 1;
-        }
-        count
-    }
-
-    fn index_data(&self, head: &FrameHead) -> Result<(), IndexError> {
-        if self.read().memtable.len() >= self.spill_entries {
-            self.make_room()?;
-        }
-        let mut state = self.write();
-        for entry in entries_of(head.header.sequence, &head.extents) {
-            state.memtable.insert(entry);
-        }
-        state.seen(head.header.sequence);
-        Ok(())
     }
 
     /// Drops what was overwritten from the memory table; if that is not enough, makes it a part.
@@ -1038,8 +1015,9 @@ impl State {
         }
     }
 
-    fn seen(&mut self, sequence: Sequence) {
-        self.processed = sequence;
-        self.records.end.frames += 1;
+    /// The frames behind the last one, up to this one, were there.
+    fn seen(&mut self, up_to: Sequence) {
+        self.records.end.frames += up_to.0.saturating_sub(self.processed.0);
+        self.processed = up_to;
     }
 }

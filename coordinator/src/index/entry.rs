@@ -122,12 +122,13 @@ impl Packed {
     #[must_use]
     pub fn unpack(&self) -> IndexEntry {
         let plain = (self.source & 1 == 0).then(|| u32::try_from(self.source >> 1 & 0x7fff).unwrap_or(0));
-        IndexEntry {
-            start: self.start(),
-            count: self.end() - self.start(),
-            sequence: Sequence(self.source >> 16),
-            plain,
-        }
+        IndexEntry { start: self.start(), count: self.end() - self.start(), sequence: self.sequence(), plain }
+    }
+
+    /// The frame.
+    #[must_use]
+    pub const fn sequence(&self) -> Sequence {
+        Sequence(self.source >> 16)
     }
 
     /// First block.
@@ -149,16 +150,29 @@ pub fn start_of(bytes: &[u8; ENTRY_BYTES]) -> u64 {
     bytes.first_chunk::<8>().map_or(0, |word| u64::from_le_bytes(*word) >> 22)
 }
 
-/// The entries of a frame's extents, in their order.
-pub fn entries_of(sequence: Sequence, extents: &[Extent]) -> impl Iterator<Item = IndexEntry> + '_ {
-    let mut plain_blocks = 0u64;
-    extents.iter().flat_map(move |extent| {
-        let first = plain_blocks;
+/// Makes entries of a frame's extents.
+#[derive(Debug)]
+pub struct Entries {
+    sequence: Sequence,
+    /// Blocks of the extents so far that have a place in the frame's plain bytes.
+    plain_blocks: u64,
+}
+
+impl Entries {
+    /// Of the frame of this sequence, from its first extent on.
+    #[must_use]
+    pub const fn of_frame(sequence: Sequence) -> Self {
+        Self { sequence, plain_blocks: 0 }
+    }
+
+    /// Those of the next extent: one, unless it is longer than an entry can say.
+    pub fn of(&mut self, extent: Extent) -> impl Iterator<Item = IndexEntry> + use<> {
+        let (sequence, first) = (self.sequence, self.plain_blocks);
+        let (start, count) = (extent.range.start.0, extent.range.count.0);
         let data = extent.kind == ExtentKind::Data;
         if data {
-            plain_blocks += extent.range.count.0;
+            self.plain_blocks += count;
         }
-        let (start, count) = (extent.range.start.0, extent.range.count.0);
         let pieces = count.div_ceil(ENTRY_BLOCKS_MAX);
         (0..pieces).map(move |piece| {
             let skip = piece * ENTRY_BLOCKS_MAX;
@@ -169,5 +183,5 @@ pub fn entries_of(sequence: Sequence, extents: &[Extent]) -> impl Iterator<Item 
                 plain: data.then(|| u32::try_from(first + skip).unwrap_or(u32::MAX)),
             }
         })
-    })
+    }
 }

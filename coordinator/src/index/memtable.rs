@@ -26,9 +26,10 @@ pub struct Memtable {
 }
 
 impl Memtable {
-    /// Puts an entry over whatever was there. Entries of a later frame come later.
-    pub fn insert(&mut self, entry: IndexEntry) {
-        push(&mut self.fresh, entry);
+    /// Puts entries over whatever was there. Those of a later frame come later.
+    pub fn insert(&mut self, entries: &[Packed]) {
+        make_room(&mut self.fresh, entries.len());
+        self.fresh.extend_from_slice(entries);
     }
 
     /// Sorts what came since the last call.
@@ -104,12 +105,16 @@ impl Memtable {
     }
 }
 
-/// Adds one entry; doubling would leave up to half of the memory unused.
 fn push(entries: &mut Vec<Packed>, entry: IndexEntry) {
-    if entries.len() == entries.capacity() {
-        entries.reserve_exact((entries.len() / 2).max(GROWTH_MIN));
-    }
+    make_room(entries, 1);
     entries.push(Packed::of(&entry));
+}
+
+/// Makes room for some more; doubling would leave up to half of the memory unused.
+fn make_room(entries: &mut Vec<Packed>, more: usize) {
+    if entries.len() + more > entries.capacity() {
+        entries.reserve_exact((entries.len() / 2).max(GROWTH_MIN).max(more));
+    }
 }
 
 fn merged(older: &[Packed], newer: &[Packed]) -> Vec<Packed> {

@@ -11,6 +11,8 @@
 
 // One extent of the index, and its 16 bytes.
 pub mod entry;
+// From frames' heads to extents.
+mod batch;
 // Sorting them.
 mod sort;
 // The extents of the interval that is not cut yet.

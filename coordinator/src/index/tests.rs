@@ -17,6 +17,7 @@ use tempfile::TempDir;
 
 use super::{
     BlockMap, DiskIndex, PieceSource,
+    batch::Batch,
     disk_index::NEWEST_RUNS_MAX,
     entry::IndexEntry,
     ladder::{FAN, Ladder, due, merged_name},
@@ -664,6 +665,30 @@ fn whatever_a_crash_leaves_of_runs_that_were_in_memory_is_made_up_for() {
             }
         }
         world = world.restart();
+        world.check();
+    }
+}
+
+#[test]
+fn frames_that_somebody_else_took_in_meanwhile_are_passed_over() {
+    let mut world = World::new(1000);
+    world.write(&[(1, 3, 1)]);
+    world.write(&[(2, 3, 2)]);
+    world.index.catch_up().unwrap();
+    let read = |world: &World| {
+        let mut batch = Batch::default();
+        batch.read(world.index.log(), Sequence(0)).unwrap();
+        assert_eq!(batch.up_to, world.identity.sequence, "all is in one segment");
+        batch
+    };
+    world.write(&[(3, 3, 0)]);
+    world.cut();
+    world.write(&[(4, 3, 4)]);
+    // Two of its frames are known, then all of them.
+    let batch = read(&world);
+    for _ in 0..2 {
+        world.index.take_in(&batch).unwrap();
+        assert_eq!(world.index.progress().processed, world.identity.sequence);
         world.check();
     }
 }

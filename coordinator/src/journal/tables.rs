@@ -8,7 +8,8 @@ use bytes::Bytes;
 
 use holdfast_common::{
     frame::{
-        Extent, FRAME_HEADER_BYTES, Frame, FrameHeader, FrameKind, extent::parse_table_into,
+        Extent, FRAME_HEADER_BYTES, Frame, FrameHeader, FrameKind,
+        extent::{extents_of, parse_table},
         header::FrameError,
     },
     ids::Sequence,
@@ -43,26 +44,52 @@ impl FrameHead {
     /// # Errors
     /// The bytes are no head.
     pub fn parse(bytes: &[u8]) -> Result<(Self, usize), FrameError> {
-        Self::parse_into(bytes, Vec::new())
+        let head = HeadPlace::parse(bytes)?;
+        Ok((head.to_head()?, head.bytes()))
     }
+}
 
-    /// Like [`Self::parse`], with memory for the extents that is there already.
-    fn parse_into(bytes: &[u8], mut extents: Vec<Extent>) -> Result<(Self, usize), FrameError> {
+/// A head where it lies among others.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadPlace<'a> {
+    /// The header.
+    pub header: FrameHeader,
+    /// The table or the record.
+    body: &'a [u8],
+}
+
+impl<'a> HeadPlace<'a> {
+    fn parse(bytes: &'a [u8]) -> Result<Self, FrameError> {
         let header = FrameHeader::parse(bytes)?;
         let need = head_bytes(&header);
         let torn = FrameError::Torn { have: bytes.len(), need };
         let body = bytes.get(FRAME_HEADER_BYTES..need).ok_or(torn)?;
-        let record = match header.kind {
-            FrameKind::Data => {
-                parse_table_into(body, &mut extents)?;
-                Bytes::new()
-            }
-            FrameKind::Cut | FrameKind::Scan => {
-                extents.clear();
-                Bytes::copy_from_slice(body)
-            }
+        Ok(Self { header, body })
+    }
+
+    const fn bytes(&self) -> usize {
+        FRAME_HEADER_BYTES + self.body.len()
+    }
+
+    /// The extents of a data frame; none of another one.
+    ///
+    /// # Errors
+    /// The table is none.
+    pub fn extents(&self) -> Result<impl Iterator<Item = Result<Extent, FrameError>> + 'a, FrameError> {
+        let table = if self.header.kind == FrameKind::Data { self.body } else { &[] };
+        extents_of(table)
+    }
+
+    /// The head on its own.
+    ///
+    /// # Errors
+    /// The table is none.
+    pub fn to_head(&self) -> Result<FrameHead, FrameError> {
+        let (extents, record) = match self.header.kind {
+            FrameKind::Data => (parse_table(self.body)?, Bytes::new()),
+            FrameKind::Cut | FrameKind::Scan => (Vec::new(), Bytes::copy_from_slice(self.body)),
         };
-        Ok((Self { header, extents, record }, need))
+        Ok(FrameHead { header: self.header, extents, record })
     }
 }
 
@@ -203,38 +230,37 @@ impl SegmentTables {
     /// A head is no head; cannot happen to heads whose digest was checked.
     pub fn heads_after(&self, after: Sequence, bytes_max: usize) -> Result<Vec<FrameHead>, FrameError> {
         let mut found = Vec::new();
-        self.heads_after_into(after, bytes_max, &mut found)?;
+        self.each_head_after(after, bytes_max, &mut |head| {
+            found.push(head.to_head()?);
+            Ok(true)
+        })?;
         Ok(found)
     }
 
-    /// Like [`Self::heads_after`], in the place of heads that nobody needs any more: making and freeing a table for each frame
-    /// takes longer than reading it.
+    /// Calls `found` with the same heads where they lie, until it says `false`. Gives the last one's sequence. Making a table for
+    /// each frame takes longer than reading it.
     ///
     /// # Errors
-    /// As [`Self::heads_after`]; what is in `found` then is undefined.
-    pub fn heads_after_into(
+    /// As [`Self::heads_after`], and those of `found`.
+    pub fn each_head_after(
         &self,
         after: Sequence,
         bytes_max: usize,
-        found: &mut Vec<FrameHead>,
-    ) -> Result<(), FrameError> {
-        let (mut count, mut taken) = (0, 0);
+        found: &mut impl FnMut(&HeadPlace<'_>) -> Result<bool, FrameError>,
+    ) -> Result<Option<Sequence>, FrameError> {
+        let (mut last, mut taken) = (None, 0);
         for start in self.head_starts.iter().skip(self.position_after(after)) {
-            let bytes = self.heads.get(*start as usize..).unwrap_or_default();
-            let spare = found.get_mut(count).map(|head| std::mem::take(&mut head.extents));
-            let (head, bytes) = FrameHead::parse_into(bytes, spare.unwrap_or_default())?;
-            taken += bytes;
-            if taken > bytes_max && count > 0 {
+            let head = HeadPlace::parse(self.heads.get(*start as usize..).unwrap_or_default())?;
+            taken += head.bytes();
+            if taken > bytes_max && last.is_some() {
                 break;
             }
-            match found.get_mut(count) {
-                Some(place) => *place = head,
-                None => found.push(head),
+            last = Some(head.header.sequence);
+            if !found(&head)? {
+                break;
             }
-            count += 1;
         }
-        found.truncate(count);
-        Ok(())
+        Ok(last)
     }
 
     /// Sequence of the frame at a position.

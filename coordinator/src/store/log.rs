@@ -18,7 +18,7 @@ use bytes::BytesMut;
 use holdfast_common::{
     causes::in_one_line,
     durable,
-    frame::{Frame, FrameHeader, FrameKind},
+    frame::{Frame, FrameHeader, FrameKind, header::FrameError},
     ids::{DiskId, Generation, Interval, Sequence},
 };
 
@@ -38,7 +38,7 @@ use crate::journal::{
     format::SegmentHeader,
     recovery::{self, Damage, RecoveryPlan},
     segment::SealedSegment,
-    tables::FrameHead,
+    tables::{FrameHead, HeadPlace},
     writer::SegmentWriter,
 };
 
@@ -467,26 +467,32 @@ impl DiskLog {
     /// # Errors
     /// A segment cannot be read.
     pub fn heads_after(&self, after: Sequence, bytes_max: usize) -> Result<HeadBatch, StoreError> {
-        self.heads_after_into(after, bytes_max, Vec::new())
+        let mut heads = Vec::new();
+        let up_to = self.each_head_after(after, bytes_max, &mut |head| {
+            heads.push(head.to_head()?);
+            Ok(true)
+        })?;
+        Ok(HeadBatch { heads, up_to })
     }
 
-    /// Like [`Self::heads_after`], with the memory of heads that nobody needs any more.
+    /// Calls `found` with the same heads where they lie, until it says `false` or fails. Gives up to where all is accounted for. While it
+    /// runs no segment is begun, so it must not wait for anything.
     ///
     /// # Errors
     /// A segment cannot be read.
-    pub fn heads_after_into(
+    pub fn each_head_after(
         &self,
         after: Sequence,
         bytes_max: usize,
-        spare: Vec<FrameHead>,
-    ) -> Result<HeadBatch, StoreError> {
+        found: &mut impl FnMut(&HeadPlace<'_>) -> Result<bool, FrameError>,
+    ) -> Result<Sequence, StoreError> {
         let durable = *self.durable.borrow();
         let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
-        let mut batch = segments.heads_after(after, bytes_max, durable, spare)?;
-        // A group becomes visible to readers just before it is announced.
-        batch.heads.retain(|head| head.header.sequence <= durable);
-        batch.up_to = batch.up_to.min(durable).max(after);
-        Ok(batch)
+        let up_to = segments.each_head_after(after, bytes_max, durable, &mut |head| {
+            // A group becomes visible to readers just before it is announced.
+            if head.header.sequence > durable { Ok(false) } else { found(head) }
+        })?;
+        Ok(up_to.min(durable).max(after))
     }
 
     /// Reads the tables of the segment behind the one that accounts for `sequence`, so that [`Self::heads_after`] does not wait for

@@ -13,15 +13,15 @@ use std::{
 
 use bytes::BytesMut;
 use holdfast_common::{
-    frame::Frame,
+    frame::{Frame, header::FrameError},
     ids::{DiskId, Sequence},
 };
 
-use super::{error::StoreError, layout::DiskLayout, log::HeadBatch};
+use super::{error::StoreError, layout::DiskLayout};
 use crate::journal::{
     segment::{SealedSegment, SegmentError, read_frame_into},
     source::ReadAt,
-    tables::{FrameEntry, FrameHead, SegmentTables},
+    tables::{FrameEntry, HeadPlace, SegmentTables},
     writer::SharedTables,
 };
 
@@ -254,62 +254,63 @@ impl SegmentSet {
         sealed.or(self.active.as_ref().map(|active| active.first).filter(|next| *next > first))
     }
 
-    /// Heads of the frames after `after`, from the first segment that accounts for more than that. `end` is the log's end. `heads`
-    /// are some that nobody needs any more, whose memory is used again.
-    pub(super) fn heads_after(
+    /// Calls `found` with the heads of the frames after `after`, from the first segment that accounts for more than that, until it
+    /// says `false`. `end` is the log's end. Gives up to where all is accounted for.
+    pub(super) fn each_head_after(
         &self,
         after: Sequence,
         bytes_max: usize,
         end: Sequence,
-        mut heads: Vec<FrameHead>,
-    ) -> Result<HeadBatch, StoreError> {
+        found: &mut impl FnMut(&HeadPlace<'_>) -> Result<bool, FrameError>,
+    ) -> Result<Sequence, StoreError> {
         let mut from = after.next();
         loop {
             let place = match self.place(from) {
                 Err(StoreError::Missing(_)) => match self.next_first(Sequence(0)) {
                     // The log begins later than that: what was before is lost.
                     Some(first) => self.place(first)?,
-                    None => return Ok(HeadBatch { heads: Vec::new(), up_to: after.max(end) }),
+                    None => return Ok(after.max(end)),
                 },
                 other => other?,
             };
-            let last = self.heads_in(&place, after, bytes_max, &mut heads)?;
+            let (seen, last) = self.each_head_in(&place, after, bytes_max, found)?;
             let next = self.next_first(place.first());
-            let finished = heads.last().is_none_or(|head| Some(head.header.sequence) == last);
-            let up_to = match (heads.last(), next) {
-                (Some(head), _) if !finished => head.header.sequence,
+            let finished = seen.is_none() || seen == last;
+            let up_to = match (seen, next) {
+                (Some(seen), _) if !finished => seen,
                 (_, Some(next)) => Sequence(next.0 - 1),
                 (_, None) => after.max(end),
             };
             match next {
-                Some(next) if heads.is_empty() && up_to <= after => from = next,
-                _ => return Ok(HeadBatch { heads, up_to }),
+                Some(next) if seen.is_none() && up_to <= after => from = next,
+                _ => return Ok(up_to),
             }
         }
     }
 
-    fn heads_in(
+    /// Gives the last head that `found` was called with, and the last one that there is.
+    fn each_head_in(
         &self,
         place: &Place,
         after: Sequence,
         bytes_max: usize,
-        heads: &mut Vec<FrameHead>,
-    ) -> Result<Option<Sequence>, StoreError> {
+        found: &mut impl FnMut(&HeadPlace<'_>) -> Result<bool, FrameError>,
+    ) -> Result<(Option<Sequence>, Option<Sequence>), StoreError> {
         let failed = |first, source| StoreError::Segment { path: self.layout.segment(first), source };
-        let mut batch = |first: Sequence, tables: &SegmentTables| {
-            tables.heads_after_into(after, bytes_max, heads).map_err(|source| {
+        let mut each = |first: Sequence, tables: &SegmentTables| {
+            let seen = tables.each_head_after(after, bytes_max, found).map_err(|source| {
                 failed(first, SegmentError::Frame { sequence: after.next(), offset: 0, source })
             })?;
-            Ok(tables.last_sequence())
+            Ok((seen, tables.last_sequence()))
         };
         match place {
             Place::Active(active) => {
                 let tables = active.tables.read().unwrap_or_else(PoisonError::into_inner);
-                batch(active.first, &tables)
+                each(active.first, &tables)
             }
             Place::Sealed(segment, first) => {
                 let tables = self.sealed_tables(segment, *first).map_err(|source| failed(*first, source))?;
-                batch(*first, &tables)
+                each(*first, &tables)
             }
         }
     }

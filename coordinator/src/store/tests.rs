@@ -72,6 +72,20 @@ fn check(log: &DiskLog, last: u64) {
         at = batch.up_to;
     }
     assert_eq!(seen, (1..=last).collect::<Vec<_>>());
+    // Whoever looks at heads where they lie may stop at any of them.
+    let (mut at, mut seen) = (Sequence(0), Vec::new());
+    while at < Sequence(last) {
+        let mut left = 2;
+        at = log
+            .each_head_after(at, usize::MAX, &mut |head| {
+                seen.push(head.header.sequence.0);
+                left -= 1;
+                Ok(left > 0)
+            })
+            .unwrap();
+        assert_eq!(Some(&at.0), seen.last());
+    }
+    assert_eq!(seen, (1..=last).collect::<Vec<_>>());
     assert_eq!(at, Sequence(last));
     let checked = check_all(log);
     assert_eq!((checked.frames, checked.bad), (last, Vec::new()));

@@ -5,7 +5,7 @@ use proptest::prelude::{any, proptest};
 
 use super::Memtable;
 use crate::index::{
-    entry::IndexEntry,
+    entry::{IndexEntry, Packed},
     lookup::IndexError,
     merge::{Layer, merge},
 };
@@ -47,7 +47,7 @@ proptest! {
             let count = count.min(BLOCKS as u64 - start).min(1000 - start % 1000);
             let sequence = Sequence(round as u64 + 1);
             let plain = Some(u32::try_from(start % 1000).unwrap());
-            table.insert(IndexEntry { start, count, sequence, plain });
+            table.insert(&[Packed::of(&IndexEntry { start, count, sequence, plain })]);
             for block in start..start + count {
                 model[usize::try_from(block).unwrap()] = sequence.0;
             }
@@ -65,17 +65,18 @@ proptest! {
 #[test]
 fn an_entry_takes_at_most_24_bytes_and_overwritten_ones_none() {
     let mut table = Memtable::default();
-    let entry =
-        |start, sequence| IndexEntry { start, count: 1, sequence: Sequence(sequence), plain: Some(0) };
+    let entry = |start, sequence| {
+        Packed::of(&IndexEntry { start, count: 1, sequence: Sequence(sequence), plain: Some(0) })
+    };
     for round in 0..300_000u64 {
-        table.insert(entry(round * 7919 % 1_000_003, round + 1));
+        table.insert(&[entry(round * 7919 % 1_000_003, round + 1)]);
         assert!(table.memory_bytes() <= table.len() * 24 + super::GROWTH_MIN * 16);
         if round % 50_000 == 0 {
             table.settle();
         }
     }
     for round in 0..100_000 {
-        table.insert(entry(round % 10, 400_000 + round));
+        table.insert(&[entry(round % 10, 400_000 + round)]);
     }
     table.shrink();
     let blocks: std::collections::BTreeSet<u64> =
