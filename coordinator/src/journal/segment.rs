@@ -147,9 +147,17 @@ impl SealedSegment {
     /// # Errors
     /// The file cannot be read.
     pub fn tables(&self) -> Result<Arc<SegmentTables>, SegmentError> {
+        self.tables_into(Vec::new())
+    }
+
+    /// Like [`Self::tables`], with memory for the heads that is there already.
+    ///
+    /// # Errors
+    /// As [`Self::tables`].
+    pub fn tables_into(&self, spare: Vec<u8>) -> Result<Arc<SegmentTables>, SegmentError> {
         match &self.heads {
             Heads::Walked(tables) => Ok(Arc::clone(tables)),
-            Heads::Footer(trailer) => match self.read_heads(trailer) {
+            Heads::Footer(trailer) => match self.read_heads(trailer, spare) {
                 Err(error) if error.is_damage() => {
                     Ok(Arc::new(walk_tables(&self.file, self.disk, self.first_sequence)?))
                 }
@@ -158,11 +166,11 @@ impl SealedSegment {
         }
     }
 
-    fn read_heads(&self, trailer: &Trailer) -> Result<SegmentTables, SegmentError> {
+    fn read_heads(&self, trailer: &Trailer, mut heads: Vec<u8>) -> Result<SegmentTables, SegmentError> {
         let damaged = FormatError::Damaged { what: "segment footer" };
         let count = self.footer_heads_bytes(trailer)?.filter(|count| *count < SEGMENT_BYTES_MAX);
         let count = count.and_then(|count| usize::try_from(count).ok()).ok_or_else(|| damaged.clone())?;
-        let mut heads = vec![0; count];
+        heads.resize(count, 0);
         ReadAt::read_exact_at(&self.file, trailer.heads_offset, &mut heads)?;
         if blake3::hash(&heads).as_bytes() != &trailer.heads_digest {
             return Err(damaged.into());

@@ -183,6 +183,12 @@ impl SegmentTables {
         &self.heads
     }
 
+    /// The memory of the heads, for those of another segment.
+    #[must_use]
+    pub fn into_heads(self) -> Vec<u8> {
+        self.heads
+    }
+
     /// The entries, ascending.
     #[must_use]
     pub fn entries(&self) -> &[FrameEntry] {

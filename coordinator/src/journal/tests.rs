@@ -244,6 +244,21 @@ fn a_damaged_footer_is_replaced_by_the_frames() {
 }
 
 #[test]
+fn memory_of_other_heads_is_no_matter_to_those_of_a_footer() {
+    let folder = TempDir::new().unwrap();
+    let mut bytes = written(&folder, true);
+    // The frames themselves would show seven.
+    bytes[SEGMENT_HEADER_BYTES + MARK_BYTES + FRAME_BYTES - 1] ^= 1;
+    let path = folder.path().join("damaged");
+    std::fs::write(&path, &bytes).unwrap();
+    let segment = SealedSegment::open(File::open(&path).unwrap(), DISK, Sequence(5)).unwrap();
+    for spare in [Vec::new(), vec![0xee; 3], vec![0xee; 1 << 20]] {
+        let tables = segment.tables_into(spare).unwrap();
+        assert_eq!(tables.heads_after(Sequence(0), usize::MAX).unwrap().len(), 8);
+    }
+}
+
+#[test]
 fn a_segment_of_another_disk_inside_the_payload_is_never_taken_for_ours() {
     // A protected machine may itself hold a journal. Damage in front of such a payload must not make its frames, marks
     // or footers count.

@@ -329,16 +329,26 @@ impl SegmentSet {
         if let Some(tables) = cached() {
             return Ok(tables);
         }
-        let tables = segment.tables()?;
+        let tables = segment.tables_into(self.spare_heads())?;
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         if is_large(&tables) {
             cache.tables.retain(|(_, other)| !is_large(other));
         }
-        if cache.tables.len() >= TABLES_MAX {
-            cache.tables.pop_front();
-        }
         cache.tables.push_back((first.0, Arc::clone(&tables)));
         Ok(tables)
+    }
+
+    /// Makes room for one more segment's tables; gives the memory of those that had to go: fresh memory costs as much as reading
+    /// into it.
+    fn spare_heads(&self) -> Vec<u8> {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.tables.len() < TABLES_MAX {
+            return Vec::new();
+        }
+        let oldest = cache.tables.pop_front().map(|(_, tables)| tables);
+        drop(cache);
+        let unused = oldest.filter(|tables| !is_large(tables)).and_then(Arc::into_inner);
+        unused.map(SegmentTables::into_heads).unwrap_or_default()
     }
 
     /// Reads the tables of the sealed segment behind the one that accounts for `sequence`, for who comes there next.
