@@ -3,9 +3,9 @@
 //! Owns the memory table, the parts and the ladder, and the list of cuts. Does not know threads; [`super::follower`]
 //! drives it. Invariants: `processed` only grows; a cut is listed only when its run is written (after power loss it may be
 //! made again: see [`super::unsynced`]); readers never wait for file writing.
-//! Limits: [`SPILL_ENTRIES`] extents of the open interval in memory, then they become a part; closed ones stay in memory as long
-//! as there is [`Room`] for them and their files are not written; [`OPEN_RUNS_MAX`] runs are kept open, and about
-//! [`NEWEST_RUNS_MAX`] of the newest cut.
+//! Limits: [`SPILL_ENTRIES`] extents of the open interval in memory, and so many again as often as there is [`Room`] for them, then
+//! they become a part; closed ones stay in memory as long as there is room for them and their files are not written;
+//! [`OPEN_RUNS_MAX`] runs are kept open, and about [`NEWEST_RUNS_MAX`] of the newest cut.
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +24,7 @@ use holdfast_common::{
 
 use super::{
     batch::{BATCH_BYTES, Batch, Frames},
-    entry::{Packed, SEQUENCE_MAX},
+    entry::{ENTRY_BYTES, Packed, SEQUENCE_MAX},
     ladder::{FAN, Ladder, due, merged_name},
     lookup::{BlockMap, CutMap, IndexError, Piece, resolve},
     memtable::Memtable,
@@ -42,8 +42,11 @@ use crate::{
     store::{DiskLog, FrameSet},
 };
 
-/// Extents of an open interval that are kept in memory: 4 MiB, and as much again twice while they are sorted.
+/// Extents of an open interval that are kept in memory in any case: 4 MiB, and as much again twice while they are sorted.
 pub const SPILL_ENTRIES: usize = 1 << 18;
+
+/// Bytes that an extent of an open interval takes at most: half as much again as an entry, and one while they are sorted.
+const OPEN_ENTRY_BYTES: usize = ENTRY_BYTES * 5 / 2;
 
 /// Parts of one level that are merged into one of the next: an extent is written once per level, and a reader looks into
 /// at most seven parts of each.
@@ -95,6 +98,8 @@ struct State {
     /// Last frame that is in a run or part; the memory table has those behind.
     stored: Sequence,
     memtable: Memtable,
+    /// For [`DiskIndex::spill_entries`] more entries of it each.
+    memtable_shares: Vec<Share>,
     /// Records since the last run or part.
     records: RunRecords,
     /// Runs of the open interval, oldest first.
@@ -323,7 +328,8 @@ impl DiskIndex {
         while !left.is_empty() {
             let mut state = self.write();
             // A frame's entries stay together.
-            let room = self.spill_entries.saturating_sub(state.memtable.len());
+            let limit = self.spill_entries * (1 + state.memtable_shares.len());
+            let room = limit.saturating_sub(state.memtable.len());
             let Some(last) = left.get(..room.min(left.len())).and_then(<[Packed]>::last) else {
                 drop(state);
                 self.make_room()?;
@@ -458,9 +464,16 @@ impl DiskIndex {
         tracing::error!(disk = %self.log.disk(), %sequence, error = %error, "a record in the log cannot be read");
     }
 
-    /// Drops what was overwritten from the memory table; if that is not enough, makes it a part.
+    /// Lets the memory table grow, as long as nothing of the interval is in a file. If it cannot, drops what was overwritten from it; if
+    /// that is not enough, makes it a part.
     fn make_room(&self) -> Result<(), IndexError> {
         let mut state = self.write();
+        if state.parts.is_empty()
+            && let Some(share) = self.room.take(self.spill_entries * OPEN_ENTRY_BYTES)
+        {
+            state.memtable_shares.push(share);
+            return Ok(());
+        }
         state.memtable.shrink();
         let crowded = state.memtable.len() > self.spill_entries / 2;
         drop(state);
@@ -485,6 +498,7 @@ impl DiskIndex {
         let run = self.run(name)?;
         let mut state = self.write();
         state.memtable.clear();
+        state.memtable_shares.clear();
         state.records = RunRecords::default();
         state.stored = name.to;
         state.parts.push(run);
@@ -535,6 +549,7 @@ impl DiskIndex {
         state.cuts.push(cut);
         state.last_cut = name.last_cut;
         state.memtable.clear();
+        state.memtable_shares.clear();
         state.records = RunRecords::default();
         state.stored = name.to;
         state.processed = name.to;
@@ -548,7 +563,9 @@ impl DiskIndex {
 
     /// Room for the open interval as a run in memory, if there is some and nothing of the interval is in a file.
     fn share(&self) -> Option<Share> {
-        let state = self.read();
+        let mut state = self.write();
+        // What it had to grow is enough for that, unless another disk takes it now.
+        state.memtable_shares.clear();
         if state.parts.is_empty() { self.room.take(state.memtable.memory_bytes()) } else { None }
     }
 

@@ -6,7 +6,7 @@
 //! Limits: an extent takes about 5.5 bytes in a run if it is one block anywhere (`page`), and lies in its tile and in about one run
 //! for each class of sizes above it (`ladder`), so that 24 bytes per extent are enough for 20,000 cuts; in memory it takes
 //! [`entry::ENTRY_BYTES`], at most 24 with room to grow, for [`disk_index::SPILL_ENTRIES`] extents per disk, and
-//! [`room::ROOM_BYTES`] for the runs of all disks that have no file yet.
+//! within [`room::ROOM_BYTES`] for all disks together beyond that, and for runs that have no file yet.
 //! Merges hold up neither taking frames in nor looking up.
 
 // One extent of the index, and its 16 bytes.
@@ -25,7 +25,7 @@ pub mod page;
 pub mod run_writer;
 // Mapping a run's file.
 mod map;
-// Memory for runs that have no file yet.
+// Memory for what has no file yet.
 pub mod room;
 // Runs that are used before they are synced.
 pub mod unsynced;

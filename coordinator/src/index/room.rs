@@ -1,4 +1,4 @@
-//! Memory for runs that have no file yet.
+//! Memory for what has no file yet: closed intervals, and open ones beyond what each disk has in any case.
 //!
 //! Owns the count of free bytes, of all disks that share it. Does not know runs. Invariant: a share lasts as long as what it
 //! was taken for, whoever holds that: a view may keep a run in memory long after its file was written.
@@ -9,10 +9,10 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-/// Bytes for the runs in memory of all disks together: 4 million extents.
-pub const ROOM_BYTES: usize = 64 << 20;
+/// Bytes of all disks together: 8 million extents of closed intervals, or 3 million of open ones.
+pub const ROOM_BYTES: usize = 128 << 20;
 
-/// Room for runs in memory.
+/// Room in memory.
 #[derive(Debug)]
 pub struct Room {
     free_bytes: AtomicUsize,

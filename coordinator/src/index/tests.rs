@@ -82,6 +82,7 @@ struct World {
     /// Which blocks each frame wrote.
     written: Vec<(Sequence, Vec<u64>)>,
     spill: usize,
+    room: usize,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -95,19 +96,27 @@ fn settings() -> StoreSettings {
     StoreSettings { segment_bytes: 2_000, reserve_bytes: 0, ..StoreSettings::default() }
 }
 
-fn open(folder: &TempDir, spill: usize) -> (Arc<Store>, Arc<DiskLog>, Arc<LogSink>, Arc<DiskIndex>) {
+fn open(
+    folder: &TempDir,
+    spill: usize,
+    room: usize,
+) -> (Arc<Store>, Arc<DiskLog>, Arc<LogSink>, Arc<DiskIndex>) {
     let (store, _) = Store::open(folder.path(), settings()).unwrap();
     let manifest = DiskManifest { disk: DISK, machine: MachineId::from_bytes([1; 16]), size_bytes: SIZE };
     let log = store.create_disk(&manifest).unwrap();
     let sink = log.sink().unwrap();
-    let index = DiskIndex::open_with(Arc::clone(&log), spill, FEW, Room::new(ROOM)).unwrap();
+    let index = DiskIndex::open_with(Arc::clone(&log), spill, FEW, Room::new(room)).unwrap();
     (store, log, sink, index)
 }
 
 impl World {
     fn new(spill: usize) -> Self {
+        Self::with_room(spill, ROOM)
+    }
+
+    fn with_room(spill: usize, room: usize) -> Self {
         let folder = TempDir::new().unwrap();
-        let (store, _, sink, index) = open(&folder, spill);
+        let (store, _, sink, index) = open(&folder, spill, room);
         let identity = FrameIdentity {
             disk: DISK,
             generation: Generation(1),
@@ -126,6 +135,7 @@ impl World {
             cuts: Vec::new(),
             written: Vec::new(),
             spill,
+            room,
             runtime: tokio::runtime::Builder::new_current_thread().build().unwrap(),
         }
     }
@@ -192,10 +202,10 @@ impl World {
     }
 
     fn restart(self) -> Self {
-        let Self { folder, store, sink, index, spill, .. } = self;
+        let Self { folder, store, sink, index, spill, room, .. } = self;
         drop((index, sink));
         wait_for_owner(store);
-        let (store, _, sink, index) = open(&folder, spill);
+        let (store, _, sink, index) = open(&folder, spill, room);
         Self { folder, store, sink, index, cache: FrameCache::new(1 << 20), ..self }
     }
 
@@ -375,8 +385,14 @@ proptest! {
     fn views_equal_a_plain_array(
         ops in proptest::collection::vec(op(), 1..60),
         spill in prop_oneof![proptest::strategy::Just(5usize), proptest::strategy::Just(1000)],
+        // None; some for an open interval; some for closed ones too.
+        room in prop_oneof![
+            proptest::strategy::Just(0usize),
+            proptest::strategy::Just(500),
+            proptest::strategy::Just(ROOM)
+        ],
     ) {
-        let mut world = World::new(spill);
+        let mut world = World::with_room(spill, room);
         for op in &ops {
             world = world.apply(op);
         }
@@ -640,6 +656,41 @@ fn runs_without_a_file_take_no_more_than_some_memory() {
     world.check();
 }
 
+#[test]
+fn an_open_interval_grows_in_memory_while_there_is_room() {
+    let spill = 100;
+    let room = 3 * spill * 40;
+    let mut world = World::with_room(spill, room);
+    world.write(&[(0, 1, 1)]);
+    world.cut();
+    world.index.catch_up().unwrap();
+    while world.index.compact().unwrap() {}
+    let before = index_files(&world);
+    let frames = |world: &mut World, count: usize| {
+        for number in 0..count {
+            let blocks = [(number as u64 % 3, 1, 1)].into_iter();
+            // Ten extents that do not touch.
+            let blocks: Vec<_> = blocks.chain((0..9).map(|fill| (3, 1, fill))).collect();
+            world.write(&blocks);
+        }
+        world.index.catch_up().unwrap();
+    };
+    frames(&mut world, 40);
+    assert_eq!(world.index.room().free_bytes(), 0);
+    assert_eq!(index_files(&world), before, "there is room for all of them");
+    // In these ten places in all only the newest count.
+    frames(&mut world, 40);
+    assert_eq!(index_files(&world), before, "what was overwritten is dropped first");
+    world.write(&(0..99).map(|_| (1, 1, 7)).collect::<Vec<_>>());
+    frames(&mut world, 80);
+    world.check();
+    world.cut();
+    world.index.catch_up().unwrap();
+    while world.index.compact().unwrap() {}
+    assert_eq!((world.index.tables(), world.index.room().free_bytes()), (0, room));
+    world.check();
+}
+
 /// Several runs are written and synced together; power may fail at any moment of that.
 #[test]
 fn whatever_a_crash_leaves_of_runs_that_were_in_memory_is_made_up_for() {
@@ -838,7 +889,7 @@ fn index_files(world: &World) -> Vec<std::path::PathBuf> {
 
 /// Runs of several levels, and parts of the interval that is still open.
 fn with_runs_and_parts() -> World {
-    let mut world = World::new(6);
+    let mut world = World::with_room(6, 0);
     for round in 1..=5u8 {
         for start in 0..9 {
             world.write(&[(start * 20 + u64::from(round), 3, round), (1, 2, 0)]);
@@ -860,7 +911,7 @@ fn with_runs_and_parts() -> World {
 /// So many parts that eight are merged, and eight of those again, each of them over what the ones before it wrote.
 #[test]
 fn parts_of_a_long_interval_are_merged_in_order_and_what_a_crash_leaves_of_them_is_passed_over() {
-    let mut world = World::new(5);
+    let mut world = World::with_room(5, 0);
     world.write(&[(0, BLOCKS, 1)]);
     world.cut();
     let mut seen = std::collections::BTreeMap::new();
@@ -1230,7 +1281,7 @@ fn a_crash_at_any_step_of_reclaim_loses_nothing() {
                 std::fs::remove_dir_all(&index).unwrap();
                 std::fs::create_dir(&index).unwrap();
             }
-            let (store, _, sink, index) = open(&folder, 1000);
+            let (store, _, sink, index) = open(&folder, 1000, ROOM);
             let found = World {
                 folder,
                 store,
@@ -1241,6 +1292,7 @@ fn a_crash_at_any_step_of_reclaim_loses_nothing() {
                 cuts: world.cuts.clone(),
                 written: world.written.clone(),
                 identity: world.identity,
+                room: ROOM,
                 spill: 1000,
                 runtime: tokio::runtime::Builder::new_current_thread().build().unwrap(),
             };
