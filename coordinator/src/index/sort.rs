@@ -21,6 +21,9 @@ const PIECE_RADIX_MIN: usize = 64;
 /// Bits that one pass looks at, at most: the places that it writes to by turns fit a processor's nearest cache.
 const DIGIT_BITS: u32 = 8;
 
+/// A piece gets about 2 to the power of so many entries, 16 KiB: the more it has, the less its counters cost.
+const PIECE_BITS: u32 = 10;
+
 /// Values of a digit.
 const DIGITS: usize = 1 << DIGIT_BITS;
 
@@ -51,10 +54,11 @@ fn sort_on(threads: usize, entries: &mut Vec<Packed>) {
     let first = entries.first().map_or(0, Packed::start);
     let differing = entries.iter().fold(0, |bits, entry| bits | (entry.start() ^ first));
     let lowest = differing.trailing_zeros();
-    let below = (u64::BITS - differing.leading_zeros() - lowest).saturating_sub(DIGIT_BITS);
+    let top = entries.len().ilog2().saturating_sub(PIECE_BITS).clamp(1, DIGIT_BITS);
+    let below = (u64::BITS - differing.leading_zeros() - lowest).saturating_sub(top);
     let order = Order { lowest, below, passes: below.div_ceil(DIGIT_BITS) };
     let mut spread = vec![Packed::default(); entries.len()];
-    let ends = scatter(entries, &mut spread, lowest + below, DIGIT_BITS);
+    let ends = scatter(entries, &mut spread, lowest + below, top);
     sort_pieces(threads, order, &ends, &mut spread, entries);
     if order.passes.is_multiple_of(2) {
         *entries = spread;

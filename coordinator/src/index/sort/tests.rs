@@ -41,3 +41,15 @@ proptest! {
         assert_eq!(sorted, expected);
     }
 }
+
+#[test]
+fn many_entries_are_sorted_too() {
+    // As many as make pieces of all values of a digit, at places that look random.
+    let places = (1..=300_000u64).map(|number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 24);
+    let entry = |start| Packed::of(&IndexEntry { start, count: 1, sequence: Sequence(1), plain: None });
+    let mut sorted: Vec<Packed> = places.clone().map(entry).collect();
+    sort_on(3, &mut sorted);
+    let mut expected: Vec<u64> = places.collect();
+    expected.sort_unstable();
+    assert!(sorted.iter().map(Packed::start).eq(expected));
+}
