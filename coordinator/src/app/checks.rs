@@ -1,5 +1,5 @@
 //! Stored data is read in the background: new data once soon after it came, all of it once per period, and at a failover what
-//! the point needs before everything else, with all processors.
+//! the point needs before all other checks, with all processors, once what the failover starts has had a moment for its first reads.
 //!
 //! Owns the rhythm, the rates, the records of how far each log is, and what operators see of it. The rules are those of
 //! [`crate::points::checks`], reading is [`DiskLog::check`]'s, damage that is found goes to [`super::damage`].
@@ -17,7 +17,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -48,6 +48,11 @@ use crate::{
 
 /// Time between two looks when nothing is to be done.
 const STEP: Duration = Duration::from_millis(200);
+/// What was started from a point has the processors to itself for so long before the point is verified: what it reads is verified
+/// when it reads it, and a machine's firmware and boot loader wait for every processor that reads for the proof of the rest.
+const HEAD_START: Duration = Duration::from_secs(1);
+/// Time between two looks whether that is over.
+const HEAD_START_LOOK: Duration = Duration::from_millis(20);
 /// A log that could not be checked is left alone for this time.
 const AGAIN: Duration = Duration::from_secs(30);
 /// Time between two writes of a record; what was done since is done again after a crash.
@@ -72,6 +77,8 @@ pub(super) struct Checks {
     state: Mutex<State>,
     /// Whether somebody waits; what goes on in the background makes room.
     hurry: AtomicBool,
+    /// When the youngest head start ends, in microseconds of the clock.
+    head_start_ends: AtomicU64,
     woken: Notify,
 }
 
@@ -125,10 +132,23 @@ impl Checks {
     ) -> Arc<Self> {
         let (state, hurry, woken) = (Mutex::default(), AtomicBool::new(false), Notify::new());
         let cache = FrameCache::new(WITNESS_CACHE_BYTES);
-        Arc::new(Self { logs, points, ledger, clock, policy, cache, threads, state, hurry, woken })
+        let head_start_ends = AtomicU64::new(0);
+        Arc::new(Self {
+            logs,
+            points,
+            ledger,
+            clock,
+            policy,
+            cache,
+            threads,
+            state,
+            hurry,
+            head_start_ends,
+            woken,
+        })
     }
 
-    /// Has a point verified before everything else, with all processors.
+    /// Has a point verified before all others, with all processors, after what uses it had its head start.
     pub(super) fn hurry(&self, point: &PointRecord) {
         if point.verified_at.is_some() {
             return;
@@ -145,6 +165,7 @@ impl Checks {
             *known = hurried;
         }
         self.hurry.store(true, Ordering::Relaxed);
+        self.head_start_ends.fetch_max(micros(began + HEAD_START), Ordering::Relaxed);
         drop(state);
         self.woken.notify_one();
     }
@@ -190,6 +211,9 @@ impl Checks {
             next
         };
         if let Some(hurried) = waiting {
+            if self.is_head_start() {
+                return false;
+            }
             self.verify_now(&hurried, closing);
             return true;
         }
@@ -202,6 +226,10 @@ impl Checks {
             self.with(disk, |state| state.failed = Some(now));
         }
         true
+    }
+
+    fn is_head_start(&self) -> bool {
+        micros(self.clock.monotonic()) < self.head_start_ends.load(Ordering::Relaxed)
     }
 
     /// What the rules need to know; loads the records of logs that are new here.
@@ -365,6 +393,10 @@ impl Checks {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 const fn disk_of(work: &CheckWork) -> DiskId {

@@ -15,7 +15,7 @@ use holdfast_common::{
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use super::Checks;
+use super::{Checks, HEAD_START};
 use crate::{
     api::port::StoreChecks as _,
     app::logs::Logs,
@@ -187,10 +187,8 @@ impl World {
 
     /// Works until nothing is left.
     async fn work(&self) {
-        let closing = CancellationToken::new();
         loop {
-            let (checks, stop) = (Arc::clone(&self.checks), closing.clone());
-            let busy = tokio::task::spawn_blocking(move || checks.step(&stop)).await.unwrap();
+            let busy = self.step().await;
             self.checks.settle().await;
             if !busy {
                 return;
@@ -213,6 +211,11 @@ impl World {
         let view = PointView::at_cut(&index, FrameCache::new(1 << 20), point.disks[0].sequence).unwrap();
         let mut buffer = [0; BLOCK_BYTES];
         view.read(block * BLOCK_BYTES as u64, &mut buffer).map(|()| buffer[0])
+    }
+
+    async fn step(&self) -> bool {
+        let (checks, stop) = (Arc::clone(&self.checks), CancellationToken::new());
+        tokio::task::spawn_blocking(move || checks.step(&stop)).await.unwrap()
     }
 
     async fn witness(&self, point: &PointRecord) -> WitnessRecord {
@@ -269,8 +272,13 @@ async fn a_point_in_a_hurry_is_verified_alone_and_its_frames_are_not_read_twice(
     // Point 1 needs it, point 2 does not.
     world.damage(first);
     world.checks.hurry(&latest);
-    let (checks, stop) = (Arc::clone(&world.checks), CancellationToken::new());
-    assert!(tokio::task::spawn_blocking(move || checks.step(&stop)).await.unwrap());
+    // What is started from it reads first; nothing else is checked meanwhile either.
+    assert!(!world.step().await);
+    world.clock.advance(HEAD_START - Duration::from_millis(1));
+    assert!(!world.step().await);
+    assert_eq!(world.checks.progress(latest.id).unwrap().progress.done_bytes, 0);
+    world.clock.advance(Duration::from_millis(1));
+    assert!(world.step().await);
     world.checks.settle().await;
     assert_eq!(world.verified().await, [2]);
     assert!(world.log().bad_frames().list().is_empty());

@@ -3,10 +3,12 @@
 //! Owns which frames are read for a cut, and what is verified afterwards. Does not know rates.
 //! Invariant: all cuts up to `verified_to` are verified; behind it, `good` names frames that need not be read again.
 
+use std::thread;
+
 use holdfast_common::{causes::in_one_line, ids::Sequence};
 use tokio_util::sync::CancellationToken;
 
-use super::{Checks, Hurried};
+use super::{Checks, HEAD_START_LOOK, Hurried};
 use crate::{
     catalog::record::PointRecord,
     index::{DiskIndex, IndexError},
@@ -86,6 +88,10 @@ impl Checks {
         }
         let counted = |bytes| {
             hurried.task.add_done_bytes(bytes);
+            // Another failover may have begun.
+            while self.is_head_start() && !closing.is_cancelled() {
+                thread::sleep(HEAD_START_LOOK);
+            }
             !closing.is_cancelled()
         };
         for (index, reading) in &readings {
