@@ -115,6 +115,7 @@ impl OwnImages for QemuMachines {
         since: Option<Mark>,
     ) -> BoxFuture<'_, Result<MachineInstant, ComputeError>> {
         Box::pin(async move {
+            let _opening = self.opening(&owner).await;
             let own = self.own(&owner)?;
             let own = own.ok_or_else(|| {
                 invalid(format!("there is no machine of job {owner} with images of its own"))

@@ -26,10 +26,11 @@ mod screen;
 pub mod qmp;
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
     process::{Output, Stdio},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -92,6 +93,9 @@ pub struct MachineSettings {
 #[derive(Debug)]
 pub struct QemuMachines {
     settings: MachineSettings,
+    /// By owner: held by who decides which program opens the images of a machine, until that one has them. QEMU lets one open
+    /// them for writing only while nobody reads them.
+    openings: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 /// What stands in `machine.json`.
@@ -106,7 +110,16 @@ impl QemuMachines {
     /// Machines by these settings. Nothing is looked at yet.
     #[must_use]
     pub const fn new(settings: MachineSettings) -> Self {
-        Self { settings }
+        Self { settings, openings: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// The right to open a machine's images.
+    async fn opening(&self, owner: &str) -> tokio::sync::OwnedMutexGuard<()> {
+        let of_owner = {
+            let mut openings = self.openings.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(openings.entry(owner.to_owned()).or_default())
+        };
+        of_owner.lock_owned().await
     }
 
     fn files(&self, owner: &str) -> Result<Files, ComputeError> {
@@ -217,6 +230,7 @@ impl QemuMachines {
         let made =
             read_made(&files)?.ok_or_else(|| invalid(format!("there is no machine of job {owner}")))?;
         let definition = made.definition;
+        let opening = self.opening(&owner).await;
         if is_sealed(&files)? {
             let remarks = vec!["it is on its way back to its source, and is not started".to_owned()];
             return Ok(StartedMachine { remarks, ..StartedMachine::default() });
@@ -235,6 +249,7 @@ impl QemuMachines {
             let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
             tool(QEMU, &arguments).await?;
         }
+        drop(opening);
         self.first_read(&files).await?;
         let accelerator = if definition.kvm { "KVM" } else { "TCG" };
         let firmware = if definition.uefi_code.is_some() { "UEFI" } else { "BIOS" };
@@ -330,6 +345,7 @@ impl QemuMachines {
     }
 
     async fn remove(&self, owner: &str) -> Result<(), ComputeError> {
+        let _opening = self.opening(owner).await;
         self.end(owner.to_owned(), Stop::PowerOff).await?;
         let files = self.files(owner)?;
         instant::end_reader(&files).await?;
