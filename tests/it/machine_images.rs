@@ -329,7 +329,8 @@ fn walked() -> Result<()> {
         let (taken, started) = world.runtime.block_on(async {
             tokio::join!(world.machines.instant(owner(), None), world.machines.start(owner()))
         });
-        (taken?, started?);
+        taken?;
+        started?;
         ensure!(processes(&world.own())?.len() == 1, "the machine does not run alone");
     }
 
