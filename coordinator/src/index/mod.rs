@@ -13,6 +13,8 @@
 pub mod entry;
 // From frames' heads to extents.
 mod batch;
+// How many threads share work.
+mod threads;
 // Sorting them.
 mod sort;
 // The extents of the interval that is not cut yet.

@@ -3,14 +3,14 @@
 //! Owns the radix sort. Does not know frames or runs. One pass spreads the entries by the highest digit in which they differ, into
 //! pieces that fit a processor's nearest cache; each piece is sorted by the digits below, from the lowest up. Processors share the
 //! pieces. The order of entries with the same first block is not kept: their sequences say which one is newer.
-//! Limit: as much memory again as the entries take; [`THREADS_MAX`] threads.
+//! Limit: as much memory again as the entries take; [`THREADS_MAX`](super::threads::THREADS_MAX) threads.
 
 use std::{
     sync::{Mutex, PoisonError},
     thread,
 };
 
-use super::entry::Packed;
+use super::{entry::Packed, threads::threads_for};
 
 /// Below this many entries comparing is faster than counting digits.
 const RADIX_MIN: usize = 1024;
@@ -27,20 +27,12 @@ const PIECE_BITS: u32 = 10;
 /// Values of a digit.
 const DIGITS: usize = 1 << DIGIT_BITS;
 
-/// Most threads that work.
-const THREADS_MAX: usize = 8;
-
 /// Shares that pieces are given out in, for each thread: whoever is done first takes the next one.
 const SHARES_PER_THREAD: usize = 4;
 
-/// Entries for which one more thread is worth it.
-const THREAD_ENTRIES: usize = 1 << 15;
-
 /// Sorts by first block.
 pub(super) fn sort(entries: &mut Vec<Packed>) {
-    let processors = thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let threads = processors.min(THREADS_MAX).min(entries.len() / THREAD_ENTRIES);
-    sort_on(threads.max(1), entries);
+    sort_on(threads_for(entries.len() as u64), entries);
 }
 
 fn sort_on(threads: usize, entries: &mut Vec<Packed>) {

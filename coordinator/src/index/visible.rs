@@ -4,13 +4,13 @@
 //! Invariant: a frame is named exactly if the state that the runs make takes a block from it. Cost: a step for each entry and
 //! for what newer runs cover beside it; an entry that was overwritten costs one comparison, however often it was.
 //! Limit: [`WINDOW_ENTRIES`] entries are looked at together by each thread, 16 bytes of memory for each, twice; at most
-//! [`THREADS_MAX`] threads, which share the blocks.
+//! [`THREADS_MAX`](super::threads::THREADS_MAX) threads, which share the blocks.
 
 use std::{panic, thread};
 
 use holdfast_common::{ids::Sequence, units::BlockRange};
 
-use super::{entry::IndexEntry, lookup::IndexError, run::Run};
+use super::{entry::IndexEntry, lookup::IndexError, run::Run, threads::threads_for};
 use crate::store::FrameSet;
 
 /// Entries of all runs that are looked at together, about.
@@ -19,20 +19,13 @@ const WINDOW_ENTRIES: u64 = 1 << 18;
 /// Up to so many runs this is the fastest way: a window costs a lookup in each of them.
 pub(super) const RUNS_MAX: usize = 64;
 
-/// Most threads that work.
-const THREADS_MAX: u64 = 8;
-
-/// Entries for which one more thread is worth it.
-const THREAD_ENTRIES: u64 = 1 << 15;
-
 /// The frames behind `after` of entries that show at least one block. `runs` are newest first.
 ///
 /// # Errors
 /// A run is damaged or cannot be read.
 pub(super) fn visible<R: AsRef<Run> + Sync>(runs: &[R], after: Sequence) -> Result<FrameSet, IndexError> {
     let entries: u64 = runs.iter().map(|run| run.as_ref().len()).sum();
-    let processors = thread::available_parallelism().map_or(1, |count| count.get() as u64);
-    visible_on(processors.min(THREADS_MAX).min(entries / THREAD_ENTRIES).max(1), runs, after)
+    visible_on(threads_for(entries) as u64, runs, after)
 }
 
 /// Shares the blocks among so many threads, so that each has about as many entries of the largest run.
