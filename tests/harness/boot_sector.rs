@@ -4,6 +4,9 @@
 
 /// Bytes of a boot sector.
 pub const BOOT_SECTOR_BYTES: usize = 512;
+/// What a hardware file says for machines with such a disk.
+pub const HARDWARE: &str =
+    "processors = 1\nmemory_mib = 64\ncpu = \"Westmere\"\ndisk_model = \"ide\"\nfirmware = \"bios\"\n";
 /// Where [`counting_boot_sector`] counts: a number of 32 bits, little-endian.
 pub const COUNTER_OFFSET: u64 = 1 << 20;
 

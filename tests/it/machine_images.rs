@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use holdfast_common::{
     ids::{DiskId, MachineId, PointId},
     units::{BLOCK_BYTES, BlockRange},
-    wire::{Firmware, Inventory, Platform},
+    wire::Inventory,
 };
 use holdfast_coordinator::{
     compute::{
@@ -25,7 +25,7 @@ use holdfast_coordinator::{
     points::view::ViewError,
 };
 use holdfast_tests::{
-    boot_sector::boot_sector, guest, memory_view::MemoryView, protected::PATIENCE, site::wait_for,
+    boot_sector::boot_sector, guest, memory_view::MemoryView, protected::PATIENCE, samples, site::wait_for,
 };
 use serde_json::json;
 use tempfile::TempDir;
@@ -130,7 +130,8 @@ impl World {
             machine: MachineId::from_bytes([9; 16]),
             point: PointId::from_bytes([8; 16]),
             name: "small".to_owned(),
-            inventory: inventory(),
+            // What it is made of is said in its hardware file.
+            inventory: Inventory { network_cards: Vec::new(), ..samples::inventory() },
             suited: Suited::default(),
             disks,
             writable: false,
@@ -217,25 +218,6 @@ impl World {
         let written = instant.disks.iter().map(|disk| disk.written.clone()).collect();
         self.end()?;
         Ok((instant.mark, written))
-    }
-}
-
-/// What it is made of is said in its hardware file.
-fn inventory() -> Inventory {
-    Inventory {
-        host_name: "small".to_owned(),
-        operating_system: String::new(),
-        kernel: String::new(),
-        boot_id: String::new(),
-        firmware: Firmware::Bios,
-        platform: Platform::Kvm,
-        hardware: String::new(),
-        hardware_uuid: String::new(),
-        processors: 1,
-        memory_bytes: 0,
-        network_cards: Vec::new(),
-        disks: Vec::new(),
-        drivers: Vec::new(),
     }
 }
 

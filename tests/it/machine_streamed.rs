@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use holdfast_tests::{
-    boot_sector::{COUNTER_OFFSET, counting_boot_sector},
+    boot_sector::{COUNTER_OFFSET, HARDWARE, counting_boot_sector},
     crowd::Crowd,
     guest, loop_device,
     protected::PATIENCE,
@@ -102,10 +102,7 @@ fn moved() -> Result<(There, Value)> {
     crowd.site.wait_for_new_point(&machine, PATIENCE)?;
     crowd.site.wait_for_new_point(&machine, PATIENCE)?;
     let truth = fs::read(crowd.disks[0].path())?;
-    crowd.site.set_hardware(
-        &machine,
-        "processors = 1\nmemory_mib = 64\ncpu = \"Westmere\"\ndisk_model = \"ide\"\nfirmware = \"bios\"\n",
-    )?;
+    crowd.site.set_hardware(&machine, HARDWARE)?;
     // Behind the point it goes on, which is given up.
     let point = crowd.site.points(&machine)?.pop().context("a point")?.id;
     crowd.write(0, 300 * BLOCK as u64, &[7; 2 * BLOCK])?;

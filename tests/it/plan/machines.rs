@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
 use holdfast_tests::{
-    boot_sector::{BOOT_SECTOR_BYTES, boot_sector},
+    boot_sector::{BOOT_SECTOR_BYTES, HARDWARE, boot_sector},
     crowd::Crowd,
     guest, loop_device,
     site::{Site, wait_for},
@@ -38,10 +38,7 @@ pub(super) fn make_bootable_as(
         crowd.site.wait_for_new_point(machine, PATIENCE)?;
     }
     let name = crowd.site.cli(&["machines"])?[0]["name"].as_str().context("its name")?.to_owned();
-    crowd.site.set_hardware(
-        &name,
-        "processors = 1\nmemory_mib = 64\ncpu = \"Westmere\"\ndisk_model = \"ide\"\nfirmware = \"bios\"\n",
-    )
+    crowd.site.set_hardware(&name, HARDWARE)
 }
 
 pub(super) fn jobs(job: &Value) -> Result<Vec<&str>> {
