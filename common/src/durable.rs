@@ -9,9 +9,12 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
+    ops::Range,
     os::unix::fs::OpenOptionsExt as _,
     path::Path,
 };
+
+use memmap2::MmapOptions;
 
 /// Mode of files that hold keys.
 pub const MODE_SECRET: u32 = 0o600;
@@ -67,6 +70,21 @@ pub fn rename_unsynced(from: &Path, to: &Path) -> io::Result<()> {
 #[expect(clippy::disallowed_methods, reason = "the one place that renames and syncs")]
 pub fn sync_data(file: &File) -> io::Result<()> {
     file.sync_data()
+}
+
+/// Makes the data of a range of `file` durable, with the metadata needed to read it back. What was written elsewhere may stay in
+/// memory: there it can still become one write with its neighbours. A part behind the file's end is left out.
+///
+/// There is no fdatasync of a range; msync of a mapping is one (msync(2), `MS_SYNC`). The mapping is not touched, so it costs no memory.
+///
+/// # Errors
+/// The file is not open for reading and writing; a failed sync is final for this file, see the module's text.
+pub fn sync_range(file: &File, range: Range<u64>) -> io::Result<()> {
+    let end = range.end.min(file.metadata()?.len());
+    // A mapping begins at a page; memmap2 sees to that.
+    let Some(bytes) = end.checked_sub(range.start).filter(|bytes| *bytes > 0) else { return Ok(()) };
+    let bytes = usize::try_from(bytes).map_err(io::Error::other)?;
+    MmapOptions::new().offset(range.start).len(bytes).map_raw(file)?.flush()
 }
 
 /// Makes data and all metadata of `file` durable (fsync).

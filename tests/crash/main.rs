@@ -3,6 +3,7 @@
 mod faults;
 mod kill;
 mod power;
+mod ranges;
 mod reclaim;
 mod store;
 mod update;
