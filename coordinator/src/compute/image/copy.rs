@@ -2,7 +2,7 @@
 //! lies side by side and write it, so that decompressing and writing overlap on all cores.
 //!
 //! Owns the threads and their buffers. Knows a format only by its `Layout`. Invariant: when the checkpoint is called with
-//! a cluster, everything below it has been written (not synced).
+//! a cluster, everything below it is durable.
 //! Limits: [`GATHERS`] buffers of [`GATHER_BYTES`] and one bundle per thread; one [`Plan`]. With a direct target there are
 //! [`DIRECT_DEPTH`] threads more.
 
@@ -19,7 +19,10 @@ use std::{
     thread,
 };
 
-use holdfast_common::units::{BLOCK_BYTES, BlockCount, BlockRange};
+use holdfast_common::{
+    durable,
+    units::{BLOCK_BYTES, BlockCount, BlockRange},
+};
 use memmap2::MmapMut;
 
 use super::{
@@ -73,8 +76,7 @@ type Reports = crossbeam_channel::Sender<Result<Done, CopyError>>;
 
 impl Copy<'_> {
     /// Copies everything from the cluster `from` on. `checkpoint` is called on this thread with the cluster below which all is
-    /// written, whenever that has moved on by at least `every_bytes` and as much was written: a sync while short runs still
-    /// come in all over the disk would write them one by one.
+    /// written and durable, whenever that has moved on by at least `every_bytes` and as much was written.
     ///
     /// # Errors
     /// The first failure of any thread; the others stop soon after.
@@ -106,12 +108,26 @@ impl Copy<'_> {
                 if since_bytes < every_bytes || (reached - synced) * (BLOCK_BYTES as u64) < every_bytes {
                     return Ok(());
                 }
+                self.sync(BlockRange::new(synced, reached - synced))?;
                 (since_bytes, synced) = (0, reached);
                 checkpoint(reached / CLUSTER_BLOCKS / RESUME_CLUSTERS * RESUME_CLUSTERS)
             })?;
             block = plan.end;
         }
         Ok(())
+    }
+
+    /// Makes blocks durable that are all written. Short runs that were written elsewhere stay in the page cache: all over the disk
+    /// they would reach the device one by one, and what comes between them later as well.
+    fn sync(&self, range: BlockRange) -> io::Result<()> {
+        let mut span: Option<Range<u64>> = None;
+        self.places(range, &mut |place, bytes| {
+            let Some(place) = place else { return Ok(()) };
+            let end = place + (bytes.end - bytes.start) as u64;
+            span = Some(span.take().map_or(place..end, |all| all.start.min(place)..all.end.max(end)));
+            Ok(())
+        })?;
+        span.map_or(Ok(()), |span| durable::sync_range(self.target.file(), span))
     }
 
     /// Lets the system begin to write out what the page cache holds of blocks that are all written.

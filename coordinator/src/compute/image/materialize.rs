@@ -276,7 +276,6 @@ impl Image<'_> {
         };
         let mut reached = record.written_to;
         let copied = copy.run(record.written_to, CHECKPOINT_BYTES, |cluster| {
-            durable::sync_data(target.file())?;
             reached = cluster;
             ImageRecord { written_to: cluster, ..record.clone() }.save(&self.paths.record)
         });
