@@ -59,6 +59,9 @@ pub const OPEN_RUNS_MAX: usize = 128;
 /// process 65,530, and cuts may be pending by the ten thousand.
 pub const NEWEST_RUNS_MAX: usize = 1024;
 
+/// Threads that read tables ahead.
+const AHEAD_THREADS: usize = 2;
+
 /// Batches that wait while one is taken in.
 const BATCHES_AHEAD: usize = 8;
 
@@ -355,8 +358,8 @@ impl DiskIndex {
         Ok(self.read().processed)
     }
 
-    /// Like [`Self::advance`] again and again, while another thread makes the next batches, and one more reads the tables of the segment
-    /// behind: reading and checking them takes about as long as indexing them. Others may advance in between, and a rebuild
+    /// Like [`Self::advance`] again and again, while another thread makes the next batches, and some more read the tables of the segments
+    /// behind: reading and checking them takes longer than indexing them. Others may advance in between, and a rebuild
     /// ends it early.
     fn advance_far(&self) -> Result<(), IndexError> {
         let mut after = self.read().processed;
@@ -364,19 +367,23 @@ impl DiskIndex {
             let (hand_over, batches) = mpsc::sync_channel(BATCHES_AHEAD);
             // What was taken in goes back, for its memory.
             let (give_back, spares) = mpsc::sync_channel::<Batch>(BATCHES_AHEAD + 2);
-            let (reached, places) = mpsc::sync_channel(1);
-            let read_ahead = move || {
-                for place in places {
-                    // Who comes there reads it again, and says what is wrong with it.
-                    let _failed = self.log.read_tables_ahead(place);
-                }
-            };
-            // Without that thread the other one reads them.
-            let _none = thread::Builder::new().name("index-ahead".to_owned()).spawn_scoped(scope, read_ahead);
+            let (reached, places) = crossbeam_channel::bounded(AHEAD_THREADS);
+            for _ in 0..AHEAD_THREADS {
+                let places = places.clone();
+                let read_ahead = move || {
+                    for place in places {
+                        // Who comes there reads it again, and says what is wrong with it.
+                        let _failed = self.log.read_tables_ahead(place);
+                    }
+                };
+                // Without that thread the others read them.
+                let _none =
+                    thread::Builder::new().name("index-ahead".to_owned()).spawn_scoped(scope, read_ahead);
+            }
             let read = move || {
                 let mut at = after;
                 while at < *self.log.durable().borrow() {
-                    // It is still at the place before otherwise, and hears of the next one.
+                    // They are still at the places before otherwise, and hear of the next one.
                     let _busy = reached.try_send(at);
                     let mut batch = spares.try_recv().unwrap_or_default();
                     let read = batch.read(&self.log, at);

@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fs::File,
+    num::NonZero,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -16,21 +17,33 @@ use holdfast_common::{
     frame::{Frame, header::FrameError},
     ids::{DiskId, Sequence},
 };
+use rustix::fs::Advice;
 
 use super::{error::StoreError, layout::DiskLayout};
 use crate::journal::{
+    format::{ENTRY_BYTES, SEGMENT_HEADER_BYTES, TRAILER_BYTES},
     segment::{SealedSegment, SegmentError, read_frame_into},
     source::ReadAt,
     tables::{FrameEntry, HeadPlace, SegmentTables},
     writer::SharedTables,
 };
 
-/// Sealed segments whose tables are in memory: the one that is read, and the one that comes next.
-const TABLES_MAX: usize = 2;
+/// Sealed segments whose tables are read before anybody comes there.
+const AHEAD_MAX: usize = 3;
+
+/// Sealed segments whose tables are in memory: the one that is left, the one that is read, and those that come next.
+const TABLES_MAX: usize = AHEAD_MAX + 2;
 
 /// Heads are read ahead if a segment has at most so many bytes of them. A usual one has 1 MiB; one of frames that hold nothing but
 /// extents of zeroes can have as many as the segment has bytes.
-const AHEAD_BYTES_MAX: u64 = 8 << 20;
+const AHEAD_BYTES_MAX: u64 = 4 << 20;
+
+/// Segments whose tables the system is asked to read before anybody comes there: a device answers that many in the time of one.
+const HINTED_MAX: usize = 16;
+
+/// The end of a segment that a hint is for at first: more than the tables of a usual one. Later it is what the tables before took, and
+/// a quarter more.
+const HINTED_BYTES: u64 = 256 << 10;
 
 fn is_large(tables: &SegmentTables) -> bool {
     tables.heads().len() as u64 > AHEAD_BYTES_MAX
@@ -54,21 +67,52 @@ pub(super) struct SegmentSet {
     sealed: BTreeMap<u64, u64>,
     active: Option<ActiveSegment>,
     cache: Mutex<Cache>,
-    /// One thread reads tables at a time: nobody reads the same ones at once.
-    reading_tables: Mutex<()>,
 }
 
-#[derive(Debug, Default)]
+/// Tables that are read or will be; who reads them has the lock, and others who want the same ones wait for it.
+type TablesSlot = Arc<Mutex<Option<Arc<SegmentTables>>>>;
+
+#[derive(Debug)]
 struct Cache {
     tick: u64,
     open: BTreeMap<u64, (Arc<SealedSegment>, u64)>,
     /// The tables that were read last, because they are read in batches.
-    tables: VecDeque<(u64, Arc<SegmentTables>)>,
+    tables: VecDeque<(u64, TablesSlot)>,
+    /// The segment that was hinted at last.
+    hinted: u64,
+    /// The end of a segment that a hint is for.
+    hint_bytes: u64,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        let (open, tables) = (BTreeMap::new(), VecDeque::new());
+        Self { tick: 0, open, tables, hinted: 0, hint_bytes: HINTED_BYTES }
+    }
 }
 
 impl Cache {
-    fn tables(&self, first: Sequence) -> Option<Arc<SegmentTables>> {
-        self.tables.iter().find(|(cached, _)| *cached == first.0).map(|(_, tables)| Arc::clone(tables))
+    fn slot(&self, first: u64) -> Option<TablesSlot> {
+        self.tables.iter().find(|(cached, _)| *cached == first).map(|(_, slot)| Arc::clone(slot))
+    }
+
+    /// The place for tables, and the memory of those that had to go for it: fresh memory costs as much as reading into it.
+    fn slot_for(&mut self, first: u64) -> (TablesSlot, Vec<u8>) {
+        if let Some(slot) = self.slot(first) {
+            return (slot, Vec::new());
+        }
+        let oldest = if self.tables.len() < TABLES_MAX { None } else { self.tables.pop_front() };
+        let slot = TablesSlot::default();
+        self.tables.push_back((first, Arc::clone(&slot)));
+        let tables = oldest.and_then(|(_, slot)| Arc::into_inner(slot)?.into_inner().ok()?);
+        let unused = tables.filter(|tables| !is_large(tables)).and_then(Arc::into_inner);
+        (slot, unused.map(SegmentTables::into_heads).unwrap_or_default())
+    }
+
+    /// Forgets tables, unless they are being read.
+    fn forget_tables(&mut self, which: impl Fn(u64, Option<&SegmentTables>) -> bool) {
+        self.tables
+            .retain(|(first, slot)| slot.try_lock().map_or(true, |tables| !which(*first, tables.as_deref())));
     }
 }
 
@@ -121,7 +165,6 @@ impl SegmentSet {
             sealed: BTreeMap::new(),
             active: None,
             cache: Mutex::new(Cache::default()),
-            reading_tables: Mutex::default(),
         }
     }
 
@@ -320,50 +363,61 @@ impl SegmentSet {
         segment: &SealedSegment,
         first: Sequence,
     ) -> Result<Arc<SegmentTables>, SegmentError> {
-        let cached = || self.cache.lock().unwrap_or_else(PoisonError::into_inner).tables(first);
-        if let Some(tables) = cached() {
-            return Ok(tables);
+        let (slot, spare) = self.cache.lock().unwrap_or_else(PoisonError::into_inner).slot_for(first.0);
+        let mut place = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tables) = &*place {
+            return Ok(Arc::clone(tables));
         }
-        // Who reads frames does not wait for this.
-        let _reading = self.reading_tables.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(tables) = cached() {
-            return Ok(tables);
-        }
-        let tables = segment.tables_into(self.spare_heads())?;
+        let tables = segment.tables_into(spare)?;
+        let took = tables.heads().len() + tables.entries().len() * ENTRY_BYTES + TRAILER_BYTES;
+        *place = Some(Arc::clone(&tables));
+        drop(place);
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.hint_bytes = (took as u64 / 4 * 5).min(AHEAD_BYTES_MAX);
         if is_large(&tables) {
-            cache.tables.retain(|(_, other)| !is_large(other));
+            cache.forget_tables(|other, tables| other != first.0 && tables.is_some_and(is_large));
         }
-        cache.tables.push_back((first.0, Arc::clone(&tables)));
         Ok(tables)
     }
 
-    /// Makes room for one more segment's tables; gives the memory of those that had to go: fresh memory costs as much as reading
-    /// into it.
-    fn spare_heads(&self) -> Vec<u8> {
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.tables.len() < TABLES_MAX {
-            return Vec::new();
-        }
-        let oldest = cache.tables.pop_front().map(|(_, tables)| tables);
-        drop(cache);
-        let unused = oldest.filter(|tables| !is_large(tables)).and_then(Arc::into_inner);
-        unused.map(SegmentTables::into_heads).unwrap_or_default()
-    }
-
-    /// Reads the tables of the sealed segment behind the one that accounts for `sequence`, for who comes there next.
+    /// Reads the tables of the next sealed segments behind the one that accounts for `sequence`, as far as nobody does so yet, and lets
+    /// the system read those of the segments behind them. Several threads may call this.
     pub(super) fn read_tables_ahead(&self, sequence: Sequence) -> Result<(), StoreError> {
-        let Some((first, _)) = self.sealed.range(sequence.0.saturating_add(1)..).next() else {
-            return Ok(());
-        };
-        let first = Sequence(*first);
-        let segment = self.open(first)?;
-        let failed = |source| StoreError::Segment { path: self.layout.segment(first), source };
-        let heads_bytes = segment.heads_bytes().map_err(|error| failed(error.into()))?;
-        if heads_bytes.is_some_and(|bytes| bytes <= AHEAD_BYTES_MAX) {
-            self.sealed_tables(&segment, first).map_err(failed)?;
+        self.hint_tables(sequence);
+        for (first, _) in self.sealed.range(sequence.0.saturating_add(1)..).take(AHEAD_MAX) {
+            let first = Sequence(*first);
+            let known = self.cache.lock().unwrap_or_else(PoisonError::into_inner).slot(first.0).is_some();
+            if known {
+                continue;
+            }
+            let segment = self.open(first)?;
+            let failed = |source| StoreError::Segment { path: self.layout.segment(first), source };
+            let heads_bytes = segment.heads_bytes().map_err(|error| failed(error.into()))?;
+            if heads_bytes.is_some_and(|bytes| bytes <= AHEAD_BYTES_MAX) {
+                self.sealed_tables(&segment, first).map_err(failed)?;
+            }
         }
         Ok(())
+    }
+
+    /// Asks the system to read the tables of the segments behind the one that accounts for `sequence`.
+    fn hint_tables(&self, sequence: Sequence) {
+        let next = self.sealed.range(sequence.0.saturating_add(1)..).take(HINTED_MAX);
+        let next: Vec<_> = next.map(|(first, bytes)| (*first, *bytes)).collect();
+        let Some((last, _)) = next.last() else { return };
+        let (hinted, hint_bytes) = {
+            let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+            (std::mem::replace(&mut cache.hinted, *last), cache.hint_bytes)
+        };
+        let known = next.iter().position(|(first, _)| *first == hinted).map_or(0, |at| at + 1);
+        for (first, bytes) in next.into_iter().skip(known) {
+            // Who reads it says what is wrong with it.
+            let Ok(file) = File::open(self.layout.segment(Sequence(first))) else { continue };
+            let tables = bytes.saturating_sub(hint_bytes);
+            for (offset, bytes) in [(0, SEGMENT_HEADER_BYTES as u64), (tables, bytes - tables)] {
+                let _refused = rustix::fs::fadvise(&file, offset, NonZero::new(bytes), Advice::WillNeed);
+            }
+        }
     }
 
     /// Bytes behind `after`: exact in the segment being written, by file size and proportion in the others.
@@ -417,8 +471,7 @@ impl Place {
             Self::Active(active) => active.file.as_ref(),
         };
         // Only an advice.
-        let _refused =
-            rustix::fs::fadvise(file, offset, std::num::NonZero::new(bytes), rustix::fs::Advice::DontNeed);
+        let _refused = rustix::fs::fadvise(file, offset, NonZero::new(bytes), Advice::DontNeed);
     }
 
     /// First sequence of the segment.
