@@ -8,6 +8,7 @@
 use std::{fmt, sync::Arc};
 
 use rcgen::{CertificateParams, KeyPair, PKCS_ED25519, PublicKeyData as _};
+use ring::signature::{ED25519, UnparsedPublicKey};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     client::{
@@ -42,6 +43,9 @@ const MACHINE_URI: &str = "holdfast://machine/";
 /// PKCS#8 version 1 of an Ed25519 key without its 32 bytes of seed (RFC 8410 section 7).
 const ED25519_PKCS8: [u8; 16] =
     [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
+
+/// What stands before the signature in a certificate that an Ed25519 key has signed (RFC 8410 sections 3 and 6).
+const ED25519_SIGNATURE: [u8; 10] = [0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x41, 0x00];
 
 /// Why something of TLS cannot be used.
 #[derive(Debug, Error)]
@@ -179,6 +183,24 @@ pub fn public_key(certificate_der: &[u8]) -> Result<Vec<u8>, TlsError> {
     let (_, certificate) =
         parse_x509_certificate(certificate_der).map_err(|_| TlsError::Certificate("not X.509"))?;
     Ok(certificate.public_key().subject_public_key.data.to_vec())
+}
+
+/// Whether a certificate (of more than 255 bytes, as each of ours is) is as its own Ed25519 key has signed it, to the last bit.
+///
+/// # Errors
+/// It is not.
+pub fn check_self_signed(certificate_der: &[u8]) -> Result<(), TlsError> {
+    let wrong = TlsError::Certificate("it is not as it was signed");
+    // What stands around the signed part is the same for all certificates of this length, and has to be: its readers forgive much.
+    let Some((header, rest)) = certificate_der.split_at_checked(4) else { return Err(wrong) };
+    let Some((rest, signature)) = rest.split_last_chunk::<64>() else { return Err(wrong) };
+    let Some(signed) = rest.strip_suffix(&ED25519_SIGNATURE) else { return Err(wrong) };
+    let length = u16::try_from(certificate_der.len() - 4).map_or([0; 2], u16::to_be_bytes);
+    let verified = UnparsedPublicKey::new(&ED25519, public_key(certificate_der)?).verify(signed, signature);
+    if header != [0x30, 0x82, length[0], length[1]] || verified.is_err() {
+        return Err(wrong);
+    }
+    Ok(())
 }
 
 /// The name of a machine in its certificate.

@@ -86,6 +86,14 @@ pub enum AuthorityError {
         /// The key file.
         path: PathBuf,
     },
+    /// The key is there, and the certificate that others have seen is not.
+    #[error(
+        "{path} is missing: restore it from a backup, or from an agent (`authority` in its identity.json is this certificate, DER in hexadecimal). Another one would be another CA: no agent and no operator would connect any more"
+    )]
+    CertificateMissing {
+        /// The certificate's file.
+        path: PathBuf,
+    },
     /// A file does not hold what it should.
     #[error("{path} cannot be used: {reason}. Restore it from a backup")]
     Damaged {
@@ -156,6 +164,15 @@ impl Authority {
         let certificate = read_certificate(&certificate_path, &key)?;
         let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(AuthorityError::Sign)?;
         Ok(Self { issuer, certificate, machine_life, own: Mutex::new(None), clock, entropy })
+    }
+
+    /// Whether all of a CA that has been in use is there: what [`Self::open`] makes again in its place is another CA.
+    ///
+    /// # Errors
+    /// [`AuthorityError::CertificateMissing`].
+    pub fn check_whole(folder: &Path) -> Result<(), AuthorityError> {
+        let path = folder.join(CERTIFICATE_FILE);
+        if path.exists() { Ok(()) } else { Err(AuthorityError::CertificateMissing { path }) }
     }
 
     /// What agents pin.
@@ -350,6 +367,8 @@ fn read_certificate(path: &Path, key: &KeyPair) -> Result<CertificateDer<'static
     if public != key.der_bytes() {
         return Err(damaged(format!("it does not belong to {KEY_FILE}")));
     }
+    // Others know it byte by byte, and not all of its bytes are looked at when it is used.
+    tls::check_self_signed(&certificate).map_err(|error| damaged(error.to_string()))?;
     Ok(certificate)
 }
 

@@ -80,6 +80,31 @@ fn wrong_files_are_named() {
 }
 
 #[test]
+fn a_flipped_bit_never_makes_another_authority() {
+    let folder = tempfile::tempdir().unwrap();
+    let fingerprint = open(folder.path(), &clock()).unwrap().fingerprint();
+    let path = folder.path().join("authority.crt");
+    let good = fs::read(&path).unwrap();
+    let mut refused = 0;
+    for bit in 0..good.len() * 8 {
+        let mut bytes = good.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        fs::write(&path, &bytes).unwrap();
+        match open(folder.path(), &clock()) {
+            Ok(authority) => assert_eq!(authority.fingerprint(), fingerprint, "bit {bit}"),
+            Err(error) => {
+                assert!(error.to_string().contains("authority.crt cannot be used"), "bit {bit}: {error}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > good.len() * 6, "only {refused} of {} bits mattered", good.len() * 8);
+    fs::remove_file(&path).unwrap();
+    let error = Authority::check_whole(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("authority.crt is missing"), "{error}");
+}
+
+#[test]
 fn the_own_certificate_renews_itself() {
     let folder = tempfile::tempdir().unwrap();
     let clock = clock();
