@@ -174,6 +174,9 @@ pub enum CatalogError {
     /// The catalog was written by a newer version.
     #[error("the catalog cannot be brought to this version")]
     Version(#[source] sqlx::migrate::MigrateError),
+    /// The database contradicts itself.
+    #[error("the catalog's database is damaged: {0}")]
+    Damaged(String),
     /// The database failed (disk full, read-only, damaged).
     #[error("the catalog's database failed")]
     Database(#[from] sqlx::Error),

@@ -246,6 +246,21 @@ async fn a_catalog_of_a_newer_version_is_refused() {
     assert!(matches!(refused, Err(CatalogError::Version(_))), "{refused:?}");
 }
 
+#[tokio::test]
+async fn a_damaged_page_is_told_when_the_catalog_is_opened() {
+    const PAGE: usize = 4096;
+    let folder = tempfile::tempdir().unwrap();
+    with_machine(&folder).await.close().await;
+    let path = folder.path().join("catalog.sqlite");
+    let good = std::fs::read(&path).unwrap();
+    for page in 0..good.len() / PAGE {
+        let mut bytes = good.clone();
+        bytes[page * PAGE..page * PAGE + 512].fill(0);
+        std::fs::write(&path, bytes).unwrap();
+        assert!(SqliteCatalog::open(&path).await.is_err(), "page {page} is not missed");
+    }
+}
+
 fn group(name: &str, number: u8) -> GroupRecord {
     GroupRecord {
         id: GroupId::from_bytes([number; 16]),
