@@ -166,14 +166,22 @@ fn load(path: &Path) -> Vec<DrillRecord> {
             return Vec::new();
         }
     };
-    match serde_json::from_slice::<Book>(&bytes) {
-        Ok(book) if book.version <= VERSION => book.drills,
-        Ok(_) => Vec::new(),
-        Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "the record of drills cannot be read");
-            Vec::new()
-        }
+    parse(&bytes).unwrap_or_else(|error| {
+        tracing::warn!(path = %path.display(), error, "the record of drills cannot be read");
+        Vec::new()
+    })
+}
+
+/// The drills in a file's content, newest first.
+///
+/// # Errors
+/// It is no record of drills, or a newer version wrote it.
+pub fn parse(bytes: &[u8]) -> Result<Vec<DrillRecord>, String> {
+    let book: Book = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    if book.version > VERSION {
+        return Err(format!("it has version {}, this program knows {VERSION}", book.version));
     }
+    Ok(book.drills)
 }
 
 impl DrillBook for DrillFolder {

@@ -19,6 +19,7 @@ use crate::{
         port::PointsError,
     },
     points::selection::{Candidate, Selection},
+    registry::health::Finding,
     store::{Alarm, DiskSpace},
 };
 
@@ -211,7 +212,7 @@ pub trait StoreFigures: fmt::Debug + Send + Sync {
     /// Free and total bytes of the file system, and the bytes kept in reserve.
     fn space(&self) -> Option<Space>;
     /// What is wrong with the store as a whole, if something is.
-    fn trouble(&self) -> Vec<String>;
+    fn trouble(&self) -> Vec<Finding>;
     /// Figures of one disk.
     fn disk(&self, disk: DiskId) -> DiskFigures;
 }

@@ -61,16 +61,7 @@ pub(super) async fn status(State(state): State<ApiState>) -> Result<Json<StatusS
 
 /// What is wrong with the coordinator itself.
 fn own_findings(state: &ApiState) -> Vec<Finding> {
-    let mut findings: Vec<Finding> = state
-        .store
-        .trouble()
-        .into_iter()
-        .map(|reason| Finding {
-            level: Level::Critical,
-            reason,
-            advice: "look at the coordinator's log for what was done about it".to_owned(),
-        })
-        .collect();
+    let mut findings = state.store.trouble();
     let Some(space) = state.store.space() else { return findings };
     let free = space.free_bytes >> 20;
     let advice =

@@ -20,7 +20,12 @@ use crate::{
     compute::port::BoxFuture,
     ingest::port::{FrameSink, FrameStore, PortError, PortFuture, ReplicaComparer},
     points::{frame_cache::FrameCache, point_view::PointView},
-    registry::{DiskLogs, LogState, description::Description, operators_record::OperatorsRecord},
+    registry::{
+        DiskLogs, LogState,
+        description::Description,
+        health::{Finding, Level},
+        operators_record::OperatorsRecord,
+    },
     store::{DiskManifest, Store},
 };
 
@@ -163,8 +168,26 @@ pub(super) struct Figures {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Trouble {
     pub(super) text: String,
+    /// How bad it is.
+    pub(super) level: Level,
+    /// What to do about it.
+    pub(super) advice: &'static str,
     /// It is over once the scan of this generation is complete.
     pub(super) until: Option<(DiskId, Generation)>,
+}
+
+impl Trouble {
+    /// Something of the store is lost or cannot be used.
+    pub(super) const fn new(text: String, until: Option<(DiskId, Generation)>) -> Self {
+        let advice = "look at the coordinator's log for what was done about it";
+        Self { text, level: Level::Critical, advice, until }
+    }
+
+    /// A file beside the store was damaged, and protection does not depend on it.
+    pub(super) const fn beside(text: String) -> Self {
+        let advice = "protection goes on; look whether the device under the data folder is failing";
+        Self { text, level: Level::Warning, advice, until: None }
+    }
 }
 
 impl Figures {
@@ -185,9 +208,14 @@ impl StoreFigures for Figures {
         })
     }
 
-    fn trouble(&self) -> Vec<String> {
+    fn trouble(&self) -> Vec<Finding> {
         let lasting = self.trouble.iter().filter(|trouble| !self.is_over(trouble));
-        lasting.map(|trouble| trouble.text.clone()).collect()
+        let finding = |trouble: &Trouble| Finding {
+            level: trouble.level,
+            reason: trouble.text.clone(),
+            advice: trouble.advice.to_owned(),
+        };
+        lasting.map(finding).collect()
     }
 
     fn disk(&self, disk: DiskId) -> DiskFigures {

@@ -8,6 +8,7 @@
 mod adapters;
 mod audits;
 mod checks;
+mod copies;
 mod damage;
 mod data;
 mod diff;
@@ -194,6 +195,10 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
     let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy::new());
     let started_at = clock.wall();
     let life = Duration::from_hours(24) * settings.certificate_days;
+    // There is a catalog only behind a CA.
+    if data.catalog().exists() {
+        Authority::check_whole(&data.authority()).context("opening the coordinator's CA")?;
+    }
     let authority = Authority::open(&data.authority(), life, Arc::clone(&clock), Arc::clone(&entropy));
     let authority = Arc::new(authority.context("opening the coordinator's CA")?);
     let catalog = open_catalog(data).await?;
@@ -212,7 +217,10 @@ async fn start(settings: &Settings, data: &DataFolder) -> Result<(Running, Drive
         entropy: Arc::clone(&entropy),
     });
     let registry = Arc::new(registry.await?);
-    let trouble = recover(&registry, &logs, &recoveries).await?;
+    // Before anything is written anew.
+    let damaged = copies::look(data, &registry, &logs, &shared).await?;
+    let mut trouble = recover(&registry, &logs, &recoveries).await?;
+    trouble.extend(damaged.into_iter().map(Trouble::beside));
     logs.set_registry(Arc::clone(&registry));
     let cache = FrameCache::new(settings.frame_cache_bytes);
     let damage = ledger(&logs);
@@ -423,7 +431,7 @@ async fn open_store(settings: &Settings, data: &DataFolder) -> Result<(Arc<Store
 /// Brings registry and logs together, and says what recovery found. Disks that lost frames are compared anew.
 async fn recover(registry: &Registry, logs: &Logs, recoveries: &[DiskRecovery]) -> Result<Vec<Trouble>> {
     let mut trouble = Vec::new();
-    let lasting = |text| Trouble { text, until: None };
+    let lasting = |text| Trouble::new(text, None);
     for machine in registry.machines() {
         let id = machine.record.id;
         if let Err(error) = registry.describe(id).await {
@@ -449,6 +457,7 @@ async fn recover(registry: &Registry, logs: &Logs, recoveries: &[DiskRecovery]) 
             let text = in_one_line(error);
             trouble.push(lasting(format!("the log of disk {path} ({disk}) cannot be used: {text}")));
         }
+        trouble.extend(found.records.iter().cloned().map(Trouble::beside));
         if !found.damage.is_empty() {
             let files: Vec<String> = found.damage.iter().map(|(path, _)| file_name(path)).collect();
             let reason = format!("its log is damaged in {}", files.join(", "));
@@ -470,7 +479,7 @@ async fn begin_anew(registry: &Registry, disk: DiskId, reason: String) -> Result
     let text = format!(
         "disk {path} ({disk}): {reason}; it is compared with its source anew, and what is missing is sent again"
     );
-    Ok(Trouble { text, until: registry.disk(disk).map(|state| (disk, state.record.generation)) })
+    Ok(Trouble::new(text, registry.disk(disk).map(|state| (disk, state.record.generation))))
 }
 
 fn path_of(registry: &Registry, disk: DiskId) -> String {

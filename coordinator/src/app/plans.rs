@@ -67,7 +67,8 @@ impl PlanHost for Host {
 }
 
 impl Host {
-    fn path(&self, name: &str) -> PathBuf {
+    /// Where the copy of a plan is.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.folder.join(format!("{name}.toml"))
     }
 }

@@ -83,6 +83,7 @@ pub async fn rebuild_catalog(settings: &Settings) -> Result<Rebuilt> {
     {
         rebuilt.remarks.push(format!("the log of disk {} cannot be used: {}", recovery.0, recovery.1));
     }
+    rebuilt.remarks.extend(recoveries.iter().flat_map(|found| found.records.iter().cloned()));
     let shared: Arc<dyn Catalog> = Arc::clone(&catalog) as Arc<dyn Catalog>;
     let points = Arc::new(PointCatalog::load(Arc::clone(&shared), Arc::clone(&clock)).await?);
     let logs = Logs::new(Arc::clone(&store), Arc::clone(&points))?;

@@ -47,7 +47,19 @@ impl ReadinessRecord {
                 return None;
             }
         };
-        serde_json::from_slice::<Self>(&bytes).ok().filter(|record| record.version <= VERSION)
+        Self::parse(&bytes).ok()
+    }
+
+    /// Reads a file's content.
+    ///
+    /// # Errors
+    /// It is no such record, or a newer version wrote it.
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let record: Self = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        if record.version > VERSION {
+            return Err(format!("it has version {}, this program knows {VERSION}", record.version));
+        }
+        Ok(record)
     }
 
     /// Writes the record.

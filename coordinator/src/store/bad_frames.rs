@@ -25,21 +25,23 @@ pub struct BadFrames {
 }
 
 impl BadFrames {
-    /// Reads the list of a log that ends at `last`; what lies behind was replaced by other frames since.
-    pub(super) fn load(path: PathBuf, last: Sequence) -> Self {
-        let mut frames: BTreeSet<u64> = match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::warn!(path = %path.display(), %error, "the list of damaged frames cannot be read; it is begun anew");
-                BTreeSet::new()
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeSet::new(),
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "the list of damaged frames cannot be read");
-                BTreeSet::new()
-            }
+    /// Reads the list; one that cannot be read is begun anew, and named in `remarks`.
+    pub(super) fn load(path: PathBuf, remarks: &mut Vec<String>) -> Self {
+        let read = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+            read => read.and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::other)),
         };
-        frames.retain(|frame| *frame <= last.0);
+        let frames = read.unwrap_or_else(|error| {
+            tracing::warn!(path = %path.display(), %error, "the list of damaged frames cannot be read; it is begun anew");
+            remarks.push(format!("{} cannot be read: {error}; damaged frames are found again when they are read", path.display()));
+            BTreeSet::new()
+        });
         Self { path, frames: Mutex::new(frames) }
+    }
+
+    /// The log ends at `last`; what lay behind was replaced by other frames since.
+    pub(super) fn end_at(&self, last: Sequence) {
+        self.frames().retain(|frame| *frame <= last.0);
     }
 
     /// These frames cannot be read. Known ones cost nothing.
@@ -95,13 +97,20 @@ mod tests {
     fn the_list_outlives_the_process_and_ends_with_the_log() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("damaged.json");
-        let bad = BadFrames::load(path.clone(), Sequence(0));
+        let load = |last| {
+            let mut remarks = Vec::new();
+            let bad = BadFrames::load(path.clone(), &mut remarks);
+            bad.end_at(Sequence(last));
+            (bad, remarks)
+        };
+        let (bad, _) = load(0);
         bad.note([Sequence(7), Sequence(3), Sequence(9)]);
         bad.forget(Sequence(3));
         assert_eq!(bad.list(), [Sequence(7), Sequence(9)]);
-        assert_eq!(BadFrames::load(path.clone(), Sequence(9)).list(), [Sequence(7), Sequence(9)]);
-        assert_eq!(BadFrames::load(path.clone(), Sequence(8)).list(), [Sequence(7)]);
+        assert_eq!(load(9).0.list(), [Sequence(7), Sequence(9)]);
+        assert_eq!(load(8).0.list(), [Sequence(7)]);
         std::fs::write(&path, b"no list").unwrap();
-        assert!(BadFrames::load(path, Sequence(9)).list().is_empty());
+        let (bad, remarks) = load(9);
+        assert!(bad.list().is_empty() && remarks[0].contains("damaged.json"), "{remarks:?}");
     }
 }

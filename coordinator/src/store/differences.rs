@@ -81,21 +81,24 @@ impl Difference {
 }
 
 impl Differences {
-    /// Reads the list of a log that ends at `last`; what lies behind was replaced by other frames since.
-    pub(super) fn load(path: PathBuf, last: Sequence) -> Self {
-        let mut record = match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::error!(path = %path.display(), %error, "the list of ranges that differ from the source cannot be read; run `holdfast compare start`");
-                Record::default()
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Record::default(),
-            Err(error) => {
-                tracing::error!(path = %path.display(), %error, "the list of ranges that differ from the source cannot be read");
-                Record::default()
-            }
+    /// Reads the list; one that cannot be read is begun anew, and named in `remarks`.
+    pub(super) fn load(path: PathBuf, remarks: &mut Vec<String>) -> Self {
+        let read = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Record::default()),
+            read => read.and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::other)),
         };
-        record.differences.retain(|difference| difference.cut <= last.0);
+        let record = read.unwrap_or_else(|error| {
+            tracing::error!(path = %path.display(), %error, "the list of ranges that differ from the source cannot be read");
+            let advice = "ranges that were known to differ from the source are not known any more; run `holdfast compare start`";
+            remarks.push(format!("{} cannot be read: {error}; {advice}", path.display()));
+            Record::default()
+        });
         Self { path, record: Mutex::new(record) }
+    }
+
+    /// The log ends at `last`; what lay behind was replaced by other frames since.
+    pub(super) fn end_at(&self, last: Sequence) {
+        self.record().differences.retain(|difference| difference.cut <= last.0);
     }
 
     /// The source had these blocks otherwise at the cut. What is known costs nothing. Gives how many of the blocks are new.
@@ -200,7 +203,11 @@ mod tests {
     use super::{Alarm, DIFFERENCES_MAX, Difference, Differences};
 
     fn load(folder: &tempfile::TempDir, last: u64) -> Differences {
-        Differences::load(folder.path().join("differs.json"), Sequence(last))
+        let mut remarks = Vec::new();
+        let differences = Differences::load(folder.path().join("differs.json"), &mut remarks);
+        assert!(remarks.is_empty(), "{remarks:?}");
+        differences.end_at(Sequence(last));
+        differences
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub struct DiskRecovery {
     pub torn_bytes: u64,
     /// Damaged parts of segments. A disk with lost frames needs a new generation and a scan.
     pub damage: Vec<(PathBuf, Damage)>,
+    /// Damaged files beside the segments, each with what became of it, for people.
+    pub records: Vec<String>,
     /// Why the log cannot be used at all, if so.
     pub error: Option<StoreError>,
 }
@@ -113,10 +115,16 @@ impl Store {
         match self.open_log(disk) {
             Ok((log, found)) => {
                 self.disks.write().unwrap_or_else(PoisonError::into_inner).insert(disk, Arc::new(log));
-                let Found { torn_bytes, damage } = found;
-                DiskRecovery { disk, torn_bytes, damage, error: None }
+                let Found { torn_bytes, damage, records } = found;
+                DiskRecovery { disk, torn_bytes, damage, records, error: None }
             }
-            Err(error) => DiskRecovery { disk, torn_bytes: 0, damage: Vec::new(), error: Some(error) },
+            Err(error) => DiskRecovery {
+                disk,
+                torn_bytes: 0,
+                damage: Vec::new(),
+                records: Vec::new(),
+                error: Some(error),
+            },
         }
     }
 

@@ -21,7 +21,7 @@
 
 use std::{
     fs, io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
@@ -230,29 +230,31 @@ pub(super) struct KeptFile {
 }
 
 impl KeptFile {
-    /// Reads the record; a log that was never pruned has none.
+    /// Reads the record; a log that was never pruned has none. A file that is not as the other one is made again from it, and
+    /// named in `remarks` if it was damaged: what is given up from now on must stand in both.
     ///
     /// # Errors
     /// Neither the file nor its copy can be read: without it frames that are missing on purpose would count as lost, and
     /// points that were given up would come back.
-    pub(super) fn load(paths: [PathBuf; 2]) -> Result<Self, StoreError> {
-        let mut wrong = None;
-        for path in &paths {
-            match read(path) {
-                Ok(Some(kept)) => {
-                    return Ok(Self { paths, now: RwLock::new(Arc::new(kept)), changing: Mutex::default() });
-                }
-                Ok(None) => {}
-                Err(reason) => {
-                    tracing::warn!(path = %path.display(), reason, "a record of what is kept cannot be read");
-                    wrong = wrong.or_else(|| Some(StoreError::manifest(path, &reason)));
-                }
-            }
+    pub(super) fn load(paths: [PathBuf; 2], remarks: &mut Vec<String>) -> Result<Self, StoreError> {
+        let (kept, damaged, found) = match (read(&paths[0]), read(&paths[1])) {
+            (Ok(Some(kept)), found) => (kept, 1, found),
+            (found, Ok(Some(kept))) => (kept, 0, found),
+            (Ok(None), Ok(None)) => (Kept::default(), 1, Ok(Some(Kept::default()))),
+            (Err(reason), _) => return Err(StoreError::manifest(&paths[0], &reason)),
+            (Ok(None), Err(reason)) => return Err(StoreError::manifest(&paths[1], &reason)),
+        };
+        let reason = match found {
+            Ok(Some(other)) if other == kept => None,
+            // What a crash between the two leaves; no damage.
+            Ok(Some(_)) => Some(None),
+            Ok(None) => Some(Some("it is missing".to_owned())),
+            Err(reason) => Some(Some(reason)),
+        };
+        if let Some(reason) = reason {
+            remarks.extend(mend(&paths[damaged], &kept, reason));
         }
-        match wrong {
-            Some(error) => Err(error),
-            None => Ok(Self { paths, now: RwLock::default(), changing: Mutex::default() }),
-        }
+        Ok(Self { paths, now: RwLock::new(Arc::new(kept)), changing: Mutex::default() })
     }
 
     pub(super) fn now(&self) -> Arc<Kept> {
@@ -272,7 +274,18 @@ impl KeptFile {
     }
 }
 
-fn read(path: &std::path::Path) -> Result<Option<Kept>, String> {
+/// Makes one of the files again from what the other holds; gives what to say of it.
+fn mend(path: &Path, kept: &Kept, damage: Option<String>) -> Option<String> {
+    let outcome = match durable::replace(path, &kept.to_bytes(), durable::MODE_PRIVATE) {
+        Ok(()) => "it is made again from the other of the two".to_owned(),
+        Err(error) => format!("the other of the two is used, for it cannot be made again: {error}"),
+    };
+    let reason = damage?;
+    tracing::warn!(path = %path.display(), reason, outcome, "a record of what is kept is damaged");
+    Some(format!("{} cannot be used: {reason}; {outcome}", path.display()))
+}
+
+fn read(path: &Path) -> Result<Option<Kept>, String> {
     let size = match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other.map_err(|error| error.to_string())?.len(),

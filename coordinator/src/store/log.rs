@@ -117,6 +117,7 @@ pub(super) struct Writing {
 pub(super) struct Found {
     pub(super) torn_bytes: u64,
     pub(super) damage: Vec<(PathBuf, Damage)>,
+    pub(super) records: Vec<String>,
 }
 
 impl DiskLog {
@@ -127,10 +128,11 @@ impl DiskLog {
         store_queue: Arc<Semaphore>,
     ) -> Result<(Self, Found), StoreError> {
         let manifest = DiskManifest::load(&layout.manifest())?;
-        let mut log = Self {
-            bad_frames: BadFrames::load(layout.damaged(), Sequence(0)),
-            differences: Differences::load(layout.differs(), Sequence(0)),
-            kept: KeptFile::load(layout.kept())?,
+        let mut records = Vec::new();
+        let log = Self {
+            bad_frames: BadFrames::load(layout.damaged(), &mut records),
+            differences: Differences::load(layout.differs(), &mut records),
+            kept: KeptFile::load(layout.kept(), &mut records)?,
             shaping: Mutex::default(),
             census: Mutex::default(),
             trouble: Mutex::default(),
@@ -145,9 +147,9 @@ impl DiskLog {
             idle: Condvar::new(),
             opening: Mutex::new(()),
         };
-        let found = log.recover()?;
-        log.bad_frames = BadFrames::load(log.layout.damaged(), log.tail().sequence);
-        log.differences = Differences::load(log.layout.differs(), log.tail().sequence);
+        let found = Found { records, ..log.recover()? };
+        log.bad_frames.end_at(log.tail().sequence);
+        log.differences.end_at(log.tail().sequence);
         let kept = log.kept();
         let shorter = kept.up_to(log.tail().sequence);
         if shorter != *kept {

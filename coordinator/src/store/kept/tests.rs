@@ -67,21 +67,37 @@ fn golden_bytes() {
 fn either_file_is_enough_and_none_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let paths = || ["kept", "kept.copy"].map(|name| folder.path().join(name));
-    let file = KeptFile::load(paths()).unwrap();
+    let load = || {
+        let mut remarks = Vec::new();
+        KeptFile::load(paths(), &mut remarks).map(|file| (file, remarks))
+    };
+    let (file, _) = load().unwrap();
     assert_eq!(*file.now(), Kept::default());
     let kept = Kept::default().with(needed(9, &[9]), vec![Sequence(4)]);
     file.store(kept.clone()).unwrap();
+    let good = kept.to_bytes();
     for broken in paths() {
-        let good = std::fs::read(&broken).unwrap();
-        std::fs::write(&broken, b"HKPT, but no more").unwrap();
-        assert_eq!(*KeptFile::load(paths()).unwrap().now(), kept);
-        std::fs::remove_file(&broken).unwrap();
-        assert_eq!(*KeptFile::load(paths()).unwrap().now(), kept);
-        std::fs::write(&broken, good).unwrap();
+        for damage in [Some(b"HKPT, but no more".as_slice()), None] {
+            match damage {
+                Some(bytes) => std::fs::write(&broken, bytes).unwrap(),
+                None => std::fs::remove_file(&broken).unwrap(),
+            }
+            let (file, remarks) = load().unwrap();
+            assert_eq!(*file.now(), kept);
+            assert!(remarks.len() == 1 && remarks[0].contains(&*broken.to_string_lossy()), "{remarks:?}");
+            assert_eq!(std::fs::read(&broken).unwrap(), good);
+            assert!(load().unwrap().1.is_empty());
+        }
     }
+    // A crash between the two files leaves the copy as it was before. It must not be what is left when the file goes.
+    let [path, copy] = paths();
+    std::fs::write(&copy, Kept::default().to_bytes()).unwrap();
+    assert!(load().unwrap().1.is_empty());
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(*load().unwrap().0.now(), kept);
     for path in paths() {
         std::fs::write(path, b"no").unwrap();
     }
-    let error = KeptFile::load(paths()).unwrap_err().to_string();
+    let error = load().unwrap_err().to_string();
     assert!(error.contains("kept cannot be used: it is cut short"), "{error}");
 }
