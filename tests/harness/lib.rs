@@ -52,6 +52,8 @@ pub mod transport;
 pub mod journal;
 // One sample of everything that is sent besides frames.
 pub mod samples;
+// The kinds of files that live on.
+pub mod file_kinds;
 // Every decoder, for fuzzing and mutation tests.
 pub mod decoders;
 // A disk's history, written straight through the store.
