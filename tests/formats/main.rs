@@ -2,6 +2,7 @@
 
 mod files;
 mod fixtures;
+mod kinds;
 mod mutations;
 mod promises;
 mod wire;

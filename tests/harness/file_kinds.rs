@@ -24,3 +24,14 @@ pub const DATA_FOLDER: [&str; 18] = [
     "store/disks/*/kept.copy",
     "store/disks/*/manifest",
 ];
+
+/// Files elsewhere: beside images, of machines that run at the target, and in an agent's state folder. Locks and sockets say nothing
+/// to a later program, and marks that are empty say it by their names.
+pub const ELSEWHERE: [&str; 6] = [
+    "IMAGE.holdfast.json",
+    "agent/hooks-frozen",
+    "agent/identity.json",
+    "agent/incarnations.json",
+    "agent/source-stopped",
+    "vm/*/machine.json",
+];

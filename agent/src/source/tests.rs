@@ -120,6 +120,17 @@ fn a_fenced_source_stays_stopped_until_it_is_let_in() {
     assert_eq!(fixture.called().len(), 3);
 }
 
+#[test]
+fn what_an_agent_of_the_first_version_has_stopped_is_started_again() {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join(MARKER), "/no/such/folder\n/nor/this\n").unwrap();
+    let mut fixture = Fixture::start(folder, 0);
+    assert!(fixture.called().is_empty(), "not before it is known to be the machine");
+    fixture.source.take(SourceEvent::LetIn);
+    assert_eq!(fixture.called(), ["resume"]);
+    assert!(!fixture.folder.path().join(MARKER).exists());
+}
+
 /// What a killed agent has stopped is started again once this source is known to be the machine, and only then.
 #[test]
 fn a_killed_agent_s_successor_starts_what_was_stopped_when_it_is_let_in() {

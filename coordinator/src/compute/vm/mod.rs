@@ -589,3 +589,46 @@ fn is_virtual() -> bool {
     fs::read_to_string("/proc/cpuinfo")
         .is_ok_and(|text| text.lines().any(|line| line.starts_with("flags") && line.contains(" hypervisor")))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use holdfast_common::ids::PointId;
+
+    use super::{
+        Files,
+        definition::{DiskModel, NetworkModel},
+        read_made,
+    };
+
+    /// As the first version wrote it: before disks said of which protected disk they are made, and could be written to.
+    const FIRST: &str = r#"{"version":1,"point":"03030303-0303-0303-0303-030303030303","definition":{"name":"web-1",
+        "processors":4,"memory_mib":2048,"cpu":"max","kvm":false,"uefi_code":null,"uuid":"","disk_model":"virtio-scsi",
+        "disks":[{"name":"sda","serial":"A1","served":"nbd+unix:///sda?socket=/run/s","size_bytes":4096}],
+        "cards":[{"model":"e1000e","mac":"52:54:00:12:34:56","network":"isolated"}],"remarks":["one"]}}"#;
+
+    #[test]
+    fn a_machine_of_the_first_version_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_owned();
+        let files = Files { control: path.join("control"), console: path.join("console"), folder: path };
+        assert!(read_made(&files).unwrap().is_none());
+        let file = files.folder.join("machine.json");
+        fs::write(&file, FIRST).unwrap();
+        let made = read_made(&files).unwrap().unwrap();
+        let (definition, disk) = (&made.definition, &made.definition.disks[0]);
+        assert_eq!(made.point, PointId::from_bytes([3; 16]));
+        assert_eq!((definition.processors, definition.memory_mib, definition.kvm), (4, 2048, false));
+        assert_eq!(
+            (definition.disk_model, definition.cards[0].model),
+            (DiskModel::VirtioScsi, NetworkModel::E1000e)
+        );
+        assert_eq!(
+            (disk.disk, disk.writable, disk.served.as_str()),
+            (None, false, "nbd+unix:///sda?socket=/run/s")
+        );
+        fs::write(&file, FIRST.replacen("\"version\":1", "\"version\":2", 1)).unwrap();
+        assert!(read_made(&files).unwrap_err().to_string().contains("newer version"));
+    }
+}
