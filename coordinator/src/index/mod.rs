@@ -25,7 +25,7 @@ pub mod run_format;
 pub mod page;
 // Writing a run.
 pub mod run_writer;
-// Mapping a run's file.
+// A run's file in memory: mapped or read.
 mod map;
 // Memory for what has no file yet.
 pub mod room;

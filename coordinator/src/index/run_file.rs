@@ -1,6 +1,6 @@
 //! A run's file opened for looking up.
 //!
-//! Owns the mapping and which pages were verified. Does not know other runs. Invariants: header and firsts were verified when it
+//! Owns the bytes and which pages were verified. Does not know other runs. Invariants: header and firsts were verified when it
 //! was opened, a page and the records are before their first use, so that opening costs the same for a run of many cuts; a run never
 //! changes.
 //! Limit: one bit of memory per page besides the firsts, which take 16 bytes per 512 entries.
@@ -11,8 +11,6 @@ use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use memmap2::Mmap;
-
 use holdfast_common::{
     ids::{DiskId, Sequence},
     units::BlockRange,
@@ -21,7 +19,7 @@ use holdfast_common::{
 use super::{
     entry::{ENTRY_BYTES, IndexEntry},
     lookup::IndexError,
-    map::map,
+    map::FileBytes,
     page::{self, PackedPage, Page},
     records::RunRecords,
     run_format::{
@@ -36,7 +34,7 @@ const PAGES_AHEAD: usize = 128;
 /// A run's file.
 #[derive(Debug)]
 pub(super) struct RunFile {
-    map: Mmap,
+    map: FileBytes,
     path: PathBuf,
     header: RunHeader,
     firsts: Vec<u64>,
@@ -53,7 +51,7 @@ impl RunFile {
     /// The run is damaged, newer, another disk's, or cannot be read.
     pub(super) fn open(path: PathBuf, disk: DiskId, name: RunName) -> Result<Self, IndexError> {
         let io = |source| IndexError::Io { path: path.clone(), source };
-        let map = map(&File::open(&path).map_err(io)?).map_err(io)?;
+        let map = File::open(&path).and_then(|file| FileBytes::open(&file)).map_err(io)?;
         let damaged = || IndexError::Damaged { path: path.clone() };
         let header = RunHeader::parse(&map).ok_or_else(damaged)?;
         let (firsts_at, records_at) = sections(&header, &map).ok_or_else(damaged)?;
@@ -164,8 +162,7 @@ impl RunFile {
         if page.is_multiple_of(PAGES_AHEAD) {
             let (from, to) = (self.page_at(page).0, self.page_at(page + 2 * PAGES_AHEAD).0);
             let bytes = to.min(self.map.len()).saturating_sub(from);
-            // Only an advice.
-            let _refused = self.map.advise_range(memmap2::Advice::WillNeed, from, bytes);
+            self.map.expect(from, bytes);
         }
     }
 

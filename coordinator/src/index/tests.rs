@@ -842,13 +842,14 @@ fn a_view_looks_its_cut_up_again_when_the_index_was_made_again() {
     world.index.catch_up().unwrap();
     while world.index.compact().unwrap() {}
     world = world.restart();
-    let cut = world.identity.sequence;
-    let view = PointView::at_cut(&world.index, Arc::clone(&world.cache), cut).unwrap();
     let (path, mut buffer) = (index_files(&world)[0].clone(), [0; 8192]);
     let mut bytes = std::fs::read(&path).unwrap();
-    // An entry in the first page, behind header and page head. The view has the file mapped.
+    // An entry in the first page, behind header and page head: it is looked at when it is needed, not when the file is opened.
     bytes[210] ^= 1;
     std::fs::write(&path, &bytes).unwrap();
+    world = world.restart();
+    let cut = world.identity.sequence;
+    let view = PointView::at_cut(&world.index, Arc::clone(&world.cache), cut).unwrap();
     assert!(matches!(view.read(3 * 4096, &mut buffer), Err(ViewError::Io { .. })));
     assert!(world.index.heal().unwrap());
     assert!(view.read(3 * 4096, &mut buffer).is_err(), "there is no such cut until it was indexed again");
