@@ -7,10 +7,14 @@
 //! a real file system has room for so many names, or pages, and no more.
 
 use std::{
+    fs,
     io::Write as _,
     path::Path,
     process::{Command, Output},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use holdfast_common::{
@@ -19,7 +23,7 @@ use holdfast_common::{
 };
 use holdfast_coordinator::{index::DiskIndex, store::DiskLog};
 use holdfast_tests::{asked, journal::frame, program::installed};
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
 use crate::{
     reclaim::{check, open, try_give_up},
@@ -76,7 +80,7 @@ fn say(line: &str) {
 #[ignore = "runs as a child that meets a fault"]
 fn child_that_meets_a_fault() {
     let Some(folder) = std::env::var_os(FOLDER) else { return };
-    let null = std::fs::File::options().write(true).open("/dev/null").unwrap();
+    let null = fs::File::options().write(true).open("/dev/null").unwrap();
     for _ in 0..RUNNER_WRITES {
         (&null).write_all(b"-").unwrap();
     }
@@ -95,10 +99,11 @@ fn child_that_meets_a_fault() {
     }
 }
 
-/// Runs the child with faults.
-fn child(folder: &Path, faults: &[String]) -> Output {
+/// Runs the child with faults; strace writes down which of its calls met one.
+fn child(folder: &Path, faults: &[String], trace: &Path) -> Output {
     Command::new("strace")
-        .args(["--follow-forks", "--quiet=all", "--output=/dev/null"])
+        .args(["--follow-forks", "--quiet=all", &format!("--trace={CALLS},fallocate"), "--output"])
+        .arg(trace)
         .args(faults.iter().map(|fault| format!("--inject={fault}")))
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", "faults::child_that_meets_a_fault", "--ignored", "--nocapture"])
@@ -116,13 +121,14 @@ fn steps() -> impl Iterator<Item = u64> {
     (first..STEPS_MAX).step_by(usize::try_from(stride).unwrap())
 }
 
-/// Tries faults step by step until one comes later than the child ends; gives how many struck. After each one nothing that was
-/// acknowledged may be missing, and all must go on.
-fn strike(faults: impl Fn(u64) -> Vec<String>, struck: impl Fn(&Output) -> bool) -> u64 {
-    let (mut count, mut misses) = (0, 0);
+/// Tries faults step by step until one comes later than the child ends; gives how many struck, and how many frames were given back in
+/// all. After each one nothing that was acknowledged may be missing, and all must go on.
+fn strike(faults: impl Fn(u64) -> Vec<String>, struck: impl Fn(&Output, &str) -> bool) -> (u64, u64) {
+    let (mut count, mut given_back) = (0, 0);
     for step in steps() {
         let folder = TempDir::new().unwrap();
-        let output = child(folder.path(), &faults(step));
+        let trace = NamedTempFile::new().unwrap();
+        let output = child(folder.path(), &faults(step), trace.path());
         let said = String::from_utf8_lossy(&output.stdout);
         let mut durable = said.lines().filter_map(|line| line.split_once("durable ")?.1.trim().parse().ok());
         let durable: u64 = durable.next_back().unwrap_or(0);
@@ -131,18 +137,14 @@ fn strike(faults: impl Fn(u64) -> Vec<String>, struck: impl Fn(&Output) -> bool)
         assert!(last >= durable, "step {step}: {durable} was acknowledged, {last} is there\n{said}");
         check(&log, &index, last);
         work(&log, &index, last + STEP).unwrap();
-        check(&log, &index, last + STEP);
+        given_back += check(&log, &index, last + STEP);
         drop(index);
         close(store, log);
-        if struck(&output) {
-            (count, misses) = (count + 1, 0);
+        if struck(&output, &fs::read_to_string(trace.path()).unwrap()) {
+            count += 1;
         } else {
-            // Another thread may have come to its end while one still has more steps.
-            misses += 1;
             assert!(said.contains("finished"), "step {step}: {said}");
-            if misses == 3 {
-                return count;
-            }
+            return (count, given_back);
         }
     }
     panic!("there is no end to the steps");
@@ -153,10 +155,19 @@ fn nothing_is_lost_when_the_process_dies_at_any_step() {
     if !installed(&["strace"]) {
         return;
     }
-    let killed = |output: &Output| !String::from_utf8_lossy(&output.stdout).contains("finished");
-    let count = strike(|step| vec![format!("{CALLS}:signal=SIGKILL:when={step}")], killed);
-    eprintln!("killed at {count} steps");
-    assert!(count > 10, "only {count} steps were found");
+    let killed = |output: &Output, _: &str| !String::from_utf8_lossy(&output.stdout).contains("finished");
+    // strace counts each kind of call for itself: of several at once, only the most frequent would be met at its later steps.
+    let (mut in_all, mut found) = ((0, 0), Vec::new());
+    for call in CALLS.split(',') {
+        let before = if call == "write" { RUNNER_WRITES } else { 0 };
+        let faults = |step| vec![format!("{call}:signal=SIGKILL:when={}", step + before)];
+        let (count, given_back) = strike(faults, killed);
+        in_all = (in_all.0 + count, in_all.1 + given_back);
+        found.push(format!("{count} of {call}"));
+    }
+    eprintln!("killed at {} steps: {}", in_all.0, found.join(", "));
+    assert!(in_all.0 > 20, "only {found:?} were found");
+    assert!(in_all.1 > 0, "there was nothing to reclaim");
 }
 
 #[test]
@@ -164,20 +175,24 @@ fn a_full_disk_at_any_write_is_an_error_and_all_goes_on() {
     if !installed(&["strace"]) {
         return;
     }
-    // Trouble with files of the index alone does not come up where it is made good at once.
-    let full = |output: &Output| {
+    let failures = AtomicU64::new(0);
+    let full = |output: &Output, trace: &str| {
         let said = String::from_utf8_lossy(&output.stdout);
-        let failed = said.lines().filter(|line| line.contains("failed "));
+        let mut failed = said.lines().filter(|line| line.contains("failed "));
         assert!(failed.clone().all(|line| line.contains("No space left")), "{said}");
-        failed.count() > 0
+        // Trouble with files of the index alone does not come up where it is made good at once.
+        failures.fetch_add(u64::from(failed.next().is_some()), Ordering::Relaxed);
+        trace.contains("INJECTED")
     };
     let faults = |step| {
         let own = step + RUNNER_WRITES;
         vec![format!("{WRITES}:error=ENOSPC:when={step}"), format!("write:error=ENOSPC:when={own}")]
     };
-    let count = strike(faults, full);
-    eprintln!("full at {count} steps");
-    assert!(count > 10, "only {count} steps were found");
+    let (count, given_back) = strike(faults, full);
+    let failures = failures.into_inner();
+    eprintln!("full at {count} steps, of which {failures} failed");
+    assert!(failures > 10, "only {failures} steps were found");
+    assert!(given_back > 0, "there was nothing to reclaim");
 }
 
 /// Lets a store grow in a file system with room for so many more pages or names; gives how often it was full. Then there is

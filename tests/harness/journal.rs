@@ -44,11 +44,13 @@ pub const fn is_cut(sequence: u64) -> bool {
     sequence.is_multiple_of(CUT_EVERY)
 }
 
-/// The block that a data frame writes, and the byte it is filled with.
+/// The block that a data frame writes, and the byte it is filled with. Most write over one of few blocks, so that a log of which cuts
+/// are given up has much that nobody needs.
 #[must_use]
 pub fn content(sequence: u64) -> (u64, u8) {
     let fill = u8::try_from(sequence % 255).unwrap_or(0) + 1;
-    (sequence.wrapping_mul(37) % BLOCKS, fill)
+    let spread = sequence.wrapping_mul(37) % BLOCKS;
+    (if sequence % 4 == 1 { spread } else { BLOCKS / 2 + sequence.wrapping_mul(5) % 16 }, fill)
 }
 
 /// The frame of a sequence.
