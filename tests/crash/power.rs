@@ -4,6 +4,9 @@
 //! power failed in that very moment, mounted, and opened. Nothing that was acknowledged may be missing there, every cut
 //! that is kept must be right, and all must go on.
 
+mod coordinator;
+mod records;
+
 use std::{
     io::{BufRead as _, BufReader},
     path::Path,
@@ -35,6 +38,8 @@ use crate::{
 
 /// Names the folder to the child.
 const FOLDER: &str = "HOLDFAST_TEST_CRASH_POWER";
+/// Where it is, below the disk's root.
+const WORK: &str = "work";
 /// Size of the disk.
 const DISK_BYTES: usize = 48 << 20;
 /// How many times power is lost; `HOLDFAST_TEST_ROUNDS` changes it.
@@ -66,32 +71,125 @@ fn child_that_writes_without_end() {
     }
 }
 
-/// The child, killed when dropped.
-struct Writer(Child);
+/// A child of this program, killed when dropped.
+struct Writer {
+    child: Child,
+    /// What it last said to be durable.
+    durable: Arc<AtomicU64>,
+}
 
 impl Writer {
-    /// Stops it, or lets it go on: while the disk of one moment is looked at it must not fill the disk.
-    fn signal(&self, signal: Signal) -> Result<()> {
-        let id = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw).context("its id")?;
-        Ok(rustix::process::kill_process(id, signal)?)
+    /// Starts one of the tests that are no tests; gives it the folder by the variable.
+    fn start(name: &str, folder: &Path) -> Result<Self> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(["--exact", name, "--ignored", "--nocapture"])
+            .env(FOLDER, folder)
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let lines = BufReader::new(child.stdout.take().context("its output")?).lines();
+        let durable = Arc::new(AtomicU64::new(0));
+        let known = Arc::clone(&durable);
+        thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let number = line.split_once("durable ").and_then(|(_, number)| number.parse().ok());
+                number.into_iter().for_each(|number| known.store(number, Ordering::SeqCst));
+            }
+        });
+        Ok(Self { child, durable })
     }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        let _ended = self.0.kill().and_then(|()| self.0.wait());
+        let _ended = self.child.kill().and_then(|()| self.child.wait());
     }
 }
 
-/// Opens what a loss of power has left.
-fn judge(left: &[u8], durable: u64) -> Result<()> {
+/// Stops a process, or lets it go on: while the disk of one moment is looked at it must not fill the disk.
+fn signal(process: u32, signal: Signal) -> Result<()> {
+    let id = i32::try_from(process).ok().and_then(Pid::from_raw).context("its id")?;
+    Ok(rustix::process::kill_process(id, signal)?)
+}
+
+/// Loses power again and again under a process; `known` is what it has acknowledged, `check` fails when it does not go on. What
+/// is left is mounted, and judged by what had been acknowledged.
+fn lose_power(
+    disk: &VolatileDisk,
+    process: u32,
+    known: &Arc<AtomicU64>,
+    check: &mut dyn FnMut() -> Result<()>,
+    judge: &dyn Fn(&Path, u64) -> Result<()>,
+) -> Result<()> {
+    let rounds = asked::number("HOLDFAST_TEST_ROUNDS").unwrap_or(ROUNDS);
+    let entropy = SeededEntropy::new(asked::seed());
+    let mut cached_in_all = 0;
+    // Its folders are made under the same rules, but there is nothing to judge before its first word.
+    while known.load(Ordering::SeqCst) == 0 {
+        check().context("at its start")?;
+        thread::sleep(Duration::from_millis(1));
+    }
+    for round in 0..rounds {
+        disk.lose_power_in(entropy.next_u64() % 40, known);
+        let (left, cached, acknowledged) = loop {
+            if let Some(lost) = disk.lost(&entropy) {
+                break lost;
+            }
+            check().with_context(|| format!("in round {round}"))?;
+            thread::sleep(Duration::from_millis(1));
+        };
+        signal(process, Signal::STOP)?;
+        let judged = judge_left(&left, &|folder| judge(folder, acknowledged));
+        signal(process, Signal::CONT)?;
+        judged.with_context(|| {
+            format!("round {round}, {acknowledged} acknowledged, {cached} writes in the cache")
+        })?;
+        cached_in_all += cached;
+    }
+    let flushes = disk.flushes();
+    eprintln!("{rounds} losses of power, with {cached_in_all} writes in the cache, up to flush {flushes}");
+    ensure!(cached_in_all >= usize::try_from(rounds)?, "there was too little to lose");
+    Ok(())
+}
+
+fn judge_left(left: &[u8], judge: &dyn Fn(&Path) -> Result<()>) -> Result<()> {
     let folder = TempDir::new()?;
     let image = folder.path().join("disk.img");
     std::fs::write(&image, left)?;
     let device = LoopDevice::attach(&image)?;
     let mount =
         MountPoint::new(device.path(), &[]).context("the file system is broken: the simulation is wrong")?;
-    let (store, log, index) = open(&mount.folder().join("store"));
+    judge(&mount.join(WORK))
+}
+
+/// A disk that can lose power, with an ext4 on it; none where there are no loop devices.
+fn disk() -> Result<Option<(MountPoint, VolatileDisk)>> {
+    if let Some(reason) = loop_device::unavailable() {
+        eprintln!("skipped: {reason}");
+        return Ok(None);
+    }
+    let disk = VolatileDisk::create(DISK_BYTES)?;
+    run(Command::new("mkfs.ext4").args(["-qF", "-J", "size=4"]).arg(disk.device().path()))?;
+    Ok(Some((MountPoint::new(disk.device().path(), &[])?, disk)))
+}
+
+/// Loses power under a child that is one of the tests that are no tests.
+fn lose_power_under(child: &str, judge: &dyn Fn(&Path, u64) -> Result<()>) -> Result<()> {
+    let Some((mount, disk)) = disk()? else { return Ok(()) };
+    let mut writer = Writer::start(child, &mount.join(WORK))?;
+    let (process, durable) = (writer.child.id(), Arc::clone(&writer.durable));
+    let mut check = || {
+        ensure!(writer.child.try_wait()?.is_none(), "the writer has ended");
+        Ok(())
+    };
+    let lost = lose_power(&disk, process, &durable, &mut check, judge);
+    drop(writer);
+    drop(mount);
+    lost
+}
+
+/// Opens what a loss of power has left; adds to the frames that were given back.
+fn judge(folder: &Path, durable: u64, given_back: &AtomicU64) -> Result<()> {
+    let (store, log, index) = open(folder);
     let last = log.tail().sequence.0;
     ensure!(last >= durable, "{durable} was acknowledged, {last} is there");
     check(&log, &index, last);
@@ -102,7 +200,7 @@ fn judge(left: &[u8], durable: u64) -> Result<()> {
     })?;
     check(&log, &index, last + 30);
     try_give_up(&log, &index).map_err(|error| anyhow::anyhow!("{error}"))?;
-    check(&log, &index, last + 30);
+    given_back.fetch_add(check(&log, &index, last + 30), Ordering::SeqCst);
     drop(index);
     close(store, log);
     Ok(())
@@ -114,55 +212,10 @@ fn nothing_acknowledged_is_lost_with_power() -> Result<()> {
         eprintln!("skipped: {reason}");
         return Ok(());
     }
-    let seed = asked::seed();
-    let rounds = asked::number("HOLDFAST_TEST_ROUNDS").unwrap_or(ROUNDS);
-    let entropy = SeededEntropy::new(seed);
-    let disk = VolatileDisk::create(DISK_BYTES)?;
-    run(Command::new("mkfs.ext4").args(["-qF", "-J", "size=4"]).arg(disk.device().path()))?;
-    let mount = MountPoint::new(disk.device().path(), &[])?;
-    let mut writer = Writer(
-        Command::new(std::env::current_exe()?)
-            .args(["--exact", "power::child_that_writes_without_end", "--ignored", "--nocapture"])
-            .env(FOLDER, mount.folder().join("store"))
-            .stdout(Stdio::piped())
-            .spawn()?,
-    );
-    let lines = BufReader::new(writer.0.stdout.take().context("its output")?).lines();
-    let durable = Arc::new(AtomicU64::new(0));
-    let known = Arc::clone(&durable);
-    thread::spawn(move || {
-        for line in lines.map_while(Result::ok) {
-            let number = line.split_once("durable ").and_then(|(_, number)| number.parse().ok());
-            number.into_iter().for_each(|number| known.store(number, Ordering::SeqCst));
-        }
-    });
-    let mut cached_in_all = 0;
-    // Its folders are made under the same rules, but there is nothing to judge before its first word.
-    while durable.load(Ordering::SeqCst) == 0 {
-        ensure!(writer.0.try_wait()?.is_none(), "the writer has ended at its start");
-        thread::sleep(Duration::from_millis(1));
-    }
-    for round in 0..rounds {
-        disk.lose_power_in(entropy.next_u64() % 40, &durable);
-        let (left, cached, acknowledged) = loop {
-            if let Some(lost) = disk.lost(&entropy) {
-                break lost;
-            }
-            ensure!(writer.0.try_wait()?.is_none(), "the writer has ended in round {round}");
-            thread::sleep(Duration::from_millis(1));
-        };
-        writer.signal(Signal::STOP)?;
-        judge(&left, acknowledged).with_context(|| format!("round {round}, {cached} writes in the cache"))?;
-        writer.signal(Signal::CONT)?;
-        cached_in_all += cached;
-    }
-    eprintln!(
-        "{rounds} losses of power, with {cached_in_all} writes in the cache, up to flush {}",
-        disk.flushes()
-    );
-    ensure!(cached_in_all >= usize::try_from(rounds)?, "there was too little to lose");
-    ensure!(durable.load(Ordering::SeqCst) > 0, "nothing was acknowledged");
-    drop(writer);
-    drop(mount);
+    let given_back = AtomicU64::new(0);
+    lose_power_under("power::child_that_writes_without_end", &|folder, durable| {
+        judge(folder, durable, &given_back)
+    })?;
+    ensure!(given_back.into_inner() > 0, "there was nothing to reclaim");
     Ok(())
 }
