@@ -118,6 +118,27 @@ impl HistoryWriter {
         (Arc::clone(&self.store), Arc::clone(&self.log))
     }
 
+    /// Makes everything durable, closes the store and goes on in it when it is opened again. Nobody else may have its log.
+    ///
+    /// # Errors
+    /// The store's.
+    ///
+    /// # Panics
+    /// The folder is not that of this history.
+    pub fn reopen(mut self, folder: &Path, settings: StoreSettings) -> Result<Self, StoreError> {
+        self.settle()?;
+        let Self { runtime, store, log, sink, sealer, waiting, identity } = self;
+        drop(sink);
+        // The log's thread ends by itself.
+        while Arc::strong_count(&log) > 2 {
+            std::thread::yield_now();
+        }
+        drop((log, store));
+        let (store, log) = open(folder, settings)?;
+        let sink = log.sink()?;
+        Ok(Self { runtime, store, log, sink, sealer, waiting, identity })
+    }
+
     /// Makes everything durable and gives the log, and the store that owns its lock.
     ///
     /// # Errors
