@@ -21,7 +21,7 @@ use holdfast_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::compute::port::BoxFuture;
+use crate::{compute::port::BoxFuture, json_record};
 
 /// Version of the file.
 const VERSION: u32 = 1;
@@ -177,11 +177,7 @@ fn load(path: &Path) -> Vec<DrillRecord> {
 /// # Errors
 /// It is no record of drills, or a newer version wrote it.
 pub fn parse(bytes: &[u8]) -> Result<Vec<DrillRecord>, String> {
-    let book: Book = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    if book.version > VERSION {
-        return Err(format!("it has version {}, this program knows {VERSION}", book.version));
-    }
-    Ok(book.drills)
+    json_record::parse(bytes, VERSION, |book: &Book| book.version).map(|book| book.drills)
 }
 
 impl DrillBook for DrillFolder {

@@ -41,6 +41,8 @@ pub mod drills;
 pub mod failover;
 // The operator's interface.
 pub mod api;
+// Small records in JSON files.
+mod json_record;
 // Times as operators write them.
 pub mod duration;
 // Sizes as people read them.

@@ -10,6 +10,7 @@ use holdfast_common::{clock::Timestamp, durable};
 use serde::{Deserialize, Serialize};
 
 use super::Report;
+use crate::json_record;
 
 /// Version of the record.
 const VERSION: u32 = 1;
@@ -55,11 +56,7 @@ impl ReadinessRecord {
     /// # Errors
     /// It is no such record, or a newer version wrote it.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let record: Self = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-        if record.version > VERSION {
-            return Err(format!("it has version {}, this program knows {VERSION}", record.version));
-        }
-        Ok(record)
+        json_record::parse(bytes, VERSION, |record: &Self| record.version)
     }
 
     /// Writes the record.

@@ -19,6 +19,7 @@ use crate::catalog::{
     },
 };
 use crate::drills::DrillPolicy;
+use crate::json_record;
 
 /// Version that this program writes.
 const VERSION: u32 = 1;
@@ -115,11 +116,7 @@ impl Description {
     /// # Errors
     /// It is no description, or a newer version wrote it.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let description: Self = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-        if description.version > VERSION {
-            return Err(format!("it has version {}, this program knows {VERSION}", description.version));
-        }
-        Ok(description)
+        json_record::parse(bytes, VERSION, |description: &Self| description.version)
     }
 
     /// The disks that are or were protected.

@@ -10,6 +10,7 @@ use crate::catalog::{
     Change,
     record::{OperatorRecord, Role},
 };
+use crate::json_record;
 
 /// Version that this program writes.
 const VERSION: u32 = 1;
@@ -53,11 +54,7 @@ impl OperatorsRecord {
     /// # Errors
     /// It is no record of operators, or a newer version wrote it.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let record: Self = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-        if record.version > VERSION {
-            return Err(format!("it has version {}, this program knows {VERSION}", record.version));
-        }
-        Ok(record)
+        json_record::parse(bytes, VERSION, |record: &Self| record.version)
     }
 
     /// What brings a catalog to what is recorded, and the names of operators that this program cannot make sense of.

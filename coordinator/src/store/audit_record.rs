@@ -5,10 +5,12 @@
 //! Format: `audit.json`, one JSON object with the fields of [`AuditRecord`], replaced as a whole; unknown fields are ignored,
 //! missing ones have their defaults. History of `version`: 1, first.
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
 use holdfast_common::durable;
 use serde::{Deserialize, Serialize};
+
+use crate::json_record;
 
 /// Version of the record.
 const VERSION: u32 = 1;
@@ -50,14 +52,11 @@ impl AuditRecord {
     /// Reads a record; one that cannot be read counts as none, and the log says so.
     #[must_use]
     pub fn load(path: &Path) -> Self {
-        let read = match fs::read(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Self::default(),
-            read => read.and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::other)),
-        };
-        read.unwrap_or_else(|error| {
+        let read = json_record::read(path).unwrap_or_else(|error| {
             tracing::warn!(path = %path.display(), %error, "the record of comparisons with the source cannot be read");
-            Self::default()
-        })
+            None
+        });
+        read.unwrap_or_default()
     }
 
     /// Writes the record.

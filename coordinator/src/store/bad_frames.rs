@@ -7,12 +7,14 @@
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    io,
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use holdfast_common::{durable, ids::Sequence};
+
+use crate::json_record;
 
 /// Most frames that are listed.
 pub const BAD_FRAMES_MAX: usize = 1 << 16;
@@ -27,16 +29,12 @@ pub struct BadFrames {
 impl BadFrames {
     /// Reads the list; one that cannot be read is begun anew, and named in `remarks`.
     pub(super) fn load(path: PathBuf, remarks: &mut Vec<String>) -> Self {
-        let read = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
-            read => read.and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::other)),
-        };
-        let frames = read.unwrap_or_else(|error| {
+        let frames = json_record::read(&path).unwrap_or_else(|error| {
             tracing::warn!(path = %path.display(), %error, "the list of damaged frames cannot be read; it is begun anew");
             remarks.push(format!("{} cannot be read: {error}; damaged frames are found again when they are read", path.display()));
-            BTreeSet::new()
+            None
         });
-        Self { path, frames: Mutex::new(frames) }
+        Self { path, frames: Mutex::new(frames.unwrap_or_default()) }
     }
 
     /// The log ends at `last`; what lay behind was replaced by other frames since.

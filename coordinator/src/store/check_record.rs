@@ -5,11 +5,13 @@
 //! Format: `checks.json`, one JSON object with the fields of [`CheckRecord`], replaced as a whole; unknown fields are ignored,
 //! missing ones have their defaults. History of `version`: 1, first.
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
 use serde::{Deserialize, Serialize};
 
 use holdfast_common::{clock::Timestamp, durable, ids::Sequence};
+
+use crate::json_record;
 
 /// Version of the record.
 const VERSION: u32 = 1;
@@ -54,18 +56,11 @@ impl CheckRecord {
     #[must_use]
     pub fn load(path: &Path, last: Sequence, now: Timestamp) -> Self {
         let fresh = Self { version: VERSION, since_us: now.0, ..Self::default() };
-        let mut record = match fs::read(path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::warn!(path = %path.display(), %error, "the record of checks cannot be read; all is checked again");
-                fresh
-            }),
-            Err(error) => {
-                if error.kind() != io::ErrorKind::NotFound {
-                    tracing::warn!(path = %path.display(), %error, "the record of checks cannot be read");
-                }
-                fresh
-            }
-        };
+        let read = json_record::read(path).unwrap_or_else(|error| {
+            tracing::warn!(path = %path.display(), %error, "the record of checks cannot be read; all is checked again");
+            None
+        });
+        let mut record: Self = read.unwrap_or(fresh);
         record.verified_to = record.verified_to.min(last.0);
         record.pass = record.pass.filter(|pass| pass.position <= pass.up_to && pass.up_to <= last.0);
         record

@@ -7,7 +7,7 @@
 //! missing ones have their defaults. History of `version`: 1, first.
 
 use std::{
-    fs, io,
+    io,
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -19,6 +19,8 @@ use holdfast_common::{
     units::{BlockIndex, BlockRange},
 };
 use serde::{Deserialize, Serialize};
+
+use crate::json_record;
 
 /// Version of the record.
 const VERSION: u32 = 1;
@@ -83,17 +85,13 @@ impl Difference {
 impl Differences {
     /// Reads the list; one that cannot be read is begun anew, and named in `remarks`.
     pub(super) fn load(path: PathBuf, remarks: &mut Vec<String>) -> Self {
-        let read = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Record::default()),
-            read => read.and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::other)),
-        };
-        let record = read.unwrap_or_else(|error| {
+        let record = json_record::read(&path).unwrap_or_else(|error| {
             tracing::error!(path = %path.display(), %error, "the list of ranges that differ from the source cannot be read");
             let advice = "ranges that were known to differ from the source are not known any more; run `holdfast compare start`";
             remarks.push(format!("{} cannot be read: {error}; {advice}", path.display()));
-            Record::default()
+            None
         });
-        Self { path, record: Mutex::new(record) }
+        Self { path, record: Mutex::new(record.unwrap_or_default()) }
     }
 
     /// The log ends at `last`; what lay behind was replaced by other frames since.
