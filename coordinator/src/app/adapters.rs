@@ -167,26 +167,23 @@ pub(super) struct Figures {
 /// Something that recovery found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Trouble {
-    pub(super) text: String,
-    /// How bad it is.
-    pub(super) level: Level,
-    /// What to do about it.
-    pub(super) advice: &'static str,
+    finding: Finding,
     /// It is over once the scan of this generation is complete.
-    pub(super) until: Option<(DiskId, Generation)>,
+    until: Option<(DiskId, Generation)>,
 }
 
 impl Trouble {
     /// Something of the store is lost or cannot be used.
-    pub(super) const fn new(text: String, until: Option<(DiskId, Generation)>) -> Self {
-        let advice = "look at the coordinator's log for what was done about it";
-        Self { text, level: Level::Critical, advice, until }
+    pub(super) fn new(reason: String, until: Option<(DiskId, Generation)>) -> Self {
+        let advice = "look at the coordinator's log for what was done about it".to_owned();
+        Self { finding: Finding { level: Level::Critical, reason, advice }, until }
     }
 
     /// A file beside the store was damaged, and protection does not depend on it.
-    pub(super) const fn beside(text: String) -> Self {
-        let advice = "protection goes on; look whether the device under the data folder is failing";
-        Self { text, level: Level::Warning, advice, until: None }
+    pub(super) fn beside(reason: String) -> Self {
+        let advice =
+            "protection goes on; look whether the device under the data folder is failing".to_owned();
+        Self { finding: Finding { level: Level::Warning, reason, advice }, until: None }
     }
 }
 
@@ -210,12 +207,7 @@ impl StoreFigures for Figures {
 
     fn trouble(&self) -> Vec<Finding> {
         let lasting = self.trouble.iter().filter(|trouble| !self.is_over(trouble));
-        let finding = |trouble: &Trouble| Finding {
-            level: trouble.level,
-            reason: trouble.text.clone(),
-            advice: trouble.advice.to_owned(),
-        };
-        lasting.map(finding).collect()
+        lasting.map(|trouble| trouble.finding.clone()).collect()
     }
 
     fn disk(&self, disk: DiskId) -> DiskFigures {

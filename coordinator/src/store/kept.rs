@@ -244,15 +244,14 @@ impl KeptFile {
             (Err(reason), _) => return Err(StoreError::manifest(&paths[0], &reason)),
             (Ok(None), Err(reason)) => return Err(StoreError::manifest(&paths[1], &reason)),
         };
-        let reason = match found {
-            Ok(Some(other)) if other == kept => None,
-            // What a crash between the two leaves; no damage.
-            Ok(Some(_)) => Some(None),
-            Ok(None) => Some(Some("it is missing".to_owned())),
-            Err(reason) => Some(Some(reason)),
-        };
-        if let Some(reason) = reason {
-            remarks.extend(mend(&paths[damaged], &kept, reason));
+        if !matches!(&found, Ok(Some(other)) if *other == kept) {
+            let damage = match found {
+                // What a crash between the two leaves.
+                Ok(Some(_)) => None,
+                Ok(None) => Some("it is missing".to_owned()),
+                Err(reason) => Some(reason),
+            };
+            remarks.extend(mend(&paths[damaged], &kept, damage));
         }
         Ok(Self { paths, now: RwLock::new(Arc::new(kept)), changing: Mutex::default() })
     }

@@ -108,12 +108,6 @@ impl Cache {
         let unused = tables.filter(|tables| !is_large(tables)).and_then(Arc::into_inner);
         (slot, unused.map(SegmentTables::into_heads).unwrap_or_default())
     }
-
-    /// Forgets tables, unless they are being read.
-    fn forget_tables(&mut self, which: impl Fn(u64, Option<&SegmentTables>) -> bool) {
-        self.tables
-            .retain(|(first, slot)| slot.try_lock().map_or(true, |tables| !which(*first, tables.as_deref())));
-    }
 }
 
 /// Where a frame is to be looked for.
@@ -375,7 +369,11 @@ impl SegmentSet {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         cache.hint_bytes = (took as u64 / 4 * 5).min(AHEAD_BYTES_MAX);
         if is_large(&tables) {
-            cache.forget_tables(|other, tables| other != first.0 && tables.is_some_and(is_large));
+            // What is being read is not known to be large yet, and whoever reads it comes here as well.
+            let is_other_large = |slot: &TablesSlot| {
+                slot.try_lock().is_ok_and(|tables| tables.as_deref().is_some_and(is_large))
+            };
+            cache.tables.retain(|(other, slot)| *other == first.0 || !is_other_large(slot));
         }
         Ok(tables)
     }
