@@ -3,7 +3,6 @@
 mod faults;
 mod kill;
 mod power;
-mod ranges;
 mod reclaim;
 mod store;
 mod update;

@@ -2,6 +2,16 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
+/// A test named as `file: test` exists; `who` names it.
+#[track_caller]
+pub(crate) fn there_is(who: &str, named: &str) {
+    let (file, test) = named.split_once(": ").unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let source = fs::read_to_string(root.join(file));
+    let source = source.unwrap_or_else(|error| panic!("{who} names {file}: {error}"));
+    assert!(source.contains(&format!("fn {test}(")), "{who}: there is no test {test} in {file}");
+}
+
 #[test]
 fn every_promise_is_backed_by_tests_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
@@ -9,11 +19,8 @@ fn every_promise_is_backed_by_tests_that_exist() {
     let mut backed = BTreeSet::new();
     for section in text.split("\n## ").skip(1) {
         let (title, body) = section.split_once('\n').unwrap();
-        for (file, test) in body.split('`').skip(1).step_by(2).filter_map(|named| named.split_once(": ")) {
-            let source = fs::read_to_string(root.join(file));
-            let source = source.unwrap_or_else(|error| panic!("{title} names {file}: {error}"));
-            let declared = format!("fn {test}(");
-            assert!(source.contains(&declared), "{title}: there is no test {test} in {file}");
+        for named in body.split('`').skip(1).step_by(2).filter(|named| named.contains(": ")) {
+            there_is(title, named);
             backed.insert(title);
         }
     }

@@ -206,5 +206,5 @@ fn judge(folder: &Path, acknowledged: u64) -> Result<()> {
 
 #[test]
 fn records_catalog_and_images_say_what_was_acknowledged_or_the_next() -> Result<()> {
-    lose_power_under("power::records::child_that_keeps_records", &judge)
+    lose_power_under("power::records::child_that_keeps_records", &judge).map(drop)
 }

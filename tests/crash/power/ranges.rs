@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     os::unix::fs::FileExt as _,
-    process::Command,
+    path::Path,
     sync::{Arc, atomic::AtomicU64},
 };
 
@@ -12,15 +12,10 @@ use holdfast_common::{
     durable,
     entropy::{Entropy as _, SeededEntropy},
 };
-use holdfast_tests::{
-    asked,
-    file_system::{MountPoint, run},
-    loop_device::{self, LoopDevice},
-    volatile_disk::VolatileDisk,
-};
-use tempfile::TempDir;
+use holdfast_tests::asked;
 
-const DISK_BYTES: usize = 32 << 20;
+use super::{WORK, disk, judge_left};
+
 const RANGE_BYTES: usize = 300_000;
 const BLOCK_BYTES: usize = 4096;
 const ROUNDS: u64 = 8;
@@ -34,15 +29,11 @@ fn content(round: u64) -> Vec<u8> {
 
 #[test]
 fn a_synced_range_survives_the_loss_of_power() -> Result<()> {
-    if let Some(reason) = loop_device::unavailable() {
-        eprintln!("skipped: {reason}");
-        return Ok(());
-    }
+    let Some((mount, disk)) = disk()? else { return Ok(()) };
     let entropy = SeededEntropy::new(asked::seed());
-    let disk = VolatileDisk::create(DISK_BYTES)?;
-    run(Command::new("mkfs.ext4").args(["-qF", "-J", "size=4"]).arg(disk.device().path()))?;
-    let mount = MountPoint::new(disk.device().path(), &[])?;
-    let path = mount.folder().join("image");
+    let folder = mount.join(WORK);
+    durable::create_folder(&folder)?;
+    let path = folder.join("image");
     let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
     file.set_len(ROUNDS * RANGE_BYTES as u64)?;
     durable::sync_all(&file)?;
@@ -59,23 +50,18 @@ fn a_synced_range_survives_the_loss_of_power() -> Result<()> {
         durable::sync_range(&file, start..end)?;
         disk.lose_power_in(0, &Arc::new(AtomicU64::new(0)));
         // Power fails while another file is synced.
-        let other = File::create(mount.folder().join("other"))?;
+        let other = File::create(folder.join("other"))?;
         other.write_all_at(&[1; BLOCK_BYTES], 0)?;
         durable::sync_all(&other)?;
         let (left, _, _) = disk.lost(&entropy).context("nothing was flushed")?;
-        judge(&left, round).with_context(|| format!("round {round}"))?;
+        judge_left(&left, &|folder| judge(folder, round)).with_context(|| format!("round {round}"))?;
     }
     Ok(())
 }
 
 /// All ranges up to this round's are in what the loss of power has left.
-fn judge(left: &[u8], round: u64) -> Result<()> {
-    let folder = TempDir::new()?;
-    let image = folder.path().join("disk.img");
-    fs::write(&image, left)?;
-    let device = LoopDevice::attach(&image)?;
-    let mount = MountPoint::new(device.path(), &[])?;
-    let found = fs::read(mount.folder().join("image"))?;
+fn judge(folder: &Path, round: u64) -> Result<()> {
+    let found = fs::read(folder.join("image"))?;
     for (number, found) in (0..=round).zip(found.chunks(RANGE_BYTES)) {
         ensure!(found == content(number), "range {number} is not there");
     }
